@@ -1,0 +1,349 @@
+"""Model files: one file with the original's keys, whatever the ranks; and what a resumed run needs beside them.
+
+`progress` (ours) holds the place in the data, the best metrics and the generators; a file of the original has none and
+continues from its epoch and iter.
+"""
+
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from command_line import UserError
+from embedding_engine import EmbeddingTables
+from extend_distributed import Process, send_to_first
+
+NAN = float("nan")
+
+
+@dataclass
+class Progress:
+    """How far training is.
+
+    Attributes:
+        epoch: the epoch at work.
+        iter: batches of it that are done.
+        num_steps: optimiser steps done, over all epochs.
+        resume_iter: batches of the epoch that the last optimiser step included; a resumed run begins there.
+        train_loss: loss of the last log line.
+        best_accuracy, best_auc: of the evaluations so far; nan before the first.
+        accuracy, auc: of the last evaluation.
+        saved: a model file was written by this run.
+    """
+
+    epoch: int = 0
+    iter: int = 0
+    num_steps: int = 0
+    resume_iter: int = 0
+    train_loss: float = NAN
+    best_accuracy: float = NAN
+    best_auc: float = NAN
+    accuracy: float = NAN
+    auc: float = NAN
+    saved: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model file holds: the model, how it is optimised, how long an epoch and an evaluation are."""
+
+    process: Process
+    model: nn.Module
+    tables: EmbeddingTables
+    dense_optimizer: torch.optim.Optimizer
+    optimizer_name: str
+    num_epochs: int
+    num_batches: int
+    num_test_batches: int
+
+
+def full_state_dict(trained: Trained) -> dict[str, torch.Tensor]:
+    """The whole model's state dict on rank 0's host, empty elsewhere; every rank takes part."""
+    state = {f"emb_l.{table}.weight": value for table, value in _gather(trained, "weight").items()}
+    if trained.tables.pooling is not None:
+        state |= {f"v_W_l.{table}": value for table, value in _gather(trained, "pooling").items()}
+    if not trained.process.is_first:
+        return {}
+    return state | {
+        name: value.detach().cpu().clone() for name, value in trained.model.named_parameters()
+    }
+
+
+def _gather(trained: Trained, name: str) -> dict[int, torch.Tensor]:
+    """A tensor with a row for each row of a table, of all tables, on rank 0."""
+    whole = trained.tables.tensors()[name]
+    gathered = {}
+    for shard, view in trained.tables.shard_views(name):
+        host = None if view is None else view.detach().clone().cpu()
+        like = torch.empty((shard.end - shard.begin, *whole.shape[1:]), dtype=whole.dtype)
+        received = send_to_first(trained.process, host, like, shard.rank)
+        if received is not None:
+            gathered[shard.table] = received
+    return gathered
+
+
+def save(path: str, trained: Trained, progress: Progress) -> None:
+    """Write the model file on rank 0, aside and then renamed: complete or as it was; every rank takes part.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    state = full_state_dict(trained)
+    optimizer_state = _optimizer_state(trained, progress)
+    if not trained.process.is_first:
+        return
+    content = {
+        "epoch": progress.epoch,
+        "iter": progress.iter,
+        "nepochs": trained.num_epochs,
+        "nbatches": trained.num_batches,
+        "nbatches_test": trained.num_test_batches,
+        "state_dict": state,
+        "train_loss": progress.train_loss,
+        "total_loss": 0.0,  # of the rows since the last line: a file is written right after one
+        "test_acc": progress.accuracy,
+        "test_auc": progress.auc,
+        "opt_state_dict": optimizer_state,
+        "progress": {name: value for name, value in asdict(progress).items() if name != "saved"},
+        "generators": _generators(),
+    }
+    _write(Path(path), content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(path.name + ".partial")
+    try:
+        with open(aside, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise UserError(
+            f"--save-model={path}: cannot write it ({reason}); what was there before is kept"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _generators() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state = (
+        str(name),
+        torch.from_numpy(keys.astype(np.int64)),
+        int(position),
+        int(has_gauss),
+        float(gauss),
+    )
+    return {"numpy": numpy_state, "torch": torch.get_rng_state()}
+
+
+def _optimizer_state(trained: Trained, progress: Progress) -> dict[str, Any]:
+    """torch's optimiser state dict over tables, pooling weights, dense parameters, in this order; on rank 0."""
+    dense = trained.dense_optimizer.state_dict()
+    states: list[dict[str, Any]] = []
+    for prefix in _row_states(trained):
+        names = [
+            name
+            for name in trained.tables.tensors()
+            if name.startswith(prefix) and name not in _WEIGHTS
+        ]
+        names = names if prefix else [name for name in names if "." not in name]
+        gathered = {name.removeprefix(prefix): _gather(trained, name) for name in names}
+        for table in range(len(trained.tables.shards)):
+            state = {name: values[table] for name, values in gathered.items() if table in values}
+            states.append(
+                {"step": torch.tensor(float(progress.num_steps)), **state} if state else {}
+            )
+    offset = len(states)
+    group = dense["param_groups"][0]
+    states += [dense["state"].get(number, {}) for number in group["params"]]
+    return {
+        "state": {number: _on_host(state) for number, state in enumerate(states) if state},
+        "param_groups": [group | {"params": list(range(offset + len(group["params"])))}],
+    }
+
+
+_WEIGHTS = ("weight", "pooling")
+
+
+def _row_states(trained: Trained) -> list[str]:
+    """Prefixes of the names of row-wise optimiser state: of the tables, then of the pooling weights."""
+    return [""] if trained.tables.pooling is None else ["", "pooling."]
+
+
+def _on_host(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.cpu() if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load(path: str, trained: Trained, resume: bool) -> Progress:
+    """Load a model file into the model and, to resume, into the optimiser and the generators; gives the progress.
+
+    Raises:
+        UserError: it is no model file, or does not fit the model, the optimiser or the data.
+    """
+    content = _read(path)
+    _check_state(path, content["state_dict"], trained)
+    trained.model.load_state_dict(content["state_dict"], strict=False)
+    progress = _progress(content)
+    if resume:
+        _check_length(path, content, trained)
+        _load_optimizer(path, content, trained)
+        _restore_generators(content.get("generators"))
+    return progress
+
+
+@contextlib.contextmanager
+def _numpy_scalars_allowed() -> Iterator[None]:
+    """The original's files hold metrics as numpy scalars; nothing else of numpy is let in."""
+    scalar = np.float64(0).__reduce__()[
+        0
+    ]  # numpy moved it between versions, files name either place
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    names = [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+    ]
+    with torch.serialization.safe_globals([*names, *dtypes]):  # type: ignore[list-item]
+        yield
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with _numpy_scalars_allowed():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # torch's old format cannot be mapped
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(
+            f"--load-model={path}: cannot read it ({error.strerror})", everywhere=True
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--load-model={path} is not a readable model file ({reason[:200]})", True
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(
+            f"--load-model={path} is not a model file of this program: it has no state_dict", True
+        )
+    missing = [
+        key for key in ("epoch", "iter", "nbatches") if not isinstance(content.get(key), int)
+    ]
+    if missing:
+        raise UserError(
+            f"--load-model={path} is not a model file of this program: it lacks {missing[0]}", True
+        )
+    return content
+
+
+def _expected_shapes(trained: Trained) -> dict[str, tuple[int, ...]]:
+    shards, dim = trained.tables.shards, trained.tables.dim
+    shapes: dict[str, tuple[int, ...]] = {
+        f"emb_l.{s.table}.weight": (s.end - s.begin, dim) for s in shards
+    }
+    if trained.tables.pooling is not None:
+        shapes |= {f"v_W_l.{s.table}": (s.end - s.begin,) for s in shards}
+    return shapes | {name: tuple(value.shape) for name, value in trained.model.named_parameters()}
+
+
+def _check_state(path: str, state: dict[str, Any], trained: Trained) -> None:
+    wanted = _expected_shapes(trained)
+    for name, shape in wanted.items():
+        if name not in state:
+            raise UserError(
+                f"--load-model={path} has no {name}: it was made with other widths, tables or pooling",
+                True,
+            )
+        got = tuple(getattr(state[name], "shape", ()))
+        if got != shape:
+            raise UserError(
+                f"--load-model={path}: {name} has shape {got} there, {shape} in this model", True
+            )
+    if extra := sorted(set(state) - set(wanted)):
+        raise UserError(
+            f"--load-model={path} has {extra[0]}, which this model lacks: give the flags it had",
+            True,
+        )
+
+
+def _check_length(path: str, content: dict[str, Any], trained: Trained) -> None:
+    if content["nbatches"] != trained.num_batches:
+        raise UserError(
+            f"--load-model={path} was made with {content['nbatches']} batches an epoch, this run has"
+            f" {trained.num_batches}: continue with the same data and --mini-batch-size",
+            everywhere=True,
+        )
+
+
+def _progress(content: dict[str, Any]) -> Progress:
+    if "progress" in content:
+        return Progress(**content["progress"])
+    done = content["epoch"] * content["nbatches"] + content["iter"]
+    return Progress(content["epoch"], content["iter"], num_steps=done, resume_iter=content["iter"])
+
+
+def _load_optimizer(path: str, content: dict[str, Any], trained: Trained) -> None:
+    saved = content.get("opt_state_dict", {})
+    states = saved.get("state", {})
+    tables, row_states = trained.tables, _row_states(trained)
+    num_tables = len(tables.shards)
+    for position, prefix in enumerate(row_states):
+        names = [
+            name
+            for name in tables.tensors()
+            if name not in _WEIGHTS and ("." in name) == bool(prefix)
+        ]
+        for name in names:
+            for shard, view in tables.shard_views(name):
+                state = states.get(position * num_tables + shard.table, {})
+                value = _state_of(path, state, name.removeprefix(prefix), trained)
+                if view is not None:
+                    view.copy_(value.reshape(view.shape))
+    offset = len(row_states) * num_tables
+    own = trained.dense_optimizer.state_dict()
+    dense = {
+        number: states[offset + number]
+        for number in own["param_groups"][0]["params"]
+        if offset + number in states
+    }
+    if trained.optimizer_name == "sgd" and states:
+        raise UserError(
+            f"--load-model={path} was trained with adagrad or rwsadagrad: give that --optimizer",
+            True,
+        )
+    trained.dense_optimizer.load_state_dict({"state": dense, "param_groups": own["param_groups"]})
+
+
+def _state_of(path: str, state: dict[str, Any], name: str, trained: Trained) -> torch.Tensor:
+    if name not in state:
+        raise UserError(
+            f"--load-model={path} was not trained with --optimizer={trained.optimizer_name} (it has no {name} of the"
+            " tables): give the one it was trained with",
+            everywhere=True,
+        )
+    value: torch.Tensor = state[name]
+    return value
+
+
+def _restore_generators(generators: dict[str, Any] | None) -> None:
+    if generators:
+        name, keys, position, has_gauss, gauss = generators["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+        torch.set_rng_state(generators["torch"])

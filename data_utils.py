@@ -1,0 +1,601 @@
+"""What the disk holds: raw Criteo text becomes rows of small integers that training maps or loads.
+
+raw text -> parsed rows -> sub-sampled -> ids -> (shuffled) -> three files of int32 rows. Also a program of its own:
+
+    python data_utils.py --data_path=DIR --max-ind-range=10000000 --memory-map
+    python data_utils.py --make-demo=DIR --demo-rows=1000000
+
+What it leaves on disk, and how to read it, stands in prepared_data.
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+import criteo_demo
+import original_files
+from command_line import ArgumentParser, UserError, number_in, run
+from criteo_text import (
+    FIRST_SPARSE,
+    NUM_FIELDS,
+    NUM_SPARSE,
+    OK,
+    IdMap,
+    Rows,
+    describe_bad_field,
+    parse_rows,
+)
+from prepared_data import (
+    FORMAT_VERSION,
+    ROW_BYTES,
+    DataSpec,
+    Prepared,
+    day_numbers,
+    find_prepared,
+    fingerprint,
+    from_meta,
+    recipe,
+)
+
+KAGGLE_PARTS = 7  # the original cuts Kaggle's one file into the seven days that it covers
+PROCESSED_NAMES = {
+    "kaggle": "kaggleAdDisplayChallenge_processed.npz",
+    "terabyte": "terabyte_processed.npz",
+}
+PIECE_BYTES = 4 << 20  # text parsed at a time by one thread
+BUCKET_BYTES = 128 << 20  # rows that the shuffle holds in memory at a time
+MAX_BUCKETS = 512  # files that the shuffle has open at a time
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+Piece = tuple[int, Rows]  # (part, rows of it)
+
+
+# ---------------------------------------------------------------- options
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that `spec_from_options` reads; shared by this program and the trainer."""
+    group = parser.add_argument_group("Criteo data")
+    flag = group.add_argument
+    flag(
+        "--data-set",
+        choices=("kaggle", "terabyte"),
+        help="kaggle (train.txt) or terabyte (day_0, ...)",
+    )
+    flag(
+        "--data_path",
+        default="",
+        metavar="DIR",
+        help="folder that holds day_0, day_1, ... or train.txt",
+    )
+    flag(
+        "--raw-data-file",
+        default="",
+        metavar="PATH",
+        help=".../train.txt, or .../day (the number is appended)",
+    )
+    flag(
+        "--processed-data-file",
+        default="",
+        metavar="PATH",
+        help="where the prepared data is or goes",
+    )
+    flag(
+        "--data-randomize",
+        choices=("total", "day", "none"),
+        default="total",
+        help="shuffle of the training rows",
+    )
+    flag(
+        "--max-ind-range",
+        type=int,
+        default=-1,
+        help="> 0: categories are taken modulo this; no table is larger",
+    )
+    flag(
+        "--data-sub-sample-rate",
+        type=number_in(float, 0, 1),
+        default=0.0,
+        help="drop a row of label 0 with this probability",
+    )
+    flag(
+        "--memory-map",
+        action="store_true",
+        help="map the prepared rows from disk instead of loading them",
+    )
+    flag("--dataset-multiprocessing", action="store_true", help="prepare with all cores")
+    flag(
+        "--mlperf-bin-loader",
+        action="store_true",
+        help="write and read one flat int32 file a split",
+    )
+    flag(
+        "--numpy-rand-seed",
+        type=number_in(int, 0, 2**32 - 1),
+        default=123,
+        help="seed of all random numbers",
+    )
+
+
+def spec_from_options(options: argparse.Namespace) -> DataSpec:
+    """The flags of `add_data_options` as a DataSpec.
+
+    Raises:
+        UserError: no data is named, or the folder holds none, or two kinds.
+    """
+    data_set, raw = options.data_set, options.raw_data_file
+    if options.data_path:
+        data_set, raw = _find_raw(Path(options.data_path), data_set)
+    data_set = data_set or "kaggle"
+    if not raw and not options.processed_data_file:
+        raise UserError(
+            "no data is named: give --data_path=DIR or --raw-data-file=PATH", everywhere=True
+        )
+    processed = options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set]
+    if options.max_ind_range < 1 and options.max_ind_range != -1:
+        raise UserError(
+            f"--max-ind-range={options.max_ind_range}: expected at least 1, or -1 for no limit",
+            True,
+        )
+    return DataSpec(
+        data_set=data_set,
+        raw=Path(raw),
+        processed=Path(processed),
+        max_ind_range=options.max_ind_range,
+        sub_sample_rate=options.data_sub_sample_rate,
+        randomize=options.data_randomize,
+        memory_map=options.memory_map,
+        flat=options.mlperf_bin_loader,
+        parallel=options.dataset_multiprocessing,
+        seed=options.numpy_rand_seed,
+    )
+
+
+def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"--data_path={folder}: no such folder", everywhere=True)
+    names = {"kaggle": folder / "train.txt", "terabyte": folder / "day"}
+    found = {
+        "kaggle": names["kaggle"].exists()
+        or (folder / PROCESSED_NAMES["kaggle"]).with_suffix(".prepared").exists(),
+        "terabyte": bool(day_numbers(names["terabyte"]))
+        or (folder / PROCESSED_NAMES["terabyte"]).with_suffix(".prepared").exists(),
+    }
+    if data_set is None and all(found.values()):
+        raise UserError(
+            f"--data_path={folder} holds train.txt and day files: say --data-set=kaggle or terabyte",
+            True,
+        )
+    if not any(found.values()) and data_set is None:
+        raise UserError(
+            f"--data_path={folder}: found neither day_0, day_1, ... nor train.txt there",
+            everywhere=True,
+        )
+    chosen = data_set or next(name for name in found if found[name])
+    return chosen, names[chosen]
+
+
+def find_sources(spec: DataSpec) -> list[Path]:
+    """The raw files, in order.
+
+    Raises:
+        UserError: a file is missing, unreadable or empty, there is one day only, or day numbers have a gap.
+    """
+    sources = [spec.raw] if spec.data_set == "kaggle" else _find_days(spec.raw)
+    for path in sources:
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; --data_path or --raw-data-file names the raw data",
+                everywhere=True,
+            )
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path}: no permission to read it", everywhere=True)
+        if path.stat().st_size == 0:
+            raise UserError(
+                f"{path} is empty: expected lines of label, 13 integers, 26 hex strings",
+                everywhere=True,
+            )
+    return sources
+
+
+def _find_days(raw: Path) -> list[Path]:
+    days = day_numbers(raw)
+    gaps = sorted(set(range(days[-1] + 1)) - set(days)) if days else []
+    if not days:
+        raise UserError(
+            f"{raw}_0: no such file; --data_path or --raw-data-file names the raw data",
+            everywhere=True,
+        )
+    if gaps:
+        missing = ", ".join(f"{raw.name}_{day}" for day in gaps[:5]) + (
+            " ..." if len(gaps) > 5 else ""
+        )
+        raise UserError(
+            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}): days are numbered from 0",
+            True,
+        )
+    if len(days) < 2:
+        raise UserError(
+            f"{raw.parent} holds only {raw.name}_0: at least two days are needed, the last tests",
+            True,
+        )
+    return [raw.with_name(f"{raw.name}_{day}") for day in days]
+
+
+# ---------------------------------------------------------------- preparation
+
+
+def prepare(spec: DataSpec) -> Prepared:
+    """The prepared data of `spec`, made now if it is not there: complete or absent, never half.
+
+    Raises:
+        UserError: the raw data or what is prepared already is wrong, or the disk is full or read-only.
+    """
+    if prepared := find_prepared(spec):
+        return prepared
+    try:
+        spec.directory.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(spec.directory.parent):
+            return find_prepared(spec) or _build(spec)
+    except OSError as error:
+        raise UserError(_disk_trouble(spec, error), everywhere=True) from error
+
+
+def wait_until_prepared(spec: DataSpec) -> Prepared:
+    """For a rank that leaves preparation to another one on its machine: poll, in no collective, so without a limit."""
+    if not original_files.find(spec.raw, spec.processed, spec.mapped) and not find_prepared(spec):
+        find_sources(spec)
+    while (prepared := find_prepared(spec)) is None:
+        time.sleep(0.2)
+    return prepared
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder itself as a lock, so that two runs do not prepare at once; leaves no file behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _disk_trouble(spec: DataSpec, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for the prepared data in {spec.directory.parent}: --processed-data-file can name a disk"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"cannot write to {spec.directory.parent}: name a writable --processed-data-file"
+    return f"cannot prepare data: {error}"
+
+
+def _build(spec: DataSpec) -> Prepared:
+    partial = spec.directory.with_name(spec.directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    imported = original_files.find(spec.raw, spec.processed, spec.mapped)
+    sources = imported.files if imported else find_sources(spec)
+    try:
+        partial.mkdir()
+        begin = time.perf_counter()
+        meta = _import(spec, imported, partial) if imported else _convert(spec, sources, partial)
+        meta |= {
+            "format": FORMAT_VERSION,
+            "recipe": recipe(spec),
+            "imported": imported is not None,
+        }
+        meta |= {"sources": [fingerprint(path) for path in sources]}
+        _write_synced(partial / "meta.json", json.dumps(meta, indent=1).encode())
+        _announce(spec, meta, time.perf_counter() - begin)
+        if spec.flat:
+            return _publish_flat(spec, partial, meta)
+        os.rename(partial, spec.directory)
+        return from_meta(spec.directory, meta)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _announce(spec: DataSpec, meta: dict[str, Any], seconds: float) -> None:
+    rows = meta["rows"]
+    total = sum(rows.values())
+    print(
+        f"Prepared {total} rows ({rows['train']} train, {rows['test']} test, {rows['val']} validation) in"
+        f" {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s: {spec.directory.parent}",
+        flush=True,
+    )
+
+
+def _publish_flat(spec: DataSpec, partial: Path, meta: dict[str, Any]) -> Prepared:
+    """Move the files to the original's flat names; the one that `find_flat` wants last goes last."""
+    counts = Path(f"{spec.raw}_fea_count.npz")
+    if not os.access(counts.parent, os.W_OK):
+        counts = Path(f"{spec.stem}_fea_count.npz")
+    aside = counts.with_name(counts.name + ".partial.npz")
+    np.savez(aside, counts=np.array(meta["counts"]))
+    os.replace(aside, counts)
+    os.replace(partial / "meta.json", f"{spec.stem}_meta.json")
+    for split in ("train", "val", "test"):
+        os.replace(partial / f"{split}.bin", f"{spec.stem}_{split}.bin")
+    prepared = find_prepared(spec)
+    assert prepared is not None
+    return prepared
+
+
+def _convert(spec: DataSpec, sources: list[Path], folder: Path) -> dict[str, Any]:
+    """Raw text to the three files in `folder`; gives rows and counts."""
+    threads = (os.cpu_count() or 1) if spec.parallel else 1
+    ids = [IdMap(spec.max_ind_range) for _ in range(NUM_SPARSE)]
+    sizes = [path.stat().st_size for path in sources]
+    with ThreadPoolExecutor(threads) as pool, _progress(sum(sizes)) as bar:
+        pieces = _parse_files(spec, sources, pool, bar)
+        if spec.data_set == "kaggle":
+            pieces = _cut(pieces, sum(_count_lines(path) for path in sources))
+            sizes = [sizes[0] // KAGGLE_PARTS] * KAGGLE_PARTS
+        kept = _sub_sample(pieces, spec.sub_sample_rate, np.random.RandomState(spec.seed))
+        encoded = ((part, _encode(rows, ids, pool)) for part, rows in kept)
+        rows = _write_splits(encoded, folder, sizes, spec.order, spec.seed)
+    return rows | {"counts": [column.num_ids for column in ids]}
+
+
+def _import(spec: DataSpec, original: original_files.Original, folder: Path) -> dict[str, Any]:
+    """The original's own arrays to the three files in `folder`; what it shuffled stays as it is."""
+    if 0 < spec.max_ind_range < max(original.counts):
+        raise UserError(
+            f"{original.files[0]} has a table of {max(original.counts)} rows, --max-ind-range={spec.max_ind_range}"
+            " allows fewer: give the flag that it was made with",
+            everywhere=True,
+        )
+    order = "file" if original.shuffled else spec.order
+    sizes = [ROW_BYTES * rows for rows in original.rows_per_part]
+    rows = _write_splits(original_files.read(original), folder, sizes, order, spec.seed)
+    return rows | {"counts": list(original.counts)}
+
+
+def _progress(total: int) -> "tqdm[Any]":
+    return tqdm(total=total, unit="B", unit_scale=True, desc="preparing", disable=None)
+
+
+def _parse_files(
+    spec: DataSpec, sources: list[Path], pool: ThreadPoolExecutor, bar: "tqdm[Any]"
+) -> Iterator[Piece]:
+    """Parsed rows with the number of their file, in file order; up to two pieces a thread are under way."""
+
+    def parse(item: tuple[int, Path, int, bytes]) -> Piece:
+        number, path, line, text = item
+        return number, _parse_piece(path, line, text, spec.max_ind_range)
+
+    work = (
+        (number, path, *piece)
+        for number, path in enumerate(sources)
+        for piece in _read_pieces(path, bar)
+    )
+    return _map_in_order(pool, parse, work)
+
+
+def _read_pieces(path: Path, bar: "tqdm[Any]") -> Iterator[tuple[int, bytes]]:
+    """(first line's number from 1, whole lines) of a file, about PIECE_BYTES at a time."""
+    line, rest = 1, b""
+    with open(path, "rb") as file:
+        while block := file.read(PIECE_BYTES):
+            bar.update(len(block))
+            whole, newline, tail = (rest + block).rpartition(b"\n")
+            rest = tail
+            if newline:
+                yield line, whole + newline
+                line += whole.count(b"\n") + 1
+    if rest:
+        yield line, rest
+
+
+def _parse_piece(path: Path, first_line: int, text: bytes, max_ind_range: int) -> Rows:
+    rows = np.empty((text.count(b"\n") + 1, NUM_FIELDS), np.int32)
+    num_rows, status, field, offset = parse_rows(
+        np.frombuffer(text, np.uint8), rows, max(max_ind_range, 0)
+    )
+    if status != OK:
+        line = text[offset:].split(b"\n", 1)[0]
+        raise UserError(
+            f"{path}, line {first_line + num_rows}: {describe_bad_field(status, field, line)}", True
+        )
+    return rows[:num_rows]
+
+
+def _map_in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """`map` on the pool's threads, results in order, with few items under way: memory stays bounded."""
+    ahead = 2 * pool._max_workers
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _count_lines(path: Path) -> int:
+    lines, last = 0, b"\n"
+    with open(path, "rb") as file:
+        while block := file.read(PIECE_BYTES):
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return lines + (last != b"\n")
+
+
+def part_sizes(num_rows: int, num_parts: int) -> list[int]:
+    """Rows of each of `num_parts` consecutive parts; the first are one row longer if it does not divide."""
+    return [num_rows // num_parts + (part < num_rows % num_parts) for part in range(num_parts)]
+
+
+def _cut(pieces: Iterable[Piece], num_rows: int) -> Iterator[Piece]:
+    """Kaggle's one file as its seven parts."""
+    ends = np.cumsum(part_sizes(num_rows, KAGGLE_PARTS))
+    row = 0
+    for _, rows in pieces:
+        inside = ends[(ends > row) & (ends < row + len(rows))] - row
+        for chunk in np.split(rows, inside):
+            yield int(np.searchsorted(ends, row, side="right")), chunk
+            row += len(chunk)
+
+
+def _sub_sample(
+    pieces: Iterable[Piece], rate: float, random: np.random.RandomState
+) -> Iterator[Piece]:
+    """Drop rows of label 0 whose number is below `rate`; one number a row of either label, so the seed decides."""
+    for part, rows in pieces:
+        if rate > 0:
+            number = random.uniform(size=len(rows))
+            rows = rows[(rows[:, 0] != 0) | (number >= rate)]
+        yield part, rows
+
+
+def _encode(rows: Rows, ids: list[IdMap], pool: ThreadPoolExecutor) -> Rows:
+    """Replace categories by their ids, in place, columns side by side."""
+    list(
+        pool.map(
+            lambda column: ids[column].encode(rows[:, FIRST_SPARSE + column]), range(NUM_SPARSE)
+        )
+    )
+    return rows
+
+
+def _write_splits(
+    pieces: Iterable[Piece], folder: Path, sizes: list[int], order: str, seed: int
+) -> dict[str, Any]:
+    """Write train.bin, test.bin and val.bin; gives the rows of each part and of each split.
+
+    Args:
+        pieces: rows of parts 0, 1, ... in order; the last part is for evaluation.
+        sizes: about how many bytes each part has.
+        order: of the training rows: file, day (shuffled within each part) or total (over all training parts).
+        seed: of the shuffle, which has a generator of its own.
+    """
+    rows_per_part = [0] * len(sizes)
+    last = len(sizes) - 1
+    shuffle = _Shuffle(folder, order, np.random.default_rng(seed), sizes[:-1])
+    with open(folder / "train.bin", "wb") as train, open(folder / "test.bin", "wb") as evaluation:
+        for part, rows in pieces:
+            rows_per_part[part] += len(rows)
+            if part == last:
+                evaluation.write(rows.tobytes())
+            else:
+                shuffle.write(part, rows, train)
+        shuffle.finish(train)
+        for file in (train, evaluation):
+            file.flush()
+            os.fsync(file.fileno())
+    num_test = (rows_per_part[last] + 1) // 2
+    _split_file(folder / "test.bin", folder / "val.bin", ROW_BYTES * num_test)
+    rows = {
+        "train": sum(rows_per_part[:last]),
+        "test": num_test,
+        "val": rows_per_part[last] - num_test,
+    }
+    if not rows["train"] or not rows["test"]:
+        raise UserError(
+            f"too few rows: {rows['train']} to train and {rows['test']} to test are left",
+            everywhere=True,
+        )
+    return {"rows": rows, "rows_per_part": rows_per_part}
+
+
+class _Shuffle:
+    """Uniform shuffle of more rows than memory holds: each row goes to a random bucket, each bucket is permuted.
+
+    (Sanders, "Random permutations on distributed, external and hierarchical memory", 1998.)
+    """
+
+    def __init__(
+        self, folder: Path, order: str, random: np.random.Generator, sizes: list[int]
+    ) -> None:
+        self._folder, self._order, self._random = folder, order, random
+        self._sizes = sizes if order == "day" else [sum(sizes)] * len(sizes)
+        self._part = 0
+        self._buckets: list[BinaryIO] = []
+
+    def write(self, part: int, rows: Rows, out: BinaryIO) -> None:
+        if self._order == "file":
+            out.write(rows.tobytes())
+            return
+        if self._order == "day" and part != self._part:
+            self.finish(out)
+        if not self._buckets:
+            self._open(part)
+        bucket = (self._random.random(len(rows)) * len(self._buckets)).astype(np.int64)
+        by_bucket = np.argsort(bucket, kind="stable")
+        ends = np.cumsum(np.bincount(bucket, minlength=len(self._buckets)))[:-1]
+        for file, chosen in zip(self._buckets, np.split(by_bucket, ends), strict=True):
+            file.write(rows[chosen].tobytes())
+
+    def _open(self, part: int) -> None:
+        self._part = part
+        num_buckets = min(MAX_BUCKETS, self._sizes[part] // BUCKET_BYTES + 1)
+        self._buckets = [open(self._folder / f"bucket_{k}", "w+b") for k in range(num_buckets)]
+
+    def finish(self, out: BinaryIO) -> None:
+        """Append the buckets to `out`, each permuted, and remove them."""
+        for file in self._buckets:
+            file.seek(0)
+            rows = np.frombuffer(file.read(), np.int32).reshape(-1, NUM_FIELDS)
+            out.write(rows[self._random.permutation(len(rows))].tobytes())
+            file.close()
+            os.unlink(file.name)
+        self._buckets = []
+
+
+def _split_file(first: Path, second: Path, at: int) -> None:
+    """Move what `first` has from byte `at` on to `second`."""
+    with open(first, "r+b") as head, open(second, "wb") as tail:
+        head.seek(at)
+        shutil.copyfileobj(head, tail, PIECE_BYTES)
+        head.truncate(at)
+        for file in (head, tail):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ---------------------------------------------------------------- the program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare Criteo data, or make a demo data set; gives the exit status."""
+    parser = ArgumentParser(
+        prog="data_utils.py", description="Prepares Criteo's files for training."
+    )
+    add_data_options(parser)
+    criteo_demo.add_demo_options(parser)
+    options = parser.parse_args(argv)
+    if options.make_demo:
+        print(criteo_demo.make(criteo_demo.demo_from_options(options), disk_error=_demo_trouble))
+        return 0
+    spec = spec_from_options(options)
+    already = find_prepared(spec) is not None
+    prepared = prepare(spec)
+    if already:
+        print(f"Prepared already: {prepared.files['train'].parent}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,464 @@
+"""What the model eats: batches of one compact block, and the data sets and loaders that make them.
+
+A data set is a sequence of batches: `data[i]` is this rank's share of batch i, whoever asks and in whatever order, so
+loader workers and a resumed run see the same rows. Data sets read; preparing is data_utils' work.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+from command_line import UserError
+from criteo_text import FIRST_SPARSE, NUM_DENSE, NUM_SPARSE, Rows
+from data_utils import Prepared
+from extend_distributed import Bags, Process, share_of_rows, split_rows
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the device made of a batch: dense (b, m) float32, bags of b rows and T tables, label (b, 1) float32."""
+
+    dense: torch.Tensor
+    bags: Bags
+    label: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's rows of a batch as one contiguous int32 block, how many these are, and how many every rank has.
+
+    The block is all that travels to the device; `decode` makes the model's tensors of it there.
+    """
+
+    block: torch.Tensor
+    num_rows: int
+    rows_per_rank: tuple[int, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory (the loader calls this)."""
+        return replace(self, block=self.block.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its block on the device."""
+        return replace(self, block=self.block.to(device, non_blocking=True))
+
+    def decode(self) -> Features:
+        """The model's tensors, on the block's device."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CriteoBatch(Batch):
+    """Block (b, 40): label, 13 integers, 26 ids."""
+
+    def decode(self) -> Features:
+        """Integers x become log(x + 1); every bag holds one id."""
+        dense = torch.log(self.block[:, 1:FIRST_SPARSE].float() + 1)
+        ids = self.block[:, FIRST_SPARSE:].long().reshape(-1)
+        return Features(dense, Bags(ids), self.block[:, :1].float())
+
+
+@dataclass(frozen=True)
+class BagBatch(Batch):
+    """Block: bits of dense (b, m) and label (b), lengths of bags (b, T), ids."""
+
+    num_dense: int
+    num_tables: int
+    ids_per_rank: Ints
+
+    def decode(self) -> Features:
+        """Bags of any length, as they were drawn."""
+        rows = self.num_rows
+        ends = np.cumsum([rows * self.num_dense, rows, rows * self.num_tables])
+        dense, label, lengths, ids = torch.tensor_split(self.block, [int(end) for end in ends])
+        bags = Bags(ids.long(), lengths.long().view(rows, self.num_tables), self.ids_per_rank)
+        return Features(
+            dense.view(torch.float32).view(rows, -1), bags, label.view(torch.float32).view(rows, 1)
+        )
+
+
+class BatchData(Protocol):
+    """A data set: `len` batches, by number. `rows_read` counts this rank's rows."""
+
+    rows_read: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run: training and evaluation batches, rows of each table, number of dense features."""
+
+    train: BatchData
+    test: BatchData
+    num_rows: tuple[int, ...]
+    num_dense: int
+
+
+def load(
+    data: BatchData, numbers: Iterable[int], num_workers: int, device: torch.device
+) -> "DataLoader[Batch]":
+    """A loader of the batches `numbers`, in that order, made by `num_workers` processes (0: by this one)."""
+    return DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        pin_memory=device.type != "cpu",
+        generator=torch.Generator(),  # leaves torch's global generator alone
+    )
+
+
+# ---------------------------------------------------------------- Criteo
+
+
+class CriteoData:
+    """Batches of prepared Criteo rows.
+
+    Args:
+        rows: (n, 40) int32: the split's rows, or with `shares_only` the rank's rows of batch 0, 1, ... in order.
+        num_rows: rows of the split, over all ranks.
+        batch_size: rows of a batch, over all ranks.
+        counts: rows of each table; an id outside is an error.
+        process: whose share of each batch to read.
+        shares_only: what `rows` holds.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        num_rows: int,
+        batch_size: int,
+        counts: Sequence[int],
+        process: Process,
+        shares_only: bool = False,
+    ) -> None:
+        self._rows, self._num_rows, self._batch_size = rows, num_rows, batch_size
+        self._counts = np.array(counts, np.int64)
+        self._process, self._shares_only = process, shares_only
+        self.rows_read = 0
+
+    def __len__(self) -> int:
+        return -(-self._num_rows // self._batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        process = self._process
+        size = min(self._batch_size, self._num_rows - number * self._batch_size)
+        begin, end = share_of_rows(size, process.rank, process.world_size)
+        if self._shares_only:
+            full_begin, full_end = share_of_rows(self._batch_size, process.rank, process.world_size)
+            first = number * (full_end - full_begin)
+        else:
+            first = number * self._batch_size + begin
+        rows = np.array(self._rows[first : first + end - begin])
+        self._check_ids(rows, number * self._batch_size + begin)
+        self.rows_read += len(rows)
+        return CriteoBatch(
+            torch.from_numpy(rows), len(rows), tuple(split_rows(size, process.world_size))
+        )
+
+    def _check_ids(self, rows: Rows, first: int) -> None:
+        ids = rows[:, FIRST_SPARSE:]
+        outside = (ids < 0) | (ids >= self._counts)
+        if outside.any():
+            row, table = (int(at[0]) for at in np.nonzero(outside))
+            where = getattr(self._rows, "filename", None) or "the data"
+            raise UserError(
+                f"row {first + row} of the epoch in {where}: id {ids[row, table]} of table {table} is outside its"
+                f" {self._counts[table]} rows; delete the prepared data to have it made again"
+            )
+
+
+def draw_training_order(prepared: Prepared, randomize: str) -> Ints | None:
+    """Which row of the file is row k of an epoch, drawn from numpy's global generator; None: file order.
+
+    The original draws the same once more for its test data, which does not use it; so does this.
+    """
+    parts = prepared.rows_per_part[:-1]
+    if randomize == "none":
+        return None
+    if randomize == "total":
+        order = np.random.permutation(sum(parts))
+        np.random.permutation(sum(parts))
+        return order
+    begins = np.cumsum([0, *parts[:-1]])
+    order = np.concatenate(
+        [begin + np.random.permutation(rows) for begin, rows in zip(begins, parts, strict=True)]
+    )
+    for rows in parts:
+        np.random.permutation(rows)
+    return order
+
+
+def _rows_of_share(num_rows: int, batch_size: int, process: Process) -> Ints:
+    """Which rows of an epoch are this rank's, in order."""
+    number = np.arange(num_rows)
+    begin, end = share_of_rows(batch_size, process.rank, process.world_size)
+    in_batch = number % batch_size
+    mine = (in_batch >= begin) & (in_batch < end)
+    last = num_rows - num_rows % batch_size
+    begin, end = share_of_rows(num_rows - last, process.rank, process.world_size)
+    mine[last:] = False
+    mine[last + begin : last + end] = True
+    return number[mine]
+
+
+def criteo_split(
+    prepared: Prepared,
+    split: str,
+    batch_size: int,
+    process: Process,
+    order: Ints | None,
+    in_memory: bool,
+) -> CriteoData:
+    """Batches of one split: mapped from disk, or this rank's rows loaded in the order of the epoch."""
+    rows = prepared.rows(split)
+    if in_memory:
+        wanted = _rows_of_share(len(rows), batch_size, process)
+        loaded = rows[wanted if order is None else order[wanted]]
+        return CriteoData(loaded, len(rows), batch_size, prepared.counts, process, shares_only=True)
+    return CriteoData(rows, len(rows), batch_size, prepared.counts, process)
+
+
+def criteo_data(
+    prepared: Prepared,
+    randomize: str,
+    in_memory: bool,
+    batch_sizes: tuple[int, int],
+    split: str,
+    process: Process,
+) -> Data:
+    """Training and evaluation batches of prepared Criteo data.
+
+    Args:
+        prepared: what is on disk.
+        randomize: total, day, none: order of training rows that are loaded; mapped rows are read as they lie.
+        in_memory: load this rank's rows instead of mapping the files.
+        batch_sizes: rows of a training and of an evaluation batch, over all ranks.
+        split: test or val.
+        process: whose share to read.
+    """
+    if not len(prepared.rows(split)):
+        raise UserError(
+            f"--eval-split={split} has no rows in {prepared.files[split]}", everywhere=True
+        )
+    order = draw_training_order(prepared, randomize) if in_memory else None
+    train = criteo_split(prepared, "train", batch_sizes[0], process, order, in_memory)
+    test = criteo_split(prepared, split, batch_sizes[1], process, None, in_memory)
+    return Data(train, test, prepared.counts, NUM_DENSE)
+
+
+# ---------------------------------------------------------------- random and synthetic
+
+
+@dataclass(frozen=True)
+class RandomSpec:
+    """How random batches are drawn; names and meanings are the flags'."""
+
+    num_rows: tuple[int, ...]
+    num_dense: int
+    batch_size: int
+    data_size: int
+    num_batches: int
+    num_indices: int
+    num_indices_fixed: bool
+    distribution: str
+    minimum: float
+    maximum: float
+    mu: float
+    sigma: float
+    round_targets: bool
+    seed: int
+    trace: str = ""
+    trace_padding: bool = False
+
+
+class StackDistances:
+    """Draws ids by LRU stack distance (a trace's profile), as the original's synthetic data does.
+
+    Args:
+        path: three comma-separated lines: ids by first use, stack distances, their cumulative probabilities.
+        padding: what `--data-trace-enable-padding` says.
+    """
+
+    def __init__(self, path: Path, padding: bool) -> None:
+        try:
+            lines = path.read_text().splitlines()
+            self._ids = [int(word) for word in lines[0].split(",")]
+            self._distances = [int(word) for word in lines[1].split(",")]
+            self._probabilities = np.array([float(word) for word in lines[2].split(",")])
+        except (OSError, ValueError, IndexError) as error:
+            raise UserError(
+                f"--data-trace-file: {path}: {error}; expected three comma-separated lines (ids, stack distances,"
+                " cumulative probabilities), a file a table",
+                everywhere=True,
+            ) from error
+        if len(self._distances) != len(self._probabilities) or not 0 <= max(self._distances) <= len(
+            self._ids
+        ):
+            raise UserError(
+                f"--data-trace-file: {path}: {len(self._distances)} distances up to {max(self._distances)},"
+                f" {len(self._probabilities)} probabilities and {len(self._ids)} ids do not fit together",
+                everywhere=True,
+            )
+        self._padding = padding
+
+    def draw(self, size: int, random: np.random.RandomState) -> Ints:
+        """`size` ids of one bag, repetitions included; each bag begins with the list as it was read."""
+        recent = list(self._ids)
+        num_new = 0
+        drawn = np.empty(size, np.int64)
+        for i in range(size):
+            distance = self._draw_distance(num_new, float(random.rand(1)[0]))
+            num_new += distance == 0
+            drawn[i] = recent.pop(0 if distance == 0 else -distance)
+            recent.append(int(drawn[i]))
+        return drawn
+
+    def _draw_distance(self, num_new: int, number: float) -> int:
+        if num_new < self._distances[-1]:
+            reachable = int(np.searchsorted(self._distances, num_new, side="right")) - 1
+            number *= self._probabilities[max(reachable, 0)]
+        elif self._padding:
+            number = (1 - self._probabilities[0]) * number + self._probabilities[0]
+        at = int(np.searchsorted(self._probabilities, number, side="left"))
+        return self._distances[min(at, len(self._distances) - 1)]
+
+
+class RandomData:
+    """Random or synthetic batches, drawn one after the other from a generator that starts anew at batch 0.
+
+    Every rank draws the whole batch and keeps its rows. Asked for a batch out of turn, it draws those before.
+    """
+
+    def __init__(self, spec: RandomSpec, process: Process) -> None:
+        self._spec, self._process = spec, process
+        self._random, self._next = np.random.RandomState(spec.seed), 0
+        self._traces: list[StackDistances] = []
+        if spec.trace:
+            path = Path(spec.trace)
+            names = [
+                path.with_name(path.name.replace("j", str(table)))
+                for table in range(len(spec.num_rows))
+            ]
+            self._traces = [StackDistances(name, spec.trace_padding) for name in names]
+        self.rows_read = 0
+
+    def __len__(self) -> int:
+        return self._spec.num_batches or -(-self._spec.data_size // self._spec.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number < self._next:
+            self._next = 0
+        while self._next < number:
+            self._draw(self._next)
+        return self._share(*self._draw(number))
+
+    def _draw(self, number: int) -> tuple[Floats, Ints, Ints, Floats]:
+        """The next batch: dense (B, m), lengths (B, T), ids row by row, targets (B,)."""
+        if number == 0:
+            self._random = np.random.RandomState(self._spec.seed)
+        self._next = number + 1
+        size = self._num_rows(number)
+        dense = self._random.rand(size, self._spec.num_dense).astype(np.float32)
+        tables = range(len(self._spec.num_rows))
+        bags = [[self._draw_bag(table) for _ in range(size)] for table in tables]
+        targets = self._random.rand(size, 1).astype(np.float32)[:, 0]
+        lengths = np.array(
+            [[len(bags[table][row]) for table in tables] for row in range(size)], np.int64
+        )
+        ids = np.concatenate([bags[table][row] for row in range(size) for table in tables])
+        return dense, lengths, ids, np.round(targets) if self._spec.round_targets else targets
+
+    def _num_rows(self, number: int) -> int:
+        spec = self._spec
+        return (
+            spec.batch_size
+            if spec.num_batches
+            else min(spec.batch_size, spec.data_size - number * spec.batch_size)
+        )
+
+    def _draw_bag(self, table: int) -> Ints:
+        rows, spec = self._spec.num_rows[table], self._spec
+        size = spec.num_indices
+        if not spec.num_indices_fixed:
+            number = float(self._random.random_sample(1)[0]) * min(rows, spec.num_indices)
+            size = max(1, int(np.round(number)))
+        if self._traces:
+            return self._inside(np.unique(self._traces[table].draw(size, self._random)), table)
+        if spec.distribution == "gaussian":
+            return self._draw_gaussian(size, table)
+        return np.unique(np.round(self._random.random_sample(size) * (rows - 1))).astype(np.int64)
+
+    def _draw_gaussian(self, size: int, table: int) -> Ints:
+        spec = self._spec
+        mu = (spec.maximum + spec.minimum) / 2 if spec.mu == -1 else spec.mu
+        ids = np.unique(
+            np.clip(self._random.normal(mu, spec.sigma, size), spec.minimum, spec.maximum)
+        ).astype(np.int64)
+        if ids.min() < 0 or ids.max() >= spec.num_rows[table]:
+            raise UserError(
+                f"gaussian data drew id {ids.max() if ids.min() >= 0 else ids.min()} for table {table} of"
+                f" {spec.num_rows[table]} rows: let --rand-data-min and --rand-data-max lie inside every table",
+                everywhere=True,
+            )
+        return ids
+
+    def _inside(self, ids: Ints, table: int) -> Ints:
+        rows = self._spec.num_rows[table]
+        if ids.max() >= rows:
+            warnings.warn(
+                f"the trace of table {table} has ids beyond its {rows} rows: taken modulo",
+                stacklevel=2,
+            )
+        return ids % rows
+
+    def _share(self, dense: Floats, lengths: Ints, ids: Ints, targets: Floats) -> Batch:
+        """This rank's rows of a drawn batch as one block."""
+        process = self._process
+        shares = split_rows(len(dense), process.world_size)
+        begin, end = share_of_rows(len(dense), process.rank, process.world_size)
+        ends = np.concatenate([[0], np.cumsum(lengths.sum(1))])
+        block = np.concatenate(
+            [
+                dense[begin:end].reshape(-1).view(np.int32),
+                targets[begin:end].astype(np.float32).view(np.int32),
+                lengths[begin:end].reshape(-1).astype(np.int32),
+                ids[ends[begin] : ends[end]].astype(np.int32),
+            ]
+        )
+        ids_per_rank = np.array([part.sum(0) for part in np.split(lengths, np.cumsum(shares)[:-1])])
+        self.rows_read += end - begin
+        widths = self._spec.num_dense, len(self._spec.num_rows)
+        return BagBatch(torch.from_numpy(block), end - begin, tuple(shares), *widths, ids_per_rank)
+
+
+def random_data(spec: RandomSpec, process: Process) -> Data:
+    """Random training data, and test data drawn likewise by a generator of its own."""
+    return Data(RandomData(spec, process), RandomData(spec, process), spec.num_rows, spec.num_dense)
+
+
+def describe(data: BatchData, max_batches: int) -> str:
+    """The batches as text, for --debug-mode."""
+    lines: list[Any] = []
+    for number in range(min(len(data), max_batches)):
+        features = data[number].decode()
+        lines += [f"mini-batch: {number}", features.dense.numpy()]
+        if features.bags.lengths is not None:
+            lines += [features.bags.lengths.numpy(), features.bags.ids.numpy()]
+        else:
+            lines += [features.bags.ids.view(-1, NUM_SPARSE).numpy()]
+        lines += [features.label.numpy()]
+    return "\n".join(str(line) for line in lines)

@@ -1,0 +1,855 @@
+"""DLRM, the Deep Learning Recommendation Model (Naumov et al., arXiv 1906.00091), trained on Ascend NPU, GPU or CPU.
+
+python dlrm_s_pytorch.py --mini-batch-size=2 --data-size=6
+torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
+"""
+
+import os
+
+os.environ.setdefault(
+    "TORCH_DEVICE_BACKEND_AUTOLOAD", "0"
+)  # torch_npu is imported with --use-npu only: a broken CANN
+# would else keep torch from being imported at all, and this must stand before the first import of torch
+
+import argparse
+import contextlib
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import checkpoint
+import data_utils
+import dlrm_data_pytorch as dp
+import extend_distributed as ext_dist
+import metrics
+import report
+from command_line import (
+    ArgumentParser,
+    UserError,
+    dashed_floats,
+    dashed_ints,
+    number_in,
+    run,
+    true_or_false,
+)
+from embedding_engine import EmbeddingTables, PoolingWeights
+from losses import LossMeter, make_loss
+from optim.lr_schedule import LearningRateSchedule
+from profiling import PROFILED_STEPS, profiled
+
+PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
+
+# ---------------------------------------------------------------- options
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; a bad or impossible one raises UserError."""
+    parser = ArgumentParser(
+        prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
+    )
+    for add_group in (
+        _add_model,
+        _add_compressed,
+        _add_loss,
+        _add_data,
+        data_utils.add_data_options,
+        _add_training,
+    ):
+        add_group(parser)
+    for add_group in (_add_device, _add_reporting, _add_model_files, _add_mlperf):
+        add_group(parser)
+    options = parser.parse_args(argv)
+    _refuse_unavailable(options)
+    _check_options(options)
+    if options.data_path:
+        options.data_generation = "dataset"
+    return options
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Model").add_argument
+    flag(
+        "--arch-sparse-feature-size",
+        type=number_in(int, 1),
+        default=2,
+        help="embedding dimension D",
+    )
+    flag(
+        "--arch-embedding-size",
+        type=dashed_ints,
+        default=(4, 3, 2),
+        help="rows of each table; a data set has its own",
+    )
+    flag(
+        "--arch-mlp-bot",
+        type=dashed_ints,
+        default=(4, 3, 2),
+        help="bottom MLP widths, dense features first",
+    )
+    flag(
+        "--arch-mlp-top",
+        type=dashed_ints,
+        default=(4, 2, 1),
+        help="top MLP widths after the interaction",
+    )
+    flag(
+        "--arch-interaction-op", choices=("dot", "cat"), default="dot", help="how vectors interact"
+    )
+    flag(
+        "--arch-interaction-itself",
+        action="store_true",
+        help="dot: keep products of a vector with itself",
+    )
+    flag(
+        "--weighted-pooling",
+        choices=("fixed", "learned"),
+        help="a weight a row in the sum over a bag, 1 at the start",
+    )
+    flag("--activation-function", choices=("relu",), default="relu", help="hidden activation")
+
+
+def _add_compressed(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Compressed tables (not available yet)").add_argument
+    flag("--md-flag", action="store_true", help="mixed-dimension tables (arXiv 1909.11810)")
+    flag("--md-threshold", type=int, default=200, help="smaller tables stay plain")
+    flag("--md-temperature", type=float, default=0.3, help="how fast dimensions shrink")
+    flag("--md-round-dims", action="store_true", help="dimensions are powers of two")
+    flag("--qr-flag", action="store_true", help="quotient-remainder tables (arXiv 1909.02107)")
+    flag("--qr-threshold", type=int, default=200, help="smaller tables stay plain")
+    flag(
+        "--qr-operation",
+        choices=("mult", "add", "concat"),
+        default="mult",
+        help="how both parts combine",
+    )
+    flag("--qr-collisions", type=int, default=4, help="rows that share a quotient")
+
+
+def _add_loss(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Loss").add_argument
+    flag("--loss-function", choices=("mse", "bce", "wbce"), default="mse", help="loss")
+    flag(
+        "--loss-weights",
+        type=dashed_floats,
+        default=(1.0, 1.0),
+        help="wbce: weight of label 0, of label 1",
+    )
+    flag(
+        "--loss-threshold",
+        type=float,
+        default=0.0,
+        help="in (0, 0.5): predictions are clamped to [t, 1-t]; 0: not",
+    )
+    flag(
+        "--round-targets", type=true_or_false, default=False, help="random data: targets are 0 or 1"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Data").add_argument
+    kinds = ("random", "synthetic", "dataset")
+    flag(
+        "--data-generation",
+        choices=kinds,
+        default="random",
+        help="where rows come from; --data_path: dataset",
+    )
+    flag("--num-workers", type=number_in(int, 0), default=0, help="loader processes")
+    flag(
+        "--test-num-workers",
+        type=number_in(int, -1),
+        default=-1,
+        help="loader processes of evaluation; -1: as above",
+    )
+    flag("--data-size", type=number_in(int, 1), default=1, help="random data: rows of an epoch")
+    flag(
+        "--num-batches",
+        type=number_in(int, 0),
+        default=0,
+        help="> 0: full random batches; at most that many of a set",
+    )
+    flag(
+        "--num-indices-per-lookup",
+        type=number_in(int, 1),
+        default=10,
+        help="random data: most indices in a bag",
+    )
+    flag(
+        "--num-indices-per-lookup-fixed",
+        type=true_or_false,
+        default=False,
+        help="exactly that many in each bag",
+    )
+    flag(
+        "--rand-data-dist",
+        choices=("uniform", "gaussian"),
+        default="uniform",
+        help="distribution of indices",
+    )
+    flag("--rand-data-min", type=float, default=0, help="gaussian: lowest index")
+    flag("--rand-data-max", type=float, default=1, help="gaussian: highest index")
+    flag(
+        "--rand-data-mu",
+        type=float,
+        default=-1,
+        help="gaussian: mean; -1: the middle of lowest and highest",
+    )
+    flag(
+        "--rand-data-sigma",
+        type=number_in(float, 0),
+        default=1,
+        help="gaussian: standard deviation",
+    )
+    flag(
+        "--data-trace-file",
+        default="./input/dist_emb_j.log",
+        help="synthetic: profile; j is the table's number",
+    )
+    flag(
+        "--data-trace-enable-padding",
+        type=true_or_false,
+        default=False,
+        help="synthetic: pad the first distance",
+    )
+    flag(
+        "--eval-split",
+        choices=("test", "val"),
+        default="test",
+        help="which half of the last part evaluates",
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Training").add_argument
+    flag("--mini-batch-size", type=number_in(int, 1), default=1, help="rows a step, over all ranks")
+    flag(
+        "--test-mini-batch-size",
+        type=int,
+        default=-1,
+        help="rows of an evaluation batch; -1: as in training",
+    )
+    flag("--nepochs", type=number_in(int, 1), default=1, help="passes over the data")
+    flag("--learning-rate", type=number_in(float, 0), default=0.01, help="learning rate")
+    flag("--optimizer", choices=("sgd", "adagrad", "rwsadagrad"), default="sgd", help="optimiser")
+    flag("--lr-num-warmup-steps", type=number_in(int, 0), default=0, help="steps of linear warm-up")
+    flag("--lr-decay-start-step", type=number_in(int, 0), default=0, help="first step of the decay")
+    flag(
+        "--lr-num-decay-steps",
+        type=number_in(int, 0),
+        default=0,
+        help="steps of the decay; 0: none",
+    )
+    flag(
+        "--mlperf-grad-accum-iter",
+        type=number_in(int, 1),
+        default=1,
+        help="batches an optimiser step",
+    )
+    flag(
+        "--sync-dense-params", type=true_or_false, default=True, help="accepted: ranks always agree"
+    )
+    flag("--print-precision", type=number_in(int, 0, 16), default=5, help="digits of --debug-mode")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Device and processes").add_argument
+    flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
+    flag("--use-gpu", action="store_true", help="CUDA")
+    flag(
+        "--local_rank",
+        type=number_in(int, -1),
+        default=-1,
+        help="which card; -1: the launcher's LOCAL_RANK",
+    )
+    flag(
+        "--dist-backend",
+        choices=("nccl", "hccl", "gloo", "mpi"),
+        help="how ranks talk; default by device",
+    )
+    flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
+    flag(
+        "--dry-run",
+        action="store_true",
+        help="check options and device, prepare the data, then stop",
+    )
+
+
+def _add_reporting(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Reporting").add_argument
+    flag("--print-freq", type=number_in(int, 1), default=1, help="steps between log lines")
+    flag("--test-freq", type=int, default=-1, help="> 0: steps between evaluations")
+    flag("--print-time", action="store_true", help="measure ms/it")
+    flag("--print-wall-time", action="store_true", help="the time of day at each log line")
+    flag(
+        "--debug-mode",
+        action="store_true",
+        help="print architecture, data, parameters before and after",
+    )
+    flag(
+        "--enable-profiling",
+        action="store_true",
+        help=f"chrome trace and table of the first {PROFILED_STEPS} steps",
+    )
+    flag("--plot-compute-graph", action="store_true", help="not available yet")
+    flag("--tensor-board-filename", default="run_kaggle_pt", help="TensorBoard folder; empty: none")
+    flag(
+        "--performance",
+        action="store_true",
+        help=f"measure speed: no evaluation, stop after {PERFORMANCE_LINES} lines",
+    )
+
+
+def _add_model_files(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Model files, inference, export").add_argument
+    flag(
+        "--save-model",
+        default="",
+        metavar="PATH",
+        help="write the best model, or the last without evaluations",
+    )
+    flag("--load-model", default="", metavar="PATH", help="continue from, or evaluate, this model")
+    flag("--inference-only", action="store_true", help="evaluate and stop")
+    flag(
+        "--quantize-mlp-with-bit",
+        type=int,
+        choices=(8, 16, 32),
+        default=32,
+        help="not available yet",
+    )
+    flag(
+        "--quantize-emb-with-bit",
+        type=int,
+        choices=(4, 8, 32),
+        default=32,
+        help="not available yet",
+    )
+    flag("--save-onnx", action="store_true", help="not available yet")
+
+
+def _add_mlperf(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("MLPerf").add_argument
+    flag(
+        "--mlperf-logging",
+        action="store_true",
+        help="full metrics at each evaluation (events: not available yet)",
+    )
+    flag(
+        "--mlperf-acc-threshold",
+        type=number_in(float, 0, 1),
+        default=0.0,
+        help="stop at this accuracy",
+    )
+    flag(
+        "--mlperf-auc-threshold", type=number_in(float, 0, 1), default=0.0, help="stop at this AUC"
+    )
+    flag(
+        "--mlperf-bin-shuffle",
+        action="store_true",
+        help="shuffle whole batches of --mlperf-bin-loader's files",
+    )
+
+
+def _refuse_unavailable(options: argparse.Namespace) -> None:
+    asked = {
+        "--md-flag": options.md_flag,
+        "--qr-flag": options.qr_flag,
+        "--quantize-mlp-with-bit": options.quantize_mlp_with_bit != 32,
+        "--quantize-emb-with-bit": options.quantize_emb_with_bit != 32,
+        "--save-onnx": options.save_onnx,
+        "--plot-compute-graph": options.plot_compute_graph,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise UserError(f"{name} is not available yet: leave it out", everywhere=True)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """What no single flag's type can see."""
+    threshold = options.loss_threshold
+    problems = {
+        "--use-npu and --use-gpu: give one of them": options.use_npu and options.use_gpu,
+        f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)": not 0
+        <= threshold
+        < 0.5,
+        f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5": len(
+            options.loss_weights
+        )
+        != 2,
+        f"--test-mini-batch-size={options.test_mini_batch_size}: expected at least 1, or -1": (
+            options.test_mini_batch_size < 1 and options.test_mini_batch_size != -1
+        ),
+        f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability": (
+            options.arch_mlp_top[-1] != 1
+        ),
+        f"--save-model={options.save_model}: its folder does not exist": bool(options.save_model)
+        and not Path(options.save_model).absolute().parent.is_dir(),
+        f"--load-model={options.load_model}: no such file": bool(options.load_model)
+        and not Path(options.load_model).is_file(),
+    }
+    for message, is_problem in problems.items():
+        if is_problem:
+            raise UserError(message, everywhere=True)
+    _schedule(options)
+
+
+def _schedule(options: argparse.Namespace) -> LearningRateSchedule:
+    steps = options.lr_num_warmup_steps, options.lr_decay_start_step, options.lr_num_decay_steps
+    return LearningRateSchedule(options.learning_rate, *steps)
+
+
+# ---------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The model's shape.
+
+    Args:
+        num_rows: rows of each of the T tables.
+        dim: embedding dimension D.
+        bottom: widths of the bottom MLP, dense features first.
+        top: widths of the top MLP, the interaction's first.
+        interaction: dot or cat.
+        itself: dot keeps the products of a vector with itself.
+        learned_pooling: a trained weight a row in the sum over a bag.
+        clamp: predictions stay in [clamp, 1 - clamp].
+    """
+
+    num_rows: tuple[int, ...]
+    dim: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    interaction: str
+    itself: bool
+    learned_pooling: bool
+    clamp: float
+
+    @classmethod
+    def from_options(
+        cls, options: argparse.Namespace, num_rows: Sequence[int], num_dense: int
+    ) -> "Architecture":
+        """The shape that flags and data give; widths that do not fit are an error."""
+        dim = options.arch_sparse_feature_size
+        bottom = (num_dense, *options.arch_mlp_bot[1:])
+        if len(bottom) < 2 or bottom[-1] != dim:
+            widths = "-".join(str(width) for width in options.arch_mlp_bot)
+            raise UserError(
+                f"--arch-mlp-bot={widths} ends in {bottom[-1]}, --arch-sparse-feature-size={dim}: the bottom MLP's last"
+                " width must equal the embedding dimension",
+                everywhere=True,
+            )
+        vectors = len(num_rows) + 1
+        pairs = vectors * (vectors + 1 if options.arch_interaction_itself else vectors - 1) // 2
+        width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
+        return cls(
+            num_rows=tuple(num_rows),
+            dim=dim,
+            bottom=bottom,
+            top=(width, *options.arch_mlp_top),
+            interaction=options.arch_interaction_op,
+            itself=options.arch_interaction_itself,
+            learned_pooling=options.weighted_pooling == "learned",
+            clamp=options.loss_threshold,
+        )
+
+
+class Interaction(nn.Module):
+    """The bottom output followed by products of pairs of vectors (dot), or by the vectors themselves (cat)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self._concatenate = architecture.interaction == "cat"
+        vectors = len(architecture.num_rows) + 1
+        row, column = torch.tril_indices(vectors, vectors, 0 if architecture.itself else -1)
+        self.register_buffer("pairs", row * vectors + column, persistent=False)
+
+    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, D) and (B, T, D) -> (B, D + pairs) or (B, D + T * D)."""
+        if self._concatenate:
+            return torch.cat([dense, pooled.flatten(1)], dim=1)
+        vectors = torch.cat([dense.unsqueeze(1), pooled], dim=1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        return torch.cat([dense, products.index_select(1, self.pairs)], dim=1)  # type: ignore[arg-type]
+
+
+class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
+    """Embedding bags, bottom MLP, interaction, top MLP. Attribute names are the keys of the original's checkpoints."""
+
+    def __init__(
+        self, architecture: Architecture, process: ext_dist.Process, optimizer: str
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        shards = ext_dist.place_tables(architecture.num_rows, process.world_size)
+        exchange = ext_dist.Exchange(process, shards)
+        self.emb_l = EmbeddingTables(
+            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling
+        )
+        self.emb_l.initialise(architecture.num_rows)
+        if architecture.learned_pooling:
+            self.v_W_l = PoolingWeights(self.emb_l)
+        self.bot_l = build_mlp(architecture.bottom, last=nn.ReLU()).to(process.device)
+        self.top_l = build_mlp(architecture.top, last=nn.Sigmoid()).to(process.device)
+        self.interact = Interaction(architecture).to(process.device)
+
+    def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
+        """Click probabilities (B, 1) of this rank's B rows; ranks move ids and vectors between them."""
+        dense = self.bot_l(features.dense)
+        pooled = self.emb_l(features.bags, rows_per_rank)
+        probability: torch.Tensor = self.top_l(self.interact(dense, pooled))
+        clamp = self.architecture.clamp
+        return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """What all ranks hold alike: both MLPs."""
+        return [*self.bot_l.parameters(), *self.top_l.parameters()]
+
+
+def build_mlp(widths: Sequence[int], last: nn.Module) -> nn.Sequential:
+    """Linear layers with ReLU between them and `last` at the end.
+
+    Weights are normal(0, sqrt(2/(m+n))) for n inputs and m outputs (Glorot and Bengio, 2010), biases
+    normal(0, sqrt(1/m)), drawn from numpy's global generator layer by layer.
+    """
+    layers: list[nn.Module] = []
+    for n, m in itertools.pairwise(widths):
+        linear = nn.Linear(n, m)
+        weight = np.random.normal(0.0, np.sqrt(2 / (m + n)), size=(m, n)).astype(np.float32)
+        bias = np.random.normal(0.0, np.sqrt(1 / m), size=m).astype(np.float32)
+        linear.weight.data = torch.from_numpy(weight)
+        linear.bias.data = torch.from_numpy(bias)
+        layers += [linear, nn.ReLU()]
+    layers[-1] = last
+    return nn.Sequential(*layers)
+
+
+# ---------------------------------------------------------------- training
+
+
+class Trainer:
+    """A model in training: one step, one epoch, one evaluation at a time; knows when to print, test, save and stop."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        process: ext_dist.Process,
+        data: dp.Data,
+        reporter: report.Reporter,
+    ) -> None:
+        architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
+        self.options, self.process, self.data, self.reporter = options, process, data, reporter
+        self.model = DLRM_Net(architecture, process, options.optimizer)
+        make = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.Adagrad
+        self.optimizer = make(self.model.dense_parameters(), lr=options.learning_rate)
+        self.schedule = _schedule(options)
+        self.loss = make_loss(options.loss_function, options.loss_weights, process.device)
+        self.losses = LossMeter(process)
+        self.progress = checkpoint.Progress()
+        self.num_batches = self._capped(len(data.train))
+        self.trained = checkpoint.Trained(
+            process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
+            options.nepochs, self.num_batches, len(data.test),
+        )  # fmt: skip
+        self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
+
+    def _capped(self, num_batches: int) -> int:
+        return min(num_batches, self.options.num_batches or num_batches)
+
+    def resume(self, path: str) -> None:
+        """Continue from a model file, or with --inference-only take its parameters."""
+        self.progress = checkpoint.load(path, self.trained, resume=not self.options.inference_only)
+
+    def train(self, after_step: Callable[[], None]) -> None:
+        """All epochs that are left; ends early at a threshold or with --performance."""
+        progress = self.progress
+        if progress.epoch >= self.options.nepochs - 1 and progress.iter >= self.num_batches:
+            self.reporter.say(
+                f"nothing left to train: {self.options.nepochs} epoch(s) are done; --nepochs can be more"
+            )
+            return
+        for epoch in range(progress.epoch, self.options.nepochs):
+            begin = progress.resume_iter if epoch == progress.epoch else 0
+            if not self._train_epoch(epoch, begin, after_step):
+                break
+        if self.options.save_model and not progress.saved:
+            self._save()
+
+    def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
+        """Steps from batch `begin` on; False when training shall stop."""
+        replayed = self.progress.iter if epoch == self.progress.epoch else 0
+        self.reporter.begin_epoch(epoch, self.num_batches, begin)
+        self._clock, self._timed_steps = time.perf_counter(), 0
+        numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
+        loader = dp.load(self.data.train, numbers, self.options.num_workers, self.process.device)
+        for it, batch in enumerate(loader, begin + 1):
+            loss = self.train_step(batch, it)
+            if it <= replayed:  # only to have the gradients of an unfinished accumulation again
+                continue
+            self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
+            self.progress.epoch, self.progress.iter = epoch, it
+            self._timed_steps += 1
+            self.reporter.step()
+            after_step()
+            if not self._after_step(it, epoch):
+                return False
+        return True
+
+    def train_step(self, batch: dp.Batch, it: int) -> torch.Tensor:
+        """Forward, backward, and at the end of an accumulation the update; gives this rank's share of the loss."""
+        accumulate = self.options.mlperf_grad_accum_iter
+        group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
+        updates = it % accumulate == 0 or it == self.num_batches
+        lr = self.schedule.rate(self.progress.num_steps + 1)
+        tables = self.model.emb_l
+        tables.lr, tables.update_in_backward = lr, updates
+        features = batch.to(self.process.device).decode()
+        predicted = self.model(features, batch.rows_per_rank)
+        loss = self.loss(predicted, features.label) / sum(batch.rows_per_rank)
+        (loss / group).backward()
+        if updates:
+            self._update_dense(lr)
+            self.progress.num_steps += 1
+            self.progress.resume_iter = it
+        return loss.detach()
+
+    def _update_dense(self, lr: float) -> None:
+        parameters = self.model.dense_parameters()
+        ext_dist.sum_over_ranks(self.process, [p.grad for p in parameters if p.grad is not None])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _after_step(self, it: int, epoch: int) -> bool:
+        """Print, evaluate and save where it is time; False when training shall stop."""
+        options, last = self.options, it == self.num_batches
+        tests = (
+            options.test_freq > 0
+            and not options.performance
+            and (it % options.test_freq == 0 or last)
+        )
+        if it % options.print_freq == 0 or last or tests:
+            self._print_line(it, epoch)
+        if tests:
+            self.evaluate_and_save()
+            self._clock = time.perf_counter()
+        return not self._reached() and not (
+            options.performance and self._lines >= PERFORMANCE_LINES
+        )
+
+    def _print_line(self, it: int, epoch: int) -> None:
+        loss = self.losses.mean()  # waits for the device, so the time below is the steps'
+        now = time.perf_counter()
+        ms_per_it = (
+            1000 * (now - self._clock) / max(self._timed_steps, 1)
+            if self.options.print_time
+            else -1.0
+        )
+        self._clock, self._timed_steps = now, 0
+        self._lines += 1
+        self.progress.train_loss = loss
+        step = epoch * self.num_batches + it
+        self.reporter.training(it, self.num_batches, epoch, ms_per_it, loss, step)
+
+    def evaluate_and_save(self) -> None:
+        """Evaluate, report, and save where it is the best so far."""
+        progress, found = self.progress, self.evaluate()
+        better_accuracy = _better(found.accuracy, progress.best_accuracy)
+        better_auc = _better(found.auc, progress.best_auc)
+        progress.accuracy, progress.auc = found.accuracy, found.auc
+        progress.best_accuracy = found.accuracy if better_accuracy else progress.best_accuracy
+        progress.best_auc = found.auc if better_auc else progress.best_auc
+        where = (progress.iter, self.num_batches, progress.epoch)
+        step = progress.epoch * self.num_batches + progress.iter
+        self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc), step)
+        best = better_auc if self.options.mlperf_logging else better_accuracy
+        if best and self.options.save_model and not self.options.inference_only:
+            self._save()
+
+    @torch.no_grad()
+    def evaluate(self) -> metrics.Metrics:
+        """Metrics over all evaluation rows: scores travel to rank 0, its numbers to all."""
+        workers = (
+            self.options.test_num_workers
+            if self.options.test_num_workers >= 0
+            else self.options.num_workers
+        )
+        loader = dp.load(self.data.test, range(len(self.data.test)), workers, self.process.device)
+        scores: list[torch.Tensor] = []
+        sizes = np.zeros(self.process.world_size, np.int64)
+        for batch in loader:
+            features = batch.to(self.process.device).decode()
+            predicted = self.model(features, batch.rows_per_rank)
+            scores.append(torch.cat([predicted, features.label], dim=1))
+            sizes += batch.rows_per_rank
+        gathered = ext_dist.gather_on_first(self.process, torch.cat(scores).cpu(), sizes.tolist())
+        numbers = metrics.Metrics(0.0).numbers()
+        if self.process.is_first:
+            columns = torch.cat(gathered).numpy()
+            numbers = metrics.compute(columns[:, 0], columns[:, 1]).numbers()
+        return metrics.Metrics(*ext_dist.from_first(self.process, numbers))
+
+    def _save(self) -> None:
+        checkpoint.save(self.options.save_model, self.trained, self.progress)
+        self.progress.saved = True
+
+    def _reached(self) -> bool:
+        """A threshold of --mlperf-*-threshold is reached."""
+        options, progress = self.options, self.progress
+        for name, threshold, best in (
+            ("accuracy", options.mlperf_acc_threshold, progress.best_accuracy),
+            ("auc", options.mlperf_auc_threshold, progress.best_auc),
+        ):
+            if 0 < threshold <= best:
+                self.reporter.say(
+                    f"{name} {best:.4f} has reached the threshold {threshold}: training stops"
+                )
+                return True
+        return False
+
+
+def _better(value: float, best: float) -> bool:
+    return value > best or (math.isnan(best) and not math.isnan(value))
+
+
+def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
+    """The numbers of an epoch's batches, in the order in which they are trained."""
+    if not options.mlperf_bin_shuffle:
+        return range(num_batches)
+    order: list[int] = (
+        np.random.default_rng([options.numpy_rand_seed, epoch]).permutation(num_batches).tolist()
+    )
+    return order
+
+
+# ---------------------------------------------------------------- main
+
+
+def make_process(options: argparse.Namespace) -> ext_dist.Process:
+    """This rank and its device."""
+    device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
+    return ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
+
+
+def prepare_data(
+    options: argparse.Namespace, process: ext_dist.Process
+) -> data_utils.Prepared | None:
+    """Criteo data on disk, made by the first rank of each machine while the others wait in no collective."""
+    if options.data_generation != "dataset":
+        return None
+    spec = data_utils.spec_from_options(options)
+    return (
+        data_utils.prepare(spec)
+        if process.local_rank == 0
+        else data_utils.wait_until_prepared(spec)
+    )
+
+
+def make_data(
+    options: argparse.Namespace, prepared: data_utils.Prepared | None, process: ext_dist.Process
+) -> dp.Data:
+    """Batches to train and to evaluate with."""
+    if prepared is not None:
+        test_batch = (
+            options.mini_batch_size
+            if options.test_mini_batch_size < 0
+            else options.test_mini_batch_size
+        )
+        in_memory = not (options.memory_map or options.mlperf_bin_loader)
+        sizes = (options.mini_batch_size, test_batch)
+        return dp.criteo_data(
+            prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
+        )
+    spec = dp.RandomSpec(
+        num_rows=options.arch_embedding_size,
+        num_dense=options.arch_mlp_bot[0],
+        batch_size=options.mini_batch_size,
+        data_size=options.data_size,
+        num_batches=options.num_batches,
+        num_indices=options.num_indices_per_lookup,
+        num_indices_fixed=options.num_indices_per_lookup_fixed,
+        distribution=options.rand_data_dist,
+        minimum=options.rand_data_min,
+        maximum=options.rand_data_max,
+        mu=options.rand_data_mu,
+        sigma=options.rand_data_sigma,
+        round_targets=options.round_targets,
+        seed=options.numpy_rand_seed,
+        trace=options.data_trace_file if options.data_generation == "synthetic" else "",
+        trace_padding=options.data_trace_enable_padding,
+    )
+    return dp.random_data(spec, process)
+
+
+def seed_everything(options: argparse.Namespace) -> None:
+    """Seed numpy and torch, and set how many digits they print."""
+    np.random.seed(options.numpy_rand_seed)
+    np.set_printoptions(precision=options.print_precision)
+    torch.set_printoptions(precision=options.print_precision)
+    torch.manual_seed(options.numpy_rand_seed)
+
+
+def make_reporter(options: argparse.Namespace, process: ext_dist.Process) -> report.Reporter:
+    """The first rank speaks, the others are silent."""
+    if not process.is_first:
+        return report.Reporter()
+    return report.Console(
+        options.mlperf_logging, options.print_wall_time, options.tensor_board_filename
+    )
+
+
+def print_debug(trainer: Trainer, title: str) -> None:
+    """--debug-mode: architecture, data and parameters, on the first rank."""
+    if not trainer.options.debug_mode:
+        return
+    state = checkpoint.full_state_dict(trainer.trained)
+    if trainer.process.is_first:
+        print(trainer.model.architecture)
+        print(dp.describe(trainer.data.train, max_batches=10))
+        print(f"{title} parameters (weights and bias):")
+        for name, value in state.items():
+            print(name, value.numpy(), sep="\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or evaluate with --inference-only; gives the exit status."""
+    options = parse_options(argv)
+    process = make_process(options)
+    prepared = prepare_data(options, process)
+    if options.dry_run:
+        return check_only(options, prepared)
+    with ext_dist.joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
+        seed_everything(options)
+        data = make_data(options, prepared, process)
+        trainer = Trainer(options, process, data, reporter)
+        if options.load_model:
+            trainer.resume(options.load_model)
+        print_debug(trainer, "initial")
+        if options.inference_only:
+            trainer.evaluate_and_save()
+            return 0
+        with profiled(options.enable_profiling, process) as after_step:
+            trainer.train(after_step)
+        print_debug(trainer, "updated")
+    return 0
+
+
+def check_only(options: argparse.Namespace, prepared: data_utils.Prepared | None) -> int:
+    """--dry-run: what main has checked so far, and that model and data fit."""
+    if prepared is None:
+        Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
+    else:
+        Architecture.from_options(options, prepared.counts, dp.NUM_DENSE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""Optimisers of embedding rows, and the learning-rate schedule."""

@@ -1,0 +1,50 @@
+"""Learning rate: linear warm-up, then polynomial decay of power 2, then constant (as MLPerf's DLRM has it)."""
+
+from dataclasses import dataclass
+
+from command_line import UserError
+
+LOWEST_DECAYED_RATE = 1e-7
+
+
+@dataclass(frozen=True)
+class LearningRateSchedule:
+    """The rate of every optimiser step.
+
+    Args:
+        base: the rate without warm-up and decay.
+        num_warmup: steps before `num_warmup` climb towards `base`.
+        decay_start: first step of the decay.
+        num_decay: steps of the decay; 0: none.
+    """
+
+    base: float
+    num_warmup: int = 0
+    decay_start: int = 0
+    num_decay: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_decay > 0 and self.decay_start < self.num_warmup:
+            raise UserError(
+                f"--lr-decay-start-step={self.decay_start} lies before the end of the warm-up"
+                f" (--lr-num-warmup-steps={self.num_warmup}): warm-up must end before the decay starts",
+                everywhere=True,
+            )
+
+    def rate(self, step: int) -> float:
+        """The rate of optimiser step `step`, counted from 1."""
+        decay_end = self.decay_start + self.num_decay
+        if step < self.num_warmup:
+            return self.base * step / self.num_warmup
+        if self.num_decay == 0:
+            return self.base
+        if (
+            step < self.decay_start
+        ):  # the original leaves the rate where the warm-up's last step put it
+            return (
+                self.base * (self.num_warmup - 1) / self.num_warmup
+                if self.num_warmup > 1
+                else self.base
+            )
+        left = decay_end - min(step, decay_end - 1)
+        return max(LOWEST_DECAYED_RATE, self.base * (left / self.num_decay) ** 2)
