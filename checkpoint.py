@@ -1,7 +1,7 @@
-"""Model files: one file with the original's keys, whatever the ranks; and what a resumed run needs beside them.
+"""Model files: one file with the original's keys, whatever the ranks; and what resuming needs.
 
-`progress` (ours) holds the place in the data, the best metrics and the generators; a file of the original has none and
-continues from its epoch and iter.
+`progress` (ours) holds the place in the data, the best metrics and the generators; a file of the
+original has none and continues from its epoch and iter.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ class Progress:
         epoch: the epoch at work.
         iter: batches of it that are done.
         num_steps: optimiser steps done, over all epochs.
-        resume_iter: batches of the epoch that the last optimiser step included; a resumed run begins there.
+        resume_iter: batches of the epoch that the last optimiser step included; a resumed run
+            begins there.
         train_loss: loss of the last log line.
         best_accuracy, best_auc: of the evaluations so far; nan before the first.
         accuracy, auc: of the last evaluation.
@@ -52,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a model file holds: the model, how it is optimised, how long an epoch and an evaluation are."""
+    """What a model file holds: model, optimiser, how long an epoch and an evaluation are."""
 
     process: Process
     model: nn.Module
@@ -90,7 +91,7 @@ def _gather(trained: Trained, name: str) -> dict[int, torch.Tensor]:
 
 
 def save(path: str, trained: Trained, progress: Progress) -> None:
-    """Write the model file on rank 0, aside and then renamed: complete or as it was; every rank takes part.
+    """Write the model file on rank 0: complete or as it was; every rank takes part.
 
     Raises:
         UserError: it cannot be written.
@@ -135,19 +136,19 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _generators() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    state = np.random.get_state(legacy=False)
     numpy_state = (
-        str(name),
-        torch.from_numpy(keys.astype(np.int64)),
-        int(position),
-        int(has_gauss),
-        float(gauss),
+        str(state["bit_generator"]),
+        torch.from_numpy(state["state"]["key"].astype(np.int64)),
+        int(state["state"]["pos"]),
+        int(state["has_gauss"]),
+        float(state["gauss"]),
     )
     return {"numpy": numpy_state, "torch": torch.get_rng_state()}
 
 
 def _optimizer_state(trained: Trained, progress: Progress) -> dict[str, Any]:
-    """torch's optimiser state dict over tables, pooling weights, dense parameters, in this order; on rank 0."""
+    """torch's optimiser state dict on rank 0: tables, pooling weights, dense parameters."""
     dense = trained.dense_optimizer.state_dict()
     states: list[dict[str, Any]] = []
     for prefix in _row_states(trained):
@@ -176,7 +177,7 @@ _WEIGHTS = ("weight", "pooling")
 
 
 def _row_states(trained: Trained) -> list[str]:
-    """Prefixes of the names of row-wise optimiser state: of the tables, then of the pooling weights."""
+    """Prefixes of the names of row-wise optimiser state: of tables, then of pooling weights."""
     return [""] if trained.tables.pooling is None else ["", "pooling."]
 
 
@@ -191,7 +192,9 @@ def _on_host(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: str, trained: Trained, resume: bool) -> Progress:
-    """Load a model file into the model and, to resume, into the optimiser and the generators; gives the progress.
+    """Load a model file; gives the progress.
+
+    To resume, the optimiser and the generators are loaded too.
 
     Raises:
         UserError: it is no model file, or does not fit the model, the optimiser or the data.
@@ -210,9 +213,8 @@ def load(path: str, trained: Trained, resume: bool) -> Progress:
 @contextlib.contextmanager
 def _numpy_scalars_allowed() -> Iterator[None]:
     """The original's files hold metrics as numpy scalars; nothing else of numpy is let in."""
-    scalar = np.float64(0).__reduce__()[
-        0
-    ]  # numpy moved it between versions, files name either place
+    # numpy moved it between versions, files name either place
+    scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     names = [
         (scalar, "numpy.core.multiarray.scalar"),
@@ -268,7 +270,8 @@ def _check_state(path: str, state: dict[str, Any], trained: Trained) -> None:
     for name, shape in wanted.items():
         if name not in state:
             raise UserError(
-                f"--load-model={path} has no {name}: it was made with other widths, tables or pooling",
+                f"--load-model={path} has no {name}:"
+                " it was made with other widths, tables or pooling",
                 True,
             )
         got = tuple(getattr(state[name], "shape", ()))
@@ -286,8 +289,9 @@ def _check_state(path: str, state: dict[str, Any], trained: Trained) -> None:
 def _check_length(path: str, content: dict[str, Any], trained: Trained) -> None:
     if content["nbatches"] != trained.num_batches:
         raise UserError(
-            f"--load-model={path} was made with {content['nbatches']} batches an epoch, this run has"
-            f" {trained.num_batches}: continue with the same data and --mini-batch-size",
+            f"--load-model={path} was made with {content['nbatches']} batches an epoch,"
+            f" this run has {trained.num_batches}:"
+            " continue with the same data and --mini-batch-size",
             everywhere=True,
         )
 
@@ -300,23 +304,31 @@ def _progress(content: dict[str, Any]) -> Progress:
 
 
 def _load_optimizer(path: str, content: dict[str, Any], trained: Trained) -> None:
-    saved = content.get("opt_state_dict", {})
-    states = saved.get("state", {})
-    tables, row_states = trained.tables, _row_states(trained)
-    num_tables = len(tables.shards)
+    states = content.get("opt_state_dict", {}).get("state", {})
+    num_tables = len(trained.tables.shards)
+    row_states = _row_states(trained)
     for position, prefix in enumerate(row_states):
-        names = [
-            name
-            for name in tables.tensors()
-            if name not in _WEIGHTS and ("." in name) == bool(prefix)
-        ]
-        for name in names:
-            for shard, view in tables.shard_views(name):
-                state = states.get(position * num_tables + shard.table, {})
-                value = _state_of(path, state, name.removeprefix(prefix), trained)
-                if view is not None:
-                    view.copy_(value.reshape(view.shape))
-    offset = len(row_states) * num_tables
+        of_tables = [states.get(position * num_tables + table, {}) for table in range(num_tables)]
+        _load_rows(path, of_tables, prefix, trained)
+    _load_dense(path, states, len(row_states) * num_tables, trained)
+
+
+def _load_rows(path: str, states: list[dict[str, Any]], prefix: str, trained: Trained) -> None:
+    """Optimiser state by table into the tensors whose names begin with `prefix`."""
+    names = [
+        name
+        for name in trained.tables.tensors()
+        if name not in _WEIGHTS and ("." in name) == bool(prefix)
+    ]
+    for name in names:
+        for shard, view in trained.tables.shard_views(name):
+            value = _state_of(path, states[shard.table], name.removeprefix(prefix), trained)
+            if view is not None:
+                view.copy_(value.reshape(view.shape))
+
+
+def _load_dense(path: str, states: dict[int, Any], offset: int, trained: Trained) -> None:
+    """Optimiser state of the dense parameters, whose numbers begin at `offset`."""
     own = trained.dense_optimizer.state_dict()
     dense = {
         number: states[offset + number]
@@ -334,8 +346,8 @@ def _load_optimizer(path: str, content: dict[str, Any], trained: Trained) -> Non
 def _state_of(path: str, state: dict[str, Any], name: str, trained: Trained) -> torch.Tensor:
     if name not in state:
         raise UserError(
-            f"--load-model={path} was not trained with --optimizer={trained.optimizer_name} (it has no {name} of the"
-            " tables): give the one it was trained with",
+            f"--load-model={path} was not trained with --optimizer={trained.optimizer_name}"
+            f" (it has no {name} of the tables): give the one it was trained with",
             everywhere=True,
         )
     value: torch.Tensor = state[name]

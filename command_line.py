@@ -1,4 +1,4 @@
-"""What every program here shares on its command line: spelling of flags, types of values, and errors of one line."""
+"""What all programs here share on the command line: flags, types of values, one-line errors."""
 
 import argparse
 import difflib
@@ -24,7 +24,10 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with flags spelled with dashes or underscores alike, and errors of one line that name the nearest flag."""
+    """argparse where dashes and underscores in flags are alike.
+
+    Errors are of one line and name the nearest flag.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(

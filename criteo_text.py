@@ -1,9 +1,9 @@
 """Criteo's text format at machine speed: parse it, give its categories dense ids, write it.
 
-Numba compiles these loops once and caches them. Polars parses 870,000 rows/s on the two cores where these loops
-parse over 2 million, and no data frame engine gives ids in order of first appearance with a state between pieces
-(pandas.factorize forgets, np.unique sorts), so the loops are ours. They hold no Python lock: threads run them side
-by side.
+Numba compiles these loops once and caches them. Polars parses 870,000 rows/s on the two cores where
+these loops parse over 2 million, and no data frame engine gives ids in order of first appearance
+with a state between pieces (pandas.factorize forgets, np.unique sorts), so the loops are ours. They
+hold no Python lock: threads run them side by side.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+KAGGLE_PARTS = 7  # the original cuts Kaggle's one file into the seven days that it covers
 NUM_DENSE = 13
 NUM_SPARSE = 26
 NUM_FIELDS = 1 + NUM_DENSE + NUM_SPARSE  # label, integers, categories
@@ -26,6 +27,11 @@ _HEX = np.full(256, -1, np.int8)
 for _digit in range(16):
     _HEX[ord(f"{_digit:x}")] = _HEX[ord(f"{_digit:X}")] = _digit
 _HEX_TEXT = np.frombuffer(b"0123456789abcdef", np.uint8)
+
+
+def cut_evenly(num_rows: int, num_parts: int) -> list[int]:
+    """Rows of each of `num_parts` consecutive parts; the first are one row longer for the rest."""
+    return [num_rows // num_parts + (part < num_rows % num_parts) for part in range(num_parts)]
 
 
 @njit(nogil=True, cache=True)
@@ -86,12 +92,15 @@ def parse_rows(text: Bytes, rows: Rows, modulo: int) -> tuple[int, int, int, int
     """Parse whole lines of Criteo text.
 
     Args:
-        text: bytes of whole lines (the last may lack its newline; a carriage return before a newline is skipped).
+        text: bytes of whole lines (the last may lack its newline; a carriage return before a
+            newline is skipped).
         rows: (lines, 40) int32, filled with label, integers (below 0 become 0), categories.
-        modulo: a category becomes its value modulo this if > 0, else the signed number of the same 32 bits.
+        modulo: a category becomes its value modulo this if > 0, else the signed number of the
+            same 32 bits.
 
     Returns:
-        (rows parsed, status, field, offset): on a status other than OK the field's index and its line's first byte.
+        (rows parsed, status, field, offset): on a status other than OK the field's index and its
+        line's first byte.
     """
     start = 0
     num_rows = 0
@@ -113,10 +122,13 @@ def parse_rows(text: Bytes, rows: Rows, modulo: int) -> tuple[int, int, int, int
 
 
 def describe_bad_field(status: int, field: int, line: bytes) -> str:
-    """What is wrong with a line that `parse_rows` refused: column (from 1), what it holds, what was expected."""
+    """Why `parse_rows` refused a line: column (from 1), what it holds, what was expected."""
     fields = line.rstrip(b"\r\n").split(b"\t")
     if status == BAD_FIELD_COUNT:
-        return f"{len(fields)} tab-separated fields, expected {NUM_FIELDS} (label, 13 integers, 26 hex strings)"
+        return (
+            f"{len(fields)} tab-separated fields, expected {NUM_FIELDS}"
+            " (label, 13 integers, 26 hex strings)"
+        )
     expected = {
         BAD_LABEL: "the label 0 or 1",
         BAD_NUMBER: "a whole number",
@@ -124,12 +136,16 @@ def describe_bad_field(status: int, field: int, line: bytes) -> str:
         BAD_HEX: "hexadecimal digits",
         LONG_HEX: "at most 8 hexadecimal digits",
     }[status]
-    return f"column {field + 1}: got {fields[field].decode('ascii', 'backslashreplace')!r}, expected {expected}"
+    got = fields[field].decode("ascii", "backslashreplace")
+    return f"column {field + 1}: got {got!r}, expected {expected}"
 
 
 @njit(nogil=True, cache=True)
 def _encode_direct(column: Any, id_of: Any, num_ids: int) -> int:
-    """Replace values of `column` by ids through id_of[value] (id + 1; 0: not seen); gives the number of ids."""
+    """Replace values of `column` by ids; gives the number of ids.
+
+    id_of[value] is the id + 1, 0 where the value was not seen yet.
+    """
     for i in range(len(column)):
         value = column[i]
         if id_of[value] == 0:
@@ -141,7 +157,10 @@ def _encode_direct(column: Any, id_of: Any, num_ids: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _slot(keys: Any, ids: Any, key: int) -> int:
-    """Where `key` is, or would go, in an open-addressing map (Knuth's multiplicative hash, linear probing)."""
+    """Where `key` is, or would go, in an open-addressing map.
+
+    Knuth's multiplicative hash, linear probing.
+    """
     mask = len(keys) - 1
     at = (((key & 0xFFFFFFFF) * 2654435769) >> 7) & mask
     while ids[at] != 0 and keys[at] != key:
@@ -151,7 +170,10 @@ def _slot(keys: Any, ids: Any, key: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _encode_hashed(column: Any, keys: Any, ids: Any, num_ids: int) -> tuple[int, int]:
-    """As `_encode_direct`, through a map; stops before it is over half full: (values done, number of ids)."""
+    """As `_encode_direct`, through a map; gives (values done, number of ids).
+
+    Stops before the map is over half full.
+    """
     for i in range(len(column)):
         key = column[i]
         at = _slot(keys, ids, key)
@@ -175,11 +197,12 @@ def _rehash(keys: Any, ids: Any, new_keys: Any, new_ids: Any) -> None:
 
 
 class IdMap:
-    """Dense ids 0, 1, 2, ... of one column's values in order of first appearance, over any number of pieces.
+    """Dense ids 0, 1, 2, ... of a column's values in order of first appearance, over all pieces.
 
     Args:
-        max_ind_range: values lie in [0, max_ind_range): a table of int32 that the system hands out page by page.
-            Where it is not > 0, values are any int32 and the map grows with their number (16 bytes a value).
+        max_ind_range: values lie in [0, max_ind_range): a table of int32 that the system hands out
+            page by page. Where it is not > 0, values are any int32 and the map grows with their
+            number (16 bytes a value).
     """
 
     def __init__(self, max_ind_range: int) -> None:
@@ -224,6 +247,14 @@ def _write_decimal(value: int, text: Bytes, at: int) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _write_hex(value: int, text: Bytes, at: int) -> int:
+    for shift in range(28, -1, -4):
+        text[at] = _HEX_TEXT[(value >> shift) & 15]
+        at += 1
+    return at
+
+
+@njit(nogil=True, cache=True)
 def write_rows(numbers: Any, categories: Any, missing: Any, text: Bytes) -> int:
     """Write rows as Criteo text.
 
@@ -244,10 +275,7 @@ def write_rows(numbers: Any, categories: Any, missing: Any, text: Bytes) -> int:
             elif field < FIRST_SPARSE:
                 at = _write_decimal(numbers[row, field], text, at)
             else:
-                value = categories[row, field - FIRST_SPARSE]
-                for shift in range(28, -1, -4):
-                    text[at] = _HEX_TEXT[(value >> shift) & 15]
-                    at += 1
+                at = _write_hex(categories[row, field - FIRST_SPARSE], text, at)
             text[at] = _TAB
             at += 1
         text[at - 1] = _NEWLINE

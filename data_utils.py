@@ -1,6 +1,7 @@
 """What the disk holds: raw Criteo text becomes rows of small integers that training maps or loads.
 
-raw text -> parsed rows -> sub-sampled -> ids -> (shuffled) -> three files of int32 rows. Also a program of its own:
+raw text -> parsed rows -> sub-sampled -> ids -> (shuffled) -> three files of int32 rows.
+Also a program of its own:
 
     python data_utils.py --data_path=DIR --max-ind-range=10000000 --memory-map
     python data_utils.py --make-demo=DIR --demo-rows=1000000
@@ -31,11 +32,13 @@ import original_files
 from command_line import ArgumentParser, UserError, number_in, run
 from criteo_text import (
     FIRST_SPARSE,
+    KAGGLE_PARTS,
     NUM_FIELDS,
     NUM_SPARSE,
     OK,
     IdMap,
     Rows,
+    cut_evenly,
     describe_bad_field,
     parse_rows,
 )
@@ -51,7 +54,6 @@ from prepared_data import (
     recipe,
 )
 
-KAGGLE_PARTS = 7  # the original cuts Kaggle's one file into the seven days that it covers
 PROCESSED_NAMES = {
     "kaggle": "kaggleAdDisplayChallenge_processed.npz",
     "terabyte": "terabyte_processed.npz",
@@ -60,7 +62,8 @@ PIECE_BYTES = 4 << 20  # text parsed at a time by one thread
 BUCKET_BYTES = 128 << 20  # rows that the shuffle holds in memory at a time
 MAX_BUCKETS = 512  # files that the shuffle has open at a time
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Piece = tuple[int, Rows]  # (part, rows of it)
 
 
@@ -71,64 +74,22 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """The flags that `spec_from_options` reads; shared by this program and the trainer."""
     group = parser.add_argument_group("Criteo data")
     flag = group.add_argument
-    flag(
-        "--data-set",
-        choices=("kaggle", "terabyte"),
-        help="kaggle (train.txt) or terabyte (day_0, ...)",
-    )
-    flag(
-        "--data_path",
-        default="",
-        metavar="DIR",
-        help="folder that holds day_0, day_1, ... or train.txt",
-    )
-    flag(
-        "--raw-data-file",
-        default="",
-        metavar="PATH",
-        help=".../train.txt, or .../day (the number is appended)",
-    )
-    flag(
-        "--processed-data-file",
-        default="",
-        metavar="PATH",
-        help="where the prepared data is or goes",
-    )
-    flag(
-        "--data-randomize",
-        choices=("total", "day", "none"),
-        default="total",
-        help="shuffle of the training rows",
-    )
-    flag(
-        "--max-ind-range",
-        type=int,
-        default=-1,
-        help="> 0: categories are taken modulo this; no table is larger",
-    )
+    flag("--data-set", choices=("kaggle", "terabyte"), help="kaggle: train.txt; terabyte: day_<d>")
+    flag("--data_path", default="", metavar="DIR", help="folder of day_0, day_1, ... or train.txt")
+    flag("--raw-data-file", default="", metavar="PATH", help=".../train.txt, or .../day without _0")
+    flag("--processed-data-file", default="", metavar="PATH", help="where prepared data is or goes")
+    flag("--data-randomize", choices=("total", "day", "none"), default="total", help="row shuffle")
+    flag("--max-ind-range", type=int, default=-1, help="> 0: most rows; categories modulo this")
     flag(
         "--data-sub-sample-rate",
         type=number_in(float, 0, 1),
         default=0.0,
         help="drop a row of label 0 with this probability",
     )
-    flag(
-        "--memory-map",
-        action="store_true",
-        help="map the prepared rows from disk instead of loading them",
-    )
+    flag("--memory-map", action="store_true", help="map the rows from disk instead of loading them")
     flag("--dataset-multiprocessing", action="store_true", help="prepare with all cores")
-    flag(
-        "--mlperf-bin-loader",
-        action="store_true",
-        help="write and read one flat int32 file a split",
-    )
-    flag(
-        "--numpy-rand-seed",
-        type=number_in(int, 0, 2**32 - 1),
-        default=123,
-        help="seed of all random numbers",
-    )
+    flag("--mlperf-bin-loader", action="store_true", help="write, read one flat int32 file a split")
+    flag("--numpy-rand-seed", type=number_in(int, 0, 2**32 - 1), default=123, help="of all draws")
 
 
 def spec_from_options(options: argparse.Namespace) -> DataSpec:
@@ -177,7 +138,8 @@ def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
     }
     if data_set is None and all(found.values()):
         raise UserError(
-            f"--data_path={folder} holds train.txt and day files: say --data-set=kaggle or terabyte",
+            f"--data_path={folder} holds train.txt and day files:"
+            " say --data-set=kaggle or terabyte",
             True,
         )
     if not any(found.values()) and data_set is None:
@@ -193,7 +155,7 @@ def find_sources(spec: DataSpec) -> list[Path]:
     """The raw files, in order.
 
     Raises:
-        UserError: a file is missing, unreadable or empty, there is one day only, or day numbers have a gap.
+        UserError: a file is missing, unreadable or empty, or days are too few or have a gap.
     """
     sources = [spec.raw] if spec.data_set == "kaggle" else _find_days(spec.raw)
     for path in sources:
@@ -225,7 +187,8 @@ def _find_days(raw: Path) -> list[Path]:
             " ..." if len(gaps) > 5 else ""
         )
         raise UserError(
-            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}): days are numbered from 0",
+            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}):"
+            " days are numbered from 0",
             True,
         )
     if len(days) < 2:
@@ -243,7 +206,7 @@ def prepare(spec: DataSpec) -> Prepared:
     """The prepared data of `spec`, made now if it is not there: complete or absent, never half.
 
     Raises:
-        UserError: the raw data or what is prepared already is wrong, or the disk is full or read-only.
+        UserError: raw or prepared data is wrong, or the disk is full or read-only.
     """
     if prepared := find_prepared(spec):
         return prepared
@@ -256,7 +219,10 @@ def prepare(spec: DataSpec) -> Prepared:
 
 
 def wait_until_prepared(spec: DataSpec) -> Prepared:
-    """For a rank that leaves preparation to another one on its machine: poll, in no collective, so without a limit."""
+    """For a rank that leaves preparation to another one on its machine.
+
+    It polls, in no collective, so without a time limit.
+    """
     if not original_files.find(spec.raw, spec.processed, spec.mapped) and not find_prepared(spec):
         find_sources(spec)
     while (prepared := find_prepared(spec)) is None:
@@ -266,7 +232,7 @@ def wait_until_prepared(spec: DataSpec) -> Prepared:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder itself as a lock, so that two runs do not prepare at once; leaves no file behind."""
+    """Hold the folder itself as a lock against a second run; leaves no file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -277,7 +243,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _disk_trouble(spec: DataSpec, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for the prepared data in {spec.directory.parent}: --processed-data-file can name a disk"
+        return (
+            f"no space left for the prepared data in {spec.directory.parent}:"
+            " --processed-data-file can name a disk"
+        )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"cannot write to {spec.directory.parent}: name a writable --processed-data-file"
     return f"cannot prepare data: {error}"
@@ -312,14 +281,15 @@ def _announce(spec: DataSpec, meta: dict[str, Any], seconds: float) -> None:
     rows = meta["rows"]
     total = sum(rows.values())
     print(
-        f"Prepared {total} rows ({rows['train']} train, {rows['test']} test, {rows['val']} validation) in"
-        f" {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s: {spec.directory.parent}",
+        f"Prepared {total} rows"
+        f" ({rows['train']} train, {rows['test']} test, {rows['val']} validation)"
+        f" in {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s: {spec.directory.parent}",
         flush=True,
     )
 
 
 def _publish_flat(spec: DataSpec, partial: Path, meta: dict[str, Any]) -> Prepared:
-    """Move the files to the original's flat names; the one that `find_flat` wants last goes last."""
+    """Move the files to the original's flat names; what `find_flat` wants last goes last."""
     counts = Path(f"{spec.raw}_fea_count.npz")
     if not os.access(counts.parent, os.W_OK):
         counts = Path(f"{spec.stem}_fea_count.npz")
@@ -346,22 +316,23 @@ def _convert(spec: DataSpec, sources: list[Path], folder: Path) -> dict[str, Any
             sizes = [sizes[0] // KAGGLE_PARTS] * KAGGLE_PARTS
         kept = _sub_sample(pieces, spec.sub_sample_rate, np.random.RandomState(spec.seed))
         encoded = ((part, _encode(rows, ids, pool)) for part, rows in kept)
-        rows = _write_splits(encoded, folder, sizes, spec.order, spec.seed)
-    return rows | {"counts": [column.num_ids for column in ids]}
+        written = _write_splits(encoded, folder, sizes, spec.order, spec.seed)
+    return written | {"counts": [column.num_ids for column in ids]}
 
 
 def _import(spec: DataSpec, original: original_files.Original, folder: Path) -> dict[str, Any]:
     """The original's own arrays to the three files in `folder`; what it shuffled stays as it is."""
     if 0 < spec.max_ind_range < max(original.counts):
         raise UserError(
-            f"{original.files[0]} has a table of {max(original.counts)} rows, --max-ind-range={spec.max_ind_range}"
-            " allows fewer: give the flag that it was made with",
+            f"{original.files[0]} has a table of {max(original.counts)} rows,"
+            f" --max-ind-range={spec.max_ind_range} allows fewer:"
+            " give the flag that it was made with",
             everywhere=True,
         )
     order = "file" if original.shuffled else spec.order
     sizes = [ROW_BYTES * rows for rows in original.rows_per_part]
-    rows = _write_splits(original_files.read(original), folder, sizes, order, spec.seed)
-    return rows | {"counts": list(original.counts)}
+    written = _write_splits(original_files.read(original), folder, sizes, order, spec.seed)
+    return written | {"counts": list(original.counts)}
 
 
 def _progress(total: int) -> "tqdm[Any]":
@@ -371,7 +342,7 @@ def _progress(total: int) -> "tqdm[Any]":
 def _parse_files(
     spec: DataSpec, sources: list[Path], pool: ThreadPoolExecutor, bar: "tqdm[Any]"
 ) -> Iterator[Piece]:
-    """Parsed rows with the number of their file, in file order; up to two pieces a thread are under way."""
+    """Parsed rows with the number of their file, in order; two pieces a thread are under way."""
 
     def parse(item: tuple[int, Path, int, bytes]) -> Piece:
         number, path, line, text = item
@@ -416,7 +387,7 @@ def _parse_piece(path: Path, first_line: int, text: bytes, max_ind_range: int) -
 def _map_in_order(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
-    """`map` on the pool's threads, results in order, with few items under way: memory stays bounded."""
+    """`map` on the pool's threads, in order, with few items under way: memory stays bounded."""
     ahead = 2 * pool._max_workers
     pending: deque[Future[Result]] = deque()
     for item in items:
@@ -436,14 +407,9 @@ def _count_lines(path: Path) -> int:
     return lines + (last != b"\n")
 
 
-def part_sizes(num_rows: int, num_parts: int) -> list[int]:
-    """Rows of each of `num_parts` consecutive parts; the first are one row longer if it does not divide."""
-    return [num_rows // num_parts + (part < num_rows % num_parts) for part in range(num_parts)]
-
-
 def _cut(pieces: Iterable[Piece], num_rows: int) -> Iterator[Piece]:
     """Kaggle's one file as its seven parts."""
-    ends = np.cumsum(part_sizes(num_rows, KAGGLE_PARTS))
+    ends = np.cumsum(cut_evenly(num_rows, KAGGLE_PARTS))
     row = 0
     for _, rows in pieces:
         inside = ends[(ends > row) & (ends < row + len(rows))] - row
@@ -455,7 +421,7 @@ def _cut(pieces: Iterable[Piece], num_rows: int) -> Iterator[Piece]:
 def _sub_sample(
     pieces: Iterable[Piece], rate: float, random: np.random.RandomState
 ) -> Iterator[Piece]:
-    """Drop rows of label 0 whose number is below `rate`; one number a row of either label, so the seed decides."""
+    """Drop rows of label 0 whose number is below `rate`; rows of label 1 draw one too."""
     for part, rows in pieces:
         if rate > 0:
             number = random.uniform(size=len(rows))
@@ -481,7 +447,8 @@ def _write_splits(
     Args:
         pieces: rows of parts 0, 1, ... in order; the last part is for evaluation.
         sizes: about how many bytes each part has.
-        order: of the training rows: file, day (shuffled within each part) or total (over all training parts).
+        order: of the training rows: file, day (shuffled within each part) or total (over all
+            training parts).
         seed: of the shuffle, which has a generator of its own.
     """
     rows_per_part = [0] * len(sizes)
@@ -500,23 +467,24 @@ def _write_splits(
             os.fsync(file.fileno())
     num_test = (rows_per_part[last] + 1) // 2
     _split_file(folder / "test.bin", folder / "val.bin", ROW_BYTES * num_test)
-    rows = {
+    written = {
         "train": sum(rows_per_part[:last]),
         "test": num_test,
         "val": rows_per_part[last] - num_test,
     }
-    if not rows["train"] or not rows["test"]:
+    if not written["train"] or not written["test"]:
         raise UserError(
-            f"too few rows: {rows['train']} to train and {rows['test']} to test are left",
+            f"too few rows: {written['train']} to train and {written['test']} to test are left",
             everywhere=True,
         )
-    return {"rows": rows, "rows_per_part": rows_per_part}
+    return {"rows": written, "rows_per_part": rows_per_part}
 
 
 class _Shuffle:
-    """Uniform shuffle of more rows than memory holds: each row goes to a random bucket, each bucket is permuted.
+    """Uniform shuffle of more rows than memory holds.
 
-    (Sanders, "Random permutations on distributed, external and hierarchical memory", 1998.)
+    Each row goes to a random bucket, each bucket is permuted (Sanders, "Random permutations on
+    distributed, external and hierarchical memory", 1998).
     """
 
     def __init__(
@@ -544,7 +512,10 @@ class _Shuffle:
     def _open(self, part: int) -> None:
         self._part = part
         num_buckets = min(MAX_BUCKETS, self._sizes[part] // BUCKET_BYTES + 1)
-        self._buckets = [open(self._folder / f"bucket_{k}", "w+b") for k in range(num_buckets)]
+        self._buckets = [
+            open(self._folder / f"bucket_{k}", "w+b")  # noqa: SIM115 (finish closes it)
+            for k in range(num_buckets)
+        ]
 
     def finish(self, out: BinaryIO) -> None:
         """Append the buckets to `out`, each permuted, and remove them."""
@@ -587,7 +558,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     criteo_demo.add_demo_options(parser)
     options = parser.parse_args(argv)
     if options.make_demo:
-        print(criteo_demo.make(criteo_demo.demo_from_options(options), disk_error=_demo_trouble))
+        print(criteo_demo.make(criteo_demo.demo_from_options(options)))
         return 0
     spec = spec_from_options(options)
     already = find_prepared(spec) is not None

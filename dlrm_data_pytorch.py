@@ -1,7 +1,8 @@
 """What the model eats: batches of one compact block, and the data sets and loaders that make them.
 
-A data set is a sequence of batches: `data[i]` is this rank's share of batch i, whoever asks and in whatever order, so
-loader workers and a resumed run see the same rows. Data sets read; preparing is data_utils' work.
+A data set is a sequence of batches: `data[i]` is this rank's share of batch i, whoever asks and in
+whatever order, so loader workers and a resumed run see the same rows. Data sets read; preparing is
+data_utils' work.
 """
 
 import warnings
@@ -26,7 +27,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Features:
-    """What the device made of a batch: dense (b, m) float32, bags of b rows and T tables, label (b, 1) float32."""
+    """What the device made of a batch of b rows.
+
+    Attributes:
+        dense: (b, m) float32.
+        bags: of b rows and T tables.
+        label: (b, 1) float32.
+    """
 
     dense: torch.Tensor
     bags: Bags
@@ -35,7 +42,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's rows of a batch as one contiguous int32 block, how many these are, and how many every rank has.
+    """A rank's rows of a batch as one contiguous int32 block, and how many each rank has.
 
     The block is all that travels to the device; `decode` makes the model's tensors of it there.
     """
@@ -83,7 +90,9 @@ class BagBatch(Batch):
         dense, label, lengths, ids = torch.tensor_split(self.block, [int(end) for end in ends])
         bags = Bags(ids.long(), lengths.long().view(rows, self.num_tables), self.ids_per_rank)
         return Features(
-            dense.view(torch.float32).view(rows, -1), bags, label.view(torch.float32).view(rows, 1)
+            dense.view(torch.float32).view(rows, self.num_dense),
+            bags,
+            label.view(torch.float32).view(rows, 1),
         )
 
 
@@ -99,7 +108,7 @@ class BatchData(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: training and evaluation batches, rows of each table, number of dense features."""
+    """The data of a run: training and evaluation batches, table rows, number of dense features."""
 
     train: BatchData
     test: BatchData
@@ -110,7 +119,7 @@ class Data:
 def load(
     data: BatchData, numbers: Iterable[int], num_workers: int, device: torch.device
 ) -> "DataLoader[Batch]":
-    """A loader of the batches `numbers`, in that order, made by `num_workers` processes (0: by this one)."""
+    """A loader of batches `numbers`, in order, made by `num_workers` processes (0: this one)."""
     return DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=None,
@@ -128,7 +137,8 @@ class CriteoData:
     """Batches of prepared Criteo rows.
 
     Args:
-        rows: (n, 40) int32: the split's rows, or with `shares_only` the rank's rows of batch 0, 1, ... in order.
+        rows: (n, 40) int32: the split's rows, or with `shares_only` the rank's rows of batch 0,
+            1, ... in order.
         num_rows: rows of the split, over all ranks.
         batch_size: rows of a batch, over all ranks.
         counts: rows of each table; an id outside is an error.
@@ -176,13 +186,14 @@ class CriteoData:
             row, table = (int(at[0]) for at in np.nonzero(outside))
             where = getattr(self._rows, "filename", None) or "the data"
             raise UserError(
-                f"row {first + row} of the epoch in {where}: id {ids[row, table]} of table {table} is outside its"
+                f"row {first + row} of the epoch in {where}:"
+                f" id {ids[row, table]} of table {table} is outside its"
                 f" {self._counts[table]} rows; delete the prepared data to have it made again"
             )
 
 
 def draw_training_order(prepared: Prepared, randomize: str) -> Ints | None:
-    """Which row of the file is row k of an epoch, drawn from numpy's global generator; None: file order.
+    """Which row of the file is row k of an epoch, from numpy's global generator; None: file order.
 
     The original draws the same once more for its test data, which does not use it; so does this.
     """
@@ -223,7 +234,7 @@ def criteo_split(
     order: Ints | None,
     in_memory: bool,
 ) -> CriteoData:
-    """Batches of one split: mapped from disk, or this rank's rows loaded in the order of the epoch."""
+    """Batches of one split: mapped from disk, or this rank's rows loaded in the epoch's order."""
     rows = prepared.rows(split)
     if in_memory:
         wanted = _rows_of_share(len(rows), batch_size, process)
@@ -244,7 +255,8 @@ def criteo_data(
 
     Args:
         prepared: what is on disk.
-        randomize: total, day, none: order of training rows that are loaded; mapped rows are read as they lie.
+        randomize: total, day, none: order of training rows that are loaded; mapped rows are read
+            as they lie.
         in_memory: load this rank's rows instead of mapping the files.
         batch_sizes: rows of a training and of an evaluation batch, over all ranks.
         split: test or val.
@@ -289,7 +301,8 @@ class StackDistances:
     """Draws ids by LRU stack distance (a trace's profile), as the original's synthetic data does.
 
     Args:
-        path: three comma-separated lines: ids by first use, stack distances, their cumulative probabilities.
+        path: three comma-separated lines: ids by first use, stack distances, their cumulative
+            probabilities.
         padding: what `--data-trace-enable-padding` says.
     """
 
@@ -301,22 +314,23 @@ class StackDistances:
             self._probabilities = np.array([float(word) for word in lines[2].split(",")])
         except (OSError, ValueError, IndexError) as error:
             raise UserError(
-                f"--data-trace-file: {path}: {error}; expected three comma-separated lines (ids, stack distances,"
-                " cumulative probabilities), a file a table",
+                f"--data-trace-file: {path}: {error}; expected three comma-separated lines"
+                " (ids, stack distances, cumulative probabilities), a file a table",
                 everywhere=True,
             ) from error
         if len(self._distances) != len(self._probabilities) or not 0 <= max(self._distances) <= len(
             self._ids
         ):
             raise UserError(
-                f"--data-trace-file: {path}: {len(self._distances)} distances up to {max(self._distances)},"
-                f" {len(self._probabilities)} probabilities and {len(self._ids)} ids do not fit together",
+                f"--data-trace-file: {path}: {len(self._distances)} distances"
+                f" up to {max(self._distances)}, {len(self._probabilities)} probabilities"
+                f" and {len(self._ids)} ids do not fit together",
                 everywhere=True,
             )
         self._padding = padding
 
     def draw(self, size: int, random: np.random.RandomState) -> Ints:
-        """`size` ids of one bag, repetitions included; each bag begins with the list as it was read."""
+        """`size` ids of one bag, repetitions included; each begins with the list as it was read."""
         recent = list(self._ids)
         num_new = 0
         drawn = np.empty(size, np.int64)
@@ -338,9 +352,10 @@ class StackDistances:
 
 
 class RandomData:
-    """Random or synthetic batches, drawn one after the other from a generator that starts anew at batch 0.
+    """Random or synthetic batches, drawn in turn from a generator that starts anew at batch 0.
 
-    Every rank draws the whole batch and keeps its rows. Asked for a batch out of turn, it draws those before.
+    Every rank draws the whole batch and keeps its rows. Asked for a batch out of turn, it draws
+    those before.
     """
 
     def __init__(self, spec: RandomSpec, process: Process) -> None:
@@ -410,8 +425,9 @@ class RandomData:
         ).astype(np.int64)
         if ids.min() < 0 or ids.max() >= spec.num_rows[table]:
             raise UserError(
-                f"gaussian data drew id {ids.max() if ids.min() >= 0 else ids.min()} for table {table} of"
-                f" {spec.num_rows[table]} rows: let --rand-data-min and --rand-data-max lie inside every table",
+                f"gaussian data drew id {ids.max() if ids.min() >= 0 else ids.min()} for table"
+                f" {table} of {spec.num_rows[table]} rows: let --rand-data-min and"
+                " --rand-data-max lie inside every table",
                 everywhere=True,
             )
         return ids

@@ -1,4 +1,6 @@
-"""DLRM, the Deep Learning Recommendation Model (Naumov et al., arXiv 1906.00091), trained on Ascend NPU, GPU or CPU.
+"""DLRM, the Deep Learning Recommendation Model, trained on Ascend NPU, GPU or CPU.
+
+Naumov et al., arXiv 1906.00091.
 
 python dlrm_s_pytorch.py --mini-batch-size=2 --data-size=6
 torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
@@ -6,10 +8,9 @@ torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
 
 import os
 
-os.environ.setdefault(
-    "TORCH_DEVICE_BACKEND_AUTOLOAD", "0"
-)  # torch_npu is imported with --use-npu only: a broken CANN
-# would else keep torch from being imported at all, and this must stand before the first import of torch
+# torch_npu is imported with --use-npu only: a broken CANN would else keep torch from being
+# imported at all, and this must stand before the first import of torch
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import argparse
 import contextlib
@@ -76,43 +77,18 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Model").add_argument
-    flag(
-        "--arch-sparse-feature-size",
-        type=number_in(int, 1),
-        default=2,
-        help="embedding dimension D",
-    )
+    flag("--arch-sparse-feature-size", type=number_in(int, 1), default=2, help="embedding width D")
     flag(
         "--arch-embedding-size",
         type=dashed_ints,
         default=(4, 3, 2),
         help="rows of each table; a data set has its own",
     )
-    flag(
-        "--arch-mlp-bot",
-        type=dashed_ints,
-        default=(4, 3, 2),
-        help="bottom MLP widths, dense features first",
-    )
-    flag(
-        "--arch-mlp-top",
-        type=dashed_ints,
-        default=(4, 2, 1),
-        help="top MLP widths after the interaction",
-    )
-    flag(
-        "--arch-interaction-op", choices=("dot", "cat"), default="dot", help="how vectors interact"
-    )
-    flag(
-        "--arch-interaction-itself",
-        action="store_true",
-        help="dot: keep products of a vector with itself",
-    )
-    flag(
-        "--weighted-pooling",
-        choices=("fixed", "learned"),
-        help="a weight a row in the sum over a bag, 1 at the start",
-    )
+    flag("--arch-mlp-bot", type=dashed_ints, default=(4, 3, 2), help="widths, dense features first")
+    flag("--arch-mlp-top", type=dashed_ints, default=(4, 2, 1), help="widths after the interaction")
+    flag("--arch-interaction-op", choices=("dot", "cat"), default="dot", help="how vectors combine")
+    flag("--arch-interaction-itself", action="store_true", help="dot: also vectors with themselves")
+    flag("--weighted-pooling", choices=("fixed", "learned"), help="row weights in bags, 1 at first")
     flag("--activation-function", choices=("relu",), default="relu", help="hidden activation")
 
 
@@ -124,51 +100,24 @@ def _add_compressed(parser: argparse.ArgumentParser) -> None:
     flag("--md-round-dims", action="store_true", help="dimensions are powers of two")
     flag("--qr-flag", action="store_true", help="quotient-remainder tables (arXiv 1909.02107)")
     flag("--qr-threshold", type=int, default=200, help="smaller tables stay plain")
-    flag(
-        "--qr-operation",
-        choices=("mult", "add", "concat"),
-        default="mult",
-        help="how both parts combine",
-    )
+    flag("--qr-operation", choices=("mult", "add", "concat"), default="mult", help="how parts join")
     flag("--qr-collisions", type=int, default=4, help="rows that share a quotient")
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Loss").add_argument
     flag("--loss-function", choices=("mse", "bce", "wbce"), default="mse", help="loss")
-    flag(
-        "--loss-weights",
-        type=dashed_floats,
-        default=(1.0, 1.0),
-        help="wbce: weight of label 0, of label 1",
-    )
-    flag(
-        "--loss-threshold",
-        type=float,
-        default=0.0,
-        help="in (0, 0.5): predictions are clamped to [t, 1-t]; 0: not",
-    )
-    flag(
-        "--round-targets", type=true_or_false, default=False, help="random data: targets are 0 or 1"
-    )
+    flag("--loss-weights", type=dashed_floats, default=(1.0, 1.0), help="wbce: of label 0, label 1")
+    flag("--loss-threshold", type=float, default=0.0, help="clamp predictions to [t, 1-t]; 0: not")
+    flag("--round-targets", type=true_or_false, default=False, help="random data: targets 0 or 1")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Data").add_argument
     kinds = ("random", "synthetic", "dataset")
-    flag(
-        "--data-generation",
-        choices=kinds,
-        default="random",
-        help="where rows come from; --data_path: dataset",
-    )
+    flag("--data-generation", choices=kinds, default="random", help="source; --data_path: dataset")
     flag("--num-workers", type=number_in(int, 0), default=0, help="loader processes")
-    flag(
-        "--test-num-workers",
-        type=number_in(int, -1),
-        default=-1,
-        help="loader processes of evaluation; -1: as above",
-    )
+    flag("--test-num-workers", type=number_in(int, -1), default=-1, help="for tests; -1: as above")
     flag("--data-size", type=number_in(int, 1), default=1, help="random data: rows of an epoch")
     flag(
         "--num-batches",
@@ -176,86 +125,30 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="> 0: full random batches; at most that many of a set",
     )
-    flag(
-        "--num-indices-per-lookup",
-        type=number_in(int, 1),
-        default=10,
-        help="random data: most indices in a bag",
-    )
-    flag(
-        "--num-indices-per-lookup-fixed",
-        type=true_or_false,
-        default=False,
-        help="exactly that many in each bag",
-    )
-    flag(
-        "--rand-data-dist",
-        choices=("uniform", "gaussian"),
-        default="uniform",
-        help="distribution of indices",
-    )
+    flag("--num-indices-per-lookup", type=number_in(int, 1), default=10, help="most indices a bag")
+    flag("--num-indices-per-lookup-fixed", type=true_or_false, default=False, help="all bags alike")
+    flag("--rand-data-dist", choices=("uniform", "gaussian"), default="uniform", help="of indices")
     flag("--rand-data-min", type=float, default=0, help="gaussian: lowest index")
     flag("--rand-data-max", type=float, default=1, help="gaussian: highest index")
-    flag(
-        "--rand-data-mu",
-        type=float,
-        default=-1,
-        help="gaussian: mean; -1: the middle of lowest and highest",
-    )
-    flag(
-        "--rand-data-sigma",
-        type=number_in(float, 0),
-        default=1,
-        help="gaussian: standard deviation",
-    )
-    flag(
-        "--data-trace-file",
-        default="./input/dist_emb_j.log",
-        help="synthetic: profile; j is the table's number",
-    )
-    flag(
-        "--data-trace-enable-padding",
-        type=true_or_false,
-        default=False,
-        help="synthetic: pad the first distance",
-    )
-    flag(
-        "--eval-split",
-        choices=("test", "val"),
-        default="test",
-        help="which half of the last part evaluates",
-    )
+    flag("--rand-data-mu", type=float, default=-1, help="gaussian: mean; -1: middle of min and max")
+    flag("--rand-data-sigma", type=number_in(float, 0), default=1, help="gaussian: std. deviation")
+    flag("--data-trace-file", default="./input/dist_emb_j.log", help="synthetic; j: table's number")
+    flag("--data-trace-enable-padding", type=true_or_false, default=False, help="pad 1st distance")
+    flag("--eval-split", choices=("test", "val"), default="test", help="half of the last part used")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Training").add_argument
     flag("--mini-batch-size", type=number_in(int, 1), default=1, help="rows a step, over all ranks")
-    flag(
-        "--test-mini-batch-size",
-        type=int,
-        default=-1,
-        help="rows of an evaluation batch; -1: as in training",
-    )
+    flag("--test-mini-batch-size", type=int, default=-1, help="rows a test batch; -1: as training")
     flag("--nepochs", type=number_in(int, 1), default=1, help="passes over the data")
     flag("--learning-rate", type=number_in(float, 0), default=0.01, help="learning rate")
     flag("--optimizer", choices=("sgd", "adagrad", "rwsadagrad"), default="sgd", help="optimiser")
     flag("--lr-num-warmup-steps", type=number_in(int, 0), default=0, help="steps of linear warm-up")
     flag("--lr-decay-start-step", type=number_in(int, 0), default=0, help="first step of the decay")
-    flag(
-        "--lr-num-decay-steps",
-        type=number_in(int, 0),
-        default=0,
-        help="steps of the decay; 0: none",
-    )
-    flag(
-        "--mlperf-grad-accum-iter",
-        type=number_in(int, 1),
-        default=1,
-        help="batches an optimiser step",
-    )
-    flag(
-        "--sync-dense-params", type=true_or_false, default=True, help="accepted: ranks always agree"
-    )
+    flag("--lr-num-decay-steps", type=number_in(int, 0), default=0, help="steps of decay; 0: none")
+    flag("--mlperf-grad-accum-iter", type=number_in(int, 1), default=1, help="batches an update")
+    flag("--sync-dense-params", type=true_or_false, default=True, help="accepted: they always are")
     flag("--print-precision", type=number_in(int, 0, 16), default=5, help="digits of --debug-mode")
 
 
@@ -263,23 +156,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Device and processes").add_argument
     flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
     flag("--use-gpu", action="store_true", help="CUDA")
-    flag(
-        "--local_rank",
-        type=number_in(int, -1),
-        default=-1,
-        help="which card; -1: the launcher's LOCAL_RANK",
-    )
-    flag(
-        "--dist-backend",
-        choices=("nccl", "hccl", "gloo", "mpi"),
-        help="how ranks talk; default by device",
-    )
+    flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
+    flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
     flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
-    flag(
-        "--dry-run",
-        action="store_true",
-        help="check options and device, prepare the data, then stop",
-    )
+    flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
 
 
 def _add_reporting(parser: argparse.ArgumentParser) -> None:
@@ -288,73 +168,29 @@ def _add_reporting(parser: argparse.ArgumentParser) -> None:
     flag("--test-freq", type=int, default=-1, help="> 0: steps between evaluations")
     flag("--print-time", action="store_true", help="measure ms/it")
     flag("--print-wall-time", action="store_true", help="the time of day at each log line")
-    flag(
-        "--debug-mode",
-        action="store_true",
-        help="print architecture, data, parameters before and after",
-    )
-    flag(
-        "--enable-profiling",
-        action="store_true",
-        help=f"chrome trace and table of the first {PROFILED_STEPS} steps",
-    )
+    flag("--debug-mode", action="store_true", help="print model, data, parameters before and after")
+    flag("--enable-profiling", action="store_true", help=f"trace and table, {PROFILED_STEPS} steps")
     flag("--plot-compute-graph", action="store_true", help="not available yet")
     flag("--tensor-board-filename", default="run_kaggle_pt", help="TensorBoard folder; empty: none")
-    flag(
-        "--performance",
-        action="store_true",
-        help=f"measure speed: no evaluation, stop after {PERFORMANCE_LINES} lines",
-    )
+    flag("--performance", action="store_true", help=f"speed: {PERFORMANCE_LINES} lines, no tests")
 
 
 def _add_model_files(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Model files, inference, export").add_argument
-    flag(
-        "--save-model",
-        default="",
-        metavar="PATH",
-        help="write the best model, or the last without evaluations",
-    )
+    flag("--save-model", default="", metavar="PATH", help="write the best model (untested: last)")
     flag("--load-model", default="", metavar="PATH", help="continue from, or evaluate, this model")
     flag("--inference-only", action="store_true", help="evaluate and stop")
-    flag(
-        "--quantize-mlp-with-bit",
-        type=int,
-        choices=(8, 16, 32),
-        default=32,
-        help="not available yet",
-    )
-    flag(
-        "--quantize-emb-with-bit",
-        type=int,
-        choices=(4, 8, 32),
-        default=32,
-        help="not available yet",
-    )
+    flag("--quantize-mlp-with-bit", type=int, choices=(8, 16, 32), default=32, help="not available")
+    flag("--quantize-emb-with-bit", type=int, choices=(4, 8, 32), default=32, help="not available")
     flag("--save-onnx", action="store_true", help="not available yet")
 
 
 def _add_mlperf(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("MLPerf").add_argument
-    flag(
-        "--mlperf-logging",
-        action="store_true",
-        help="full metrics at each evaluation (events: not available yet)",
-    )
-    flag(
-        "--mlperf-acc-threshold",
-        type=number_in(float, 0, 1),
-        default=0.0,
-        help="stop at this accuracy",
-    )
-    flag(
-        "--mlperf-auc-threshold", type=number_in(float, 0, 1), default=0.0, help="stop at this AUC"
-    )
-    flag(
-        "--mlperf-bin-shuffle",
-        action="store_true",
-        help="shuffle whole batches of --mlperf-bin-loader's files",
-    )
+    flag("--mlperf-logging", action="store_true", help="full metrics (events: not available yet)")
+    flag("--mlperf-acc-threshold", type=number_in(float, 0, 1), default=0.0, help="stop once there")
+    flag("--mlperf-auc-threshold", type=number_in(float, 0, 1), default=0.0, help="stop once there")
+    flag("--mlperf-bin-shuffle", action="store_true", help="shuffle --mlperf-bin-loader's batches")
 
 
 def _refuse_unavailable(options: argparse.Namespace) -> None:
@@ -442,8 +278,8 @@ class Architecture:
         if len(bottom) < 2 or bottom[-1] != dim:
             widths = "-".join(str(width) for width in options.arch_mlp_bot)
             raise UserError(
-                f"--arch-mlp-bot={widths} ends in {bottom[-1]}, --arch-sparse-feature-size={dim}: the bottom MLP's last"
-                " width must equal the embedding dimension",
+                f"--arch-mlp-bot={widths} ends in {bottom[-1]}, --arch-sparse-feature-size={dim}:"
+                " the bottom MLP's last width must equal the embedding dimension",
                 everywhere=True,
             )
         vectors = len(num_rows) + 1
@@ -462,7 +298,7 @@ class Architecture:
 
 
 class Interaction(nn.Module):
-    """The bottom output followed by products of pairs of vectors (dot), or by the vectors themselves (cat)."""
+    """The bottom output followed by products of pairs of vectors (dot), or by the vectors (cat)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -481,7 +317,7 @@ class Interaction(nn.Module):
 
 
 class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
-    """Embedding bags, bottom MLP, interaction, top MLP. Attribute names are the keys of the original's checkpoints."""
+    """Embedding bags, bottom MLP, interaction, top MLP; named as in the original's checkpoints."""
 
     def __init__(
         self, architecture: Architecture, process: ext_dist.Process, optimizer: str
@@ -501,7 +337,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.interact = Interaction(architecture).to(process.device)
 
     def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
-        """Click probabilities (B, 1) of this rank's B rows; ranks move ids and vectors between them."""
+        """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors."""
         dense = self.bot_l(features.dense)
         pooled = self.emb_l(features.bags, rows_per_rank)
         probability: torch.Tensor = self.top_l(self.interact(dense, pooled))
@@ -516,8 +352,8 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
 def build_mlp(widths: Sequence[int], last: nn.Module) -> nn.Sequential:
     """Linear layers with ReLU between them and `last` at the end.
 
-    Weights are normal(0, sqrt(2/(m+n))) for n inputs and m outputs (Glorot and Bengio, 2010), biases
-    normal(0, sqrt(1/m)), drawn from numpy's global generator layer by layer.
+    Weights are normal(0, sqrt(2/(m+n))) for n inputs and m outputs (Glorot and Bengio, 2010),
+    biases normal(0, sqrt(1/m)), drawn from numpy's global generator layer by layer.
     """
     layers: list[nn.Module] = []
     for n, m in itertools.pairwise(widths):
@@ -535,7 +371,7 @@ def build_mlp(widths: Sequence[int], last: nn.Module) -> nn.Sequential:
 
 
 class Trainer:
-    """A model in training: one step, one epoch, one evaluation at a time; knows when to print, test, save and stop."""
+    """A model in training; knows when to print, test, save and stop."""
 
     def __init__(
         self,
@@ -572,7 +408,8 @@ class Trainer:
         progress = self.progress
         if progress.epoch >= self.options.nepochs - 1 and progress.iter >= self.num_batches:
             self.reporter.say(
-                f"nothing left to train: {self.options.nepochs} epoch(s) are done; --nepochs can be more"
+                f"nothing left to train: {self.options.nepochs} epoch(s) are done;"
+                " --nepochs can be more"
             )
             return
         for epoch in range(progress.epoch, self.options.nepochs):
@@ -603,7 +440,7 @@ class Trainer:
         return True
 
     def train_step(self, batch: dp.Batch, it: int) -> torch.Tensor:
-        """Forward, backward, and at the end of an accumulation the update; gives this rank's share of the loss."""
+        """Forward, backward, and the update if it is due; gives this rank's share of the loss."""
         accumulate = self.options.mlperf_grad_accum_iter
         group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
         updates = it % accumulate == 0 or it == self.num_batches
@@ -742,7 +579,7 @@ def make_process(options: argparse.Namespace) -> ext_dist.Process:
 def prepare_data(
     options: argparse.Namespace, process: ext_dist.Process
 ) -> data_utils.Prepared | None:
-    """Criteo data on disk, made by the first rank of each machine while the others wait in no collective."""
+    """Criteo data on disk; each machine's first rank makes it, the others wait in no collective."""
     if options.data_generation != "dataset":
         return None
     spec = data_utils.spec_from_options(options)

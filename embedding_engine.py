@@ -1,4 +1,4 @@
-"""The embedding engine: all tables of a rank in one weight matrix, looked up at once, updated in the backward pass."""
+"""The embedding engine: all tables of a rank in one matrix, updated in the backward pass."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,9 +15,10 @@ VALUES_AT_A_TIME = 1 << 22  # initial values drawn at a time
 
 
 class _Lookup(torch.autograd.Function):
-    """Pooled vectors of bags; its backward hands the gradient to the tables, which update their rows in place.
+    """Pooled vectors of bags; its backward hands the gradient to the tables.
 
-    So no gradient of a table's size exists. `anchor` is what makes autograd come back here.
+    These update their rows in place, so no gradient of a table's size exists. `anchor` is
+    what makes autograd come back here.
     """
 
     @staticmethod
@@ -44,10 +45,11 @@ class EmbeddingTables(nn.Module):
         learned_pooling: each row has a weight in the sum over its bag, trained too.
 
     Attributes:
-        weight: (rows of this rank, D), the shards one after the other, in the order of their tables.
+        weight: (rows of this rank, D), the shards one after the other, in order of their tables.
         pooling: (rows of this rank, 1) weights, or None.
         lr: rate of the next update.
-        update_in_backward: False keeps row gradients (accumulation) for the next backward pass that updates.
+        update_in_backward: False keeps row gradients (accumulation) for the next backward pass
+            that updates.
     """
 
     def __init__(
@@ -138,9 +140,9 @@ class EmbeddingTables(nn.Module):
 
     @torch.no_grad()
     def initialise(self, num_rows: Sequence[int]) -> None:
-        """Draw uniform(+-sqrt(1/rows)) for every table in order from numpy's global generator; keep what is mine.
+        """Draw uniform(+-sqrt(1/rows)) for each table in order from numpy's global generator.
 
-        Every rank draws every table, so the numbers are those of one process.
+        Every rank draws every table and keeps its rows, so the numbers are those of one process.
         """
         views = {
             shard.table: view
@@ -162,7 +164,7 @@ class EmbeddingTables(nn.Module):
         ]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that has a row for each row of this rank, by name: weight, pooling, optimiser state.
+        """What has a row for each row of this rank, by name: weight, pooling, optimiser state.
 
         State of the pooling weights is called `pooling.sum`, that of the tables by its own name.
         """
@@ -176,7 +178,7 @@ class EmbeddingTables(nn.Module):
         return found
 
     def shard_views(self, name: str) -> Iterator[tuple[Shard, torch.Tensor | None]]:
-        """(shard, its part of `tensors()[name]`) of all ranks' shards; None for what others hold."""
+        """(shard, its part of `tensors()[name]`) of all shards; None for what other ranks hold."""
         views = iter(self._views(self.tensors()[name]))
         for shard in self.shards:
             yield shard, next(views) if shard.rank == self.exchange.process.rank else None
@@ -191,7 +193,7 @@ class EmbeddingTables(nn.Module):
 
 
 class PoolingWeights(nn.Module):
-    """The learned pooling weights under the names of the original's state dict, `v_W_l.{table}`; the engine has them."""
+    """The engine's learned pooling weights under the original's names, `v_W_l.{table}`."""
 
     def __init__(self, tables: EmbeddingTables) -> None:
         super().__init__()

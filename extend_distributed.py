@@ -36,7 +36,7 @@ class Process:
 
 
 def launched_local_rank() -> int:
-    """This process's number on its machine, from the launcher's LOCAL_RANK; 0 without a launcher."""
+    """This process's number on its machine, by the launcher's LOCAL_RANK; 0 without one."""
     return _environment_int("LOCAL_RANK", 0)
 
 
@@ -56,7 +56,8 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world_size > 1 and missing:
         raise UserError(
-            f"WORLD_SIZE={world_size} but {', '.join(missing)} not set: start the ranks with torchrun"
+            f"WORLD_SIZE={world_size} but {', '.join(missing)} not set:"
+            " start the ranks with torchrun"
         )
     if not 0 <= rank < world_size:
         raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: expected 0 to {world_size - 1}")
@@ -85,7 +86,8 @@ def _find_device(device_type: str, card: int) -> torch.device:
             f", built for CUDA {torch.version.cuda}" if device_type == "cuda" else ""
         )
         raise UserError(
-            f"{flag}: no {device_type} device found (looked with {built}); without {flag} the CPU trains",
+            f"{flag}: no {device_type} device found (looked with {built});"
+            f" without {flag} the CPU trains",
             True,
         )
     if card >= count:
@@ -102,8 +104,8 @@ def _import_torch_npu() -> None:
     except (ImportError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--use-npu: torch_npu cannot be imported ({reason}): install requirements-npu.txt and source CANN's"
-            " set_env.sh (test/env_npu.sh does)",
+            f"--use-npu: torch_npu cannot be imported ({reason}):"
+            " install requirements-npu.txt and source CANN's set_env.sh (test/env_npu.sh does)",
             everywhere=True,
         ) from error
 
@@ -123,7 +125,10 @@ def _backend_for(device_type: str, backend: str) -> str:
 
 @contextlib.contextmanager
 def joined(process: Process) -> Iterator[None]:
-    """Join the ranks in a process group for the time of the block; one that exists already is used and left alone."""
+    """Join the ranks in a process group for the time of the block.
+
+    One that exists already is used and left alone.
+    """
     if process.world_size == 1 or dist.is_initialized():
         yield
         return
@@ -142,7 +147,7 @@ def joined(process: Process) -> Iterator[None]:
 
 
 def split_rows(num_rows: int, world_size: int) -> list[int]:
-    """Rows of a batch that each rank computes: consecutive shares, the first ones one row longer."""
+    """Rows of a batch that each rank computes: consecutive shares, the first may be one longer."""
     return [num_rows // world_size + (rank < num_rows % world_size) for rank in range(world_size)]
 
 
@@ -164,9 +169,10 @@ class Shard:
 
 
 def place_tables(num_rows: Sequence[int], world_size: int) -> tuple[Shard, ...]:
-    """Spread whole tables over ranks: largest first, to the rank with the fewest tables, then the fewest rows.
+    """Spread whole tables over ranks: largest first, to the rank with the fewest tables, then rows.
 
-    Every table costs one lookup a row of the batch, so equal numbers of tables come before equal memory.
+    Every table costs one lookup a row of the batch, so equal numbers of tables come before equal
+    memory.
     """
     tables, rows = [0] * world_size, [0] * world_size
     shards = []
@@ -188,7 +194,8 @@ class Bags:
     Args:
         ids: (n,) int64.
         lengths: (B, T) int64, or None where every bag holds one id (n = B * T).
-        ids_per_rank: (ranks, T), on the host: how many ids each rank's rows have; with lengths only.
+        ids_per_rank: (ranks, T), on the host: how many ids each rank's rows have; with lengths
+            only.
     """
 
     ids: torch.Tensor
@@ -217,7 +224,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 class Exchange:
-    """Moves ids to the ranks that hold their tables, and pooled vectors back to the ranks that hold the rows."""
+    """Moves ids to the ranks that hold their tables, pooled vectors back to those of the rows."""
 
     def __init__(self, process: Process, shards: Sequence[Shard]) -> None:
         self.process = process
@@ -235,25 +242,21 @@ class Exchange:
         return self.tables_of[self.process.rank]
 
     def ids_to_tables(self, bags: Bags, rows_per_rank: Sequence[int]) -> Bags:
-        """Bags of this rank's rows in all tables -> bags of all ranks' rows in this rank's tables."""
+        """Bags of this rank's rows in all tables -> of all ranks' rows in this rank's tables."""
         if self.process.world_size == 1:
             return bags
-        mine, width = rows_per_rank[self.process.rank], len(self.my_tables)
-        send = [mine * len(tables) for tables in self.tables_of]
+        rank, width = self.process.rank, len(self.my_tables)
+        send = [rows_per_rank[rank] * len(tables) for tables in self.tables_of]
         receive = [rows * width for rows in rows_per_rank]
         if bags.lengths is None:
-            return Bags(
-                _AllToAll.apply(self._columns_by_rank(bags.ids.view(mine, -1)), send, receive)
-            )
-        lengths = _AllToAll.apply(self._columns_by_rank(bags.lengths), send, receive).view(
-            -1, width
-        )
+            ids = bags.ids.view(rows_per_rank[rank], len(self._by_rank))
+            return Bags(_AllToAll.apply(self._columns_by_rank(ids), send, receive))
+        lengths = _AllToAll.apply(self._columns_by_rank(bags.lengths), send, receive)
         assert bags.ids_per_rank is not None
-        send = [
-            int(bags.ids_per_rank[self.process.rank, tables].sum()) for tables in self.tables_of
-        ]
+        send = [int(bags.ids_per_rank[rank, tables].sum()) for tables in self.tables_of]
         receive = bags.ids_per_rank[:, self.my_tables].sum(1).tolist()
-        return Bags(_AllToAll.apply(self._ids_by_rank(bags), send, receive), lengths)
+        ids = _AllToAll.apply(self._ids_by_rank(bags), send, receive)
+        return Bags(ids, lengths.view(sum(rows_per_rank), width))
 
     def _columns_by_rank(self, columns: torch.Tensor) -> torch.Tensor:
         """(b, T) -> flat, the columns of rank 0's tables first, each rank's row by row."""
@@ -263,7 +266,7 @@ class Exchange:
         )
 
     def _ids_by_rank(self, bags: Bags) -> torch.Tensor:
-        """Ids of bags of any length, those of rank 0's tables first; a stable sort keeps rows and tables in order."""
+        """Ids of bags of any length, those of rank 0's tables first; the sort is stable."""
         assert bags.lengths is not None
         rank_of_bag = self._rank_of.expand_as(bags.lengths).reshape(-1)
         rank_of_id = torch.repeat_interleave(
@@ -303,7 +306,7 @@ def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
 def gather_on_first(
     process: Process, values: torch.Tensor, sizes: Sequence[int]
 ) -> list[torch.Tensor]:
-    """Each rank's host tensor of `sizes[rank]` leading rows, in a list on rank 0; an empty list elsewhere."""
+    """Each rank's host tensor of `sizes[rank]` leading rows, listed on rank 0; elsewhere none."""
     if process.world_size == 1:
         return [values]
     if not process.is_first:

@@ -36,7 +36,7 @@ def make_loss(kind: str, weights: Sequence[float], device: torch.device) -> Loss
 
 
 class LossMeter:
-    """Losses of steps, kept on the device until they are printed, so that a step does not wait for it."""
+    """Losses of steps, kept on the device until printed, so that a step does not wait for it."""
 
     def __init__(self, process: ext_dist.Process) -> None:
         self._process = process
@@ -68,8 +68,9 @@ class LossMeter:
         for loss, (rows, it, epoch) in zip(losses.tolist(), self._steps, strict=True):
             if not math.isfinite(loss):
                 raise UserError(
-                    f"the loss became {loss} at it {it} of epoch {epoch}: training stops and saves no model; a lower"
-                    " --learning-rate or a warm-up (--lr-num-warmup-steps) may help",
+                    f"the loss became {loss} at it {it} of epoch {epoch}:"
+                    " training stops and saves no model;"
+                    " a lower --learning-rate or a warm-up (--lr-num-warmup-steps) may help",
                     everywhere=True,
                 )
             self._sum += loss * rows

@@ -14,8 +14,8 @@ NAN = float("nan")
 class Metrics:
     """Metrics of predictions against labels; accuracy and base rate as fractions.
 
-    ap and auc are scikit-learn's average_precision_score and roc_auc_score of the raw predictions, log_loss the mean
-    negative log likelihood in nats, base_rate the share of label 1.
+    ap and auc are scikit-learn's average_precision_score and roc_auc_score of the raw predictions,
+    log_loss the mean negative log likelihood in nats, base_rate the share of label 1.
     """
 
     accuracy: float
@@ -35,8 +35,9 @@ class Metrics:
 def compute(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> Metrics:
     """Metrics of (n,) predictions in [0, 1] against (n,) labels.
 
-    Predictions are rounded half to even at 0.5 where a class is needed. Where labels are not 0 and 1 only the accuracy
-    means something; where they are all the same ap and auc do not exist: the rest is nan.
+    Predictions are rounded half to even at 0.5 where a class is needed. Where labels are not 0 and
+    1 only the accuracy means something; where they are all the same ap and auc do not exist: the
+    rest is nan.
     """
     from sklearn import (
         metrics as sklearn_metrics,
@@ -69,7 +70,10 @@ def compute(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) ->
 def remark(metrics: Metrics) -> str:
     """What a user should be told about the metrics; empty if nothing."""
     if np.isnan(metrics.base_rate):
-        return "labels are not 0 and 1 (--round-targets=true makes them so): only the accuracy is computed"
+        return (
+            "labels are not 0 and 1 (--round-targets=true makes them so):"
+            " only the accuracy is computed"
+        )
     if np.isnan(metrics.auc):
         return f"all labels are {metrics.base_rate:.0f}: auc and ap do not exist"
     if metrics.auc <= 0.5:

@@ -1,8 +1,9 @@
 """Files that the original program left: found, checked, and read a piece at a time.
 
     <processed>.npz                       X_int, X_cat, y, counts: all rows in file order
-    <raw>_<d>_reordered.npz               X_int, X_cat, y of day d, shuffled already; counts in <raw>_fea_count.npz
-    <processed>_{train,test,val}.bin      int32 rows of label, 13 integers, 26 ids; counts in <raw>_fea_count.npz
+    <raw>_<d>_reordered.npz               X_int, X_cat, y of day d, shuffled already
+    <processed>_{train,test,val}.bin      int32 rows of label, 13 integers, 26 ids
+    <raw>_fea_count.npz                   counts: of both forms above
     <raw>_day_count.npz                   total_per_file: rows of each part
 
 Their arrays hold integers clipped at 0, ids instead of categories, in any numeric type.
@@ -19,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from command_line import UserError
-from criteo_text import FIRST_SPARSE, NUM_DENSE, NUM_FIELDS, NUM_SPARSE, Rows
+from criteo_text import (
+    FIRST_SPARSE,
+    KAGGLE_PARTS,
+    NUM_DENSE,
+    NUM_FIELDS,
+    NUM_SPARSE,
+    Rows,
+    cut_evenly,
+)
 
 ROWS_AT_A_TIME = 1 << 17
 _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
@@ -27,7 +36,7 @@ _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
 
 @dataclass(frozen=True)
 class Original:
-    """Arrays of the original: files in order, rows of each table, rows of each part, whether they are shuffled."""
+    """Arrays of the original: files in order, rows of each table and part, whether shuffled."""
 
     files: list[Path]
     counts: tuple[int, ...]
@@ -36,7 +45,7 @@ class Original:
 
 
 def find(raw: Path, processed: Path, mapped: bool) -> Original | None:
-    """The original's npz files for `raw` or `processed`: those of each day where training maps its rows.
+    """The original's npz files for `raw` or `processed`: each day's where training maps its rows.
 
     Raises:
         UserError: they are there but not what the original writes.
@@ -54,7 +63,7 @@ def find(raw: Path, processed: Path, mapped: bool) -> Original | None:
 def find_flat(
     raw: Path, processed: Path, stem: Path
 ) -> tuple[dict[str, Path], tuple[int, ...], int, int] | None:
-    """(files by split, rows of each table, training rows, evaluation rows) of the flat form, or None."""
+    """(files by split, rows of each table, training, evaluation rows) of the flat form, or None."""
     for prefix in (processed, stem):
         files = {split: Path(f"{prefix}_{split}.bin") for split in ("train", "test", "val")}
         if all(path.is_file() for path in files.values()):
@@ -74,7 +83,7 @@ def _flat_rows(path: Path) -> int:
 
 
 def read(original: Original) -> Iterator[tuple[int, Rows]]:
-    """(part, rows) with rows (n, 40) int32 as the prepared data holds them, in order, a bounded piece at a time."""
+    """(part, rows) in order, a bounded piece at a time; rows (n, 40) int32 as in prepared data."""
     if len(original.files) > 1:
         for part, path in enumerate(original.files):
             for rows in _read_file(path, original.counts):
@@ -89,14 +98,17 @@ def read(original: Original) -> Iterator[tuple[int, Rows]]:
 
 
 def _prefixes(raw: Path) -> list[Path]:
-    """What names beside a raw file begin with: the original cuts `.txt`, and appends `_day` for Kaggle."""
+    """What names beside a raw file begin with.
+
+    The original cuts `.txt`, and appends `_day` for Kaggle.
+    """
     bare = raw.with_suffix("") if raw.suffix == ".txt" else raw
     return [raw, bare, bare.with_name(bare.name + "_day")]
 
 
 def _find_days(raw: Path) -> list[Path]:
     for prefix in _prefixes(raw):
-        days = []
+        days: list[Path] = []
         while (path := Path(f"{prefix}_{len(days)}_reordered.npz")).is_file():
             days.append(path)
         if len(days) > 1:
@@ -144,7 +156,7 @@ def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
         raise UserError(
             f"{raw}_day_count.npz: no such file; it holds the rows of each day of {whole}", True
         )
-    return tuple(rows // 7 + (part < rows % 7) for part in range(7))
+    return tuple(cut_evenly(rows, KAGGLE_PARTS))
 
 
 def _array(path: Path, name: str) -> npt.NDArray[Any]:
@@ -171,7 +183,7 @@ def _num_rows(path: Path) -> int:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, column-major, type) at the head of an npy file; leaves the file at its first value."""
+    """(shape, column-major, type) at the head of an npy file, left at its first value."""
     version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0
@@ -232,6 +244,7 @@ def _check_ids(path: Path, first_row: int, rows: Rows, counts: tuple[int, ...]) 
     if outside.any():
         row, table = (int(at[0]) for at in np.nonzero(outside))
         raise UserError(
-            f"{path}, row {first_row + row}: id {ids[row, table]} of table {table} is outside its {counts[table]} rows",
+            f"{path}, row {first_row + row}: id {ids[row, table]} of table {table}"
+            f" is outside its {counts[table]} rows",
             everywhere=True,
         )

@@ -47,7 +47,7 @@ class DataSpec:
 
     @property
     def order(self) -> str:
-        """Order of the training rows on disk: file, total, day. In-memory data is shuffled when it is loaded."""
+        """Order of the training rows on disk: file, total, day; loaded data is shuffled later."""
         return self.randomize if self.mapped and self.randomize != "none" else "file"
 
     @property
@@ -63,7 +63,13 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared data on disk: a file a split, rows of each table, kept rows of each part (the last is test and val)."""
+    """Prepared data on disk.
+
+    Attributes:
+        files: by split.
+        counts: rows of each table.
+        rows_per_part: kept rows of each part; the last is test and val.
+    """
 
     files: dict[str, Path]
     counts: tuple[int, ...]
@@ -111,6 +117,7 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
 
 
 def from_meta(directory: Path, meta: dict[str, Any]) -> Prepared:
+    """The prepared data in `directory` as its meta.json describes it; looks at no file."""
     files = {split: directory / f"{split}.bin" for split in SPLITS}
     return Prepared(files, tuple(meta["counts"]), tuple(meta["rows_per_part"]))
 
@@ -120,14 +127,15 @@ def _how_to_rebuild(spec: DataSpec) -> str:
 
 
 def _check_flat(spec: DataSpec, counts: tuple[int, ...]) -> None:
-    """Flat files say nothing of their making but, where we wrote them, in a meta file beside them."""
+    """Flat files say nothing of their making, but a meta file lies beside those we wrote."""
     meta_file = spec.stem.with_name(spec.stem.name + "_meta.json")
     if meta_file.is_file():
         _check_meta(spec, json.loads(meta_file.read_text()))
     if 0 < spec.max_ind_range < max(counts):
         raise UserError(
-            f"{spec.stem}_train.bin has a table of {max(counts)} rows, --max-ind-range={spec.max_ind_range} allows"
-            " fewer: give the flag that it was made with, or another --processed-data-file",
+            f"{spec.stem}_train.bin has a table of {max(counts)} rows,"
+            f" --max-ind-range={spec.max_ind_range} allows fewer:"
+            " give the flag that it was made with, or another --processed-data-file",
             everywhere=True,
         )
 
@@ -163,17 +171,18 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
         path = spec.raw.parent / then["name"]
         if path.is_file() and fingerprint(path) != then:
             raise UserError(
-                f"{path} is not the file that {spec.directory} was made from (its size or time changed):"
-                f" {_how_to_rebuild(spec)}",
+                f"{path} is not the file that {spec.directory} was made from"
+                f" (its size or time changed): {_how_to_rebuild(spec)}",
                 everywhere=True,
             )
-    if not meta.get("imported") and spec.data_set == "terabyte" and (days := day_numbers(spec.raw)):
-        if len(days) != len(meta["sources"]):
-            got = f"made from {len(meta['sources'])} days, now there are {len(days)}"
-            raise UserError(f"{spec.directory} was {got}: {_how_to_rebuild(spec)}", everywhere=True)
+    days = day_numbers(spec.raw) if spec.data_set == "terabyte" else []
+    if days and len(days) != len(meta["sources"]) and not meta.get("imported"):
+        got = f"made from {len(meta['sources'])} days, now there are {len(days)}"
+        raise UserError(f"{spec.directory} was {got}: {_how_to_rebuild(spec)}", everywhere=True)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
+    """What tells whether a file is the same without reading it: name, size, time."""
     status = path.stat()
     return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 

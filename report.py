@@ -1,8 +1,8 @@
-"""What a run tells: its log lines (one function a format), progress bar, TensorBoard; and what a log says afterwards.
+"""What a run tells: log lines (one function a format), bar, TensorBoard; and what a log says.
 
 As a program it reads a log and writes the 8-way scripts' results:
 
-    python report.py train_0.log --results=DLRM_bs32768_8p_acc.log --plot=DLRM.png --batch-size=32768 ...
+    python report.py train_0.log --results=DLRM_bs32768_8p_acc.log --plot=DLRM.png ...
 """
 
 import math
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from command_line import ArgumentParser, UserError, number_in, run
 from metrics import Metrics, remark
 
-# ---------------------------------------------------------------- log lines: frozen, scripts cut them with awk
+# ------------------------------------------------ log lines: frozen, scripts cut them with awk
 
 
 def training_line(
@@ -27,7 +27,10 @@ def training_line(
 ) -> str:
     """Comma-field 2 holds ms/it, 3 the loss."""
     clock = f" ({wall_time})" if wall_time else ""
-    return f"Finished training it {it}/{num_batches} of epoch {epoch}, {ms_per_it:.2f} ms/it, loss {loss:.6f}{clock}"
+    return (
+        f"Finished training it {it}/{num_batches} of epoch {epoch}, {ms_per_it:.2f} ms/it,"
+        f" loss {loss:.6f}{clock}"
+    )
 
 
 def testing_line(it: int, num_batches: int, epoch: int) -> str:
@@ -43,7 +46,8 @@ def accuracy_line(metrics: Metrics, best_accuracy: float) -> str:
 def metrics_line(metrics: Metrics, best_accuracy: float, best_auc: float) -> str:
     """An evaluation with --mlperf-logging: blank-field 10 holds the AUC."""
     return (
-        f"recall {metrics.recall:.4f}, precision {metrics.precision:.4f}, f1 {metrics.f1:.4f}, ap {metrics.ap:.4f},"
+        f"recall {metrics.recall:.4f}, precision {metrics.precision:.4f},"
+        f" f1 {metrics.f1:.4f}, ap {metrics.ap:.4f},"
         f" auc {metrics.auc:.4f}, best auc {best_auc:.4f},"
         f" accuracy {metrics.accuracy * 100:.3f} %, best accuracy {best_accuracy * 100:.3f} %"
     )
@@ -74,7 +78,7 @@ class Reporter:
     def evaluation(
         self, where: tuple[int, int, int], metrics: Metrics, best: tuple[float, float], step: int
     ) -> None:
-        """An evaluation at `where` = (it, batches, epoch), with `best` = (accuracy, auc) so far, this one included."""
+        """An evaluation at `where` = (it, batches, epoch); `best` = (accuracy, auc) includes it."""
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -84,7 +88,7 @@ class Reporter:
 
 
 class Console(Reporter):
-    """The first rank's: log lines always, a bar where the output is a terminal, TensorBoard where a folder is named."""
+    """The first rank's: log lines, a bar on a terminal, TensorBoard where a folder is named."""
 
     def __init__(self, full_metrics: bool, wall_time: bool, tensor_board: str) -> None:
         self._full_metrics, self._wall_time, self._folder = full_metrics, wall_time, tensor_board
@@ -172,12 +176,12 @@ class LogSummary:
     accuracies: list[float] = field(default_factory=list)
 
     def images_per_second(self, batch_size: int) -> float:
-        """batch * 1000 / mean ms/it of the `Finished` lines, the first (warm-up) left out; nan without others."""
+        """batch * 1000 / mean ms/it of `Finished` lines but the first (warm-up); nan without."""
         times = [ms for ms in self.ms_per_it[1:] if ms > 0]
         return batch_size * 1000 * len(times) / sum(times) if times else math.nan
 
     def train_accuracy(self) -> float:
-        """The last AUC where there is one, else the last accuracy, as a fraction; nan without an evaluation."""
+        """The last AUC where there is one, else the last accuracy, a fraction; nan without both."""
         for values in (self.aucs, self.accuracies):
             if values:
                 return values[-1]
@@ -214,7 +218,7 @@ def summarise(text: str) -> LogSummary:
 
 
 def plot(summary: LogSummary, path: Path, title: str) -> None:
-    """A picture of the loss and, where there are evaluations, the AUC (else the accuracy) over steps."""
+    """A picture of the loss and, if evaluated, the AUC (else the accuracy) over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -250,7 +254,7 @@ def final_result(fps: float, accuracy: float, seconds: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the final result of a log, write its results file, draw its picture; gives the exit status."""
+    """Print a log's final result, write its results file, draw its picture; gives the status."""
     parser = ArgumentParser(prog="report.py", description="What a training log says.")
     parser.add_argument("log", type=Path, help="rank 0's log")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Learning rate: linear warm-up, then polynomial decay of power 2, then constant (as MLPerf's DLRM has it)."""
+"""Learning rate, as in MLPerf's DLRM: linear warm-up, polynomial decay of power 2, constant."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,8 @@ class LearningRateSchedule:
         if self.num_decay > 0 and self.decay_start < self.num_warmup:
             raise UserError(
                 f"--lr-decay-start-step={self.decay_start} lies before the end of the warm-up"
-                f" (--lr-num-warmup-steps={self.num_warmup}): warm-up must end before the decay starts",
+                f" (--lr-num-warmup-steps={self.num_warmup}):"
+                " warm-up must end before the decay starts",
                 everywhere=True,
             )
 

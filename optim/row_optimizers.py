@@ -1,7 +1,8 @@
 """Optimisers that change only the rows of a table that a batch touched.
 
-Shapes depend on the number of ids, never on their values, and nothing waits for the device: duplicate rows are
-summed into as many slots as there are ids, and the slots left over add zero to row 0.
+Shapes depend on the number of ids, never on their values, and nothing waits for the device:
+duplicate rows are summed into as many slots as there are ids, and the slots left over add zero to
+row 0.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,10 @@ class RowSGD:
 
 
 class RowAdagrad(RowSGD):
-    """torch.optim.Adagrad's rule for sparse gradients: one accumulator an element (Duchi et al., 2011)."""
+    """torch.optim.Adagrad's rule for sparse gradients: one accumulator an element.
+
+    Duchi et al., 2011.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__(weight)
@@ -64,7 +68,7 @@ class RowAdagrad(RowSGD):
 
 
 class RowWiseAdagrad(RowSGD):
-    """Adagrad with one accumulator a row: the mean over the row of the squared gradient (as FBGEMM has it)."""
+    """Adagrad with one accumulator a row: the mean of the squared gradient (as FBGEMM has it)."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__(weight)
@@ -87,5 +91,6 @@ TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowSGD]] = {
 POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowSGD]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
-    "rwsadagrad": RowAdagrad,  # rows of one number: the same rule, under the dense parameters' name of its state
+    # rows of one number: the same rule, under the dense parameters' name of its state
+    "rwsadagrad": RowAdagrad,
 }

@@ -1,0 +1,140 @@
+"""What the tests share: running the program in this process, reading its lines, and data to run it on."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "test" / "golden"
+sys.path.insert(0, str(ROOT))
+
+import dlrm_s_pytorch  # noqa: E402
+from command_line import run  # noqa: E402
+
+NUMBER = r"([-+.\deE]+|nan|inf)"
+TRAINING = re.compile(
+    rf"^Finished training it (\d+)/(\d+) of epoch (\d+), {NUMBER} ms/it, loss {NUMBER}", re.M
+)
+METRICS = re.compile(
+    rf"^recall {NUMBER}, precision {NUMBER}, f1 {NUMBER}, ap {NUMBER}, auc {NUMBER}, "
+    rf"best auc {NUMBER}, accuracy {NUMBER} %, best accuracy {NUMBER} %$",
+    re.M,
+)
+METRIC_NAMES = ("recall", "precision", "f1", "ap", "auc", "best_auc", "accuracy", "best_accuracy")
+
+SMALL_MODEL = (
+    "--arch-sparse-feature-size=16 --arch-embedding-size=100-200-300-40 --arch-mlp-bot=13-64-16 "
+    "--arch-mlp-top=64-32-1 --mini-batch-size=64 --data-size=640 --loss-function=bce "
+    "--round-targets=True --learning-rate=0.1"
+).split()
+CRITEO_MODEL = (
+    "--arch-sparse-feature-size=16 --arch-mlp-bot=13-64-16 --arch-mlp-top=64-1 --loss-function=bce "
+    "--learning-rate=0.1 --mini-batch-size=128 --test-mini-batch-size=512 --mlperf-logging"
+).split()
+
+
+@dataclass
+class Result:
+    """A finished run: exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def losses(self) -> list[tuple[int, int, int, float]]:
+        """(it, of, epoch, loss) of each log line."""
+        return losses_of(self.out)
+
+    @property
+    def tests(self) -> list[dict[str, float]]:
+        """The metrics of each evaluation with --mlperf-logging."""
+        return metrics_of(self.out)
+
+
+def losses_of(text):
+    return [(int(m[1]), int(m[2]), int(m[3]), float(m[5])) for m in TRAINING.finditer(text)]
+
+
+def metrics_of(text):
+    return [
+        dict(zip(METRIC_NAMES, (float(word) for word in found.groups()), strict=True))
+        for found in METRICS.finditer(text)
+    ]
+
+
+def train(*argv, program=dlrm_s_pytorch.main):
+    """Run the program in this process as a user would from a shell."""
+    out, err = io.StringIO(), io.StringIO()
+    words = [str(word) for word in argv]
+    if program is dlrm_s_pytorch.main and not any("tensor-board" in word for word in words):
+        words.append("--tensor-board-filename=")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run(program, words)
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def assert_same_losses(got, want):
+    """Equal places, and losses within what six printed decimals and float32 allow."""
+    assert [line[:3] for line in got] == [line[:3] for line in want]
+    for one, other in zip(got, want, strict=True):
+        assert abs(one[3] - other[3]) <= max(1e-5 * abs(other[3]), 1.1e-6), (one, other)
+
+
+def shell(*command, cwd=None, env=None, timeout=300):
+    """Run a command as a user does; gives the finished process with its text."""
+    settings = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=settings | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def golden(name):
+    return json.loads((GOLDEN / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def kaggle(tmp_path_factory):
+    """A folder with the golden train.txt, shared: tests that write into it take a copy."""
+    folder = tmp_path_factory.mktemp("data") / "kaggle"
+    shutil.copytree(GOLDEN / "data" / "kaggle", folder)
+    return folder
+
+
+@pytest.fixture
+def kaggle_copy(tmp_path):
+    folder = tmp_path / "kaggle"
+    shutil.copytree(GOLDEN / "data" / "kaggle", folder)
+    return folder
+
+
+def write_days(folder, num_days, num_rows, seed=0):
+    """Tiny day files; gives the rows as written: lists of fields as text."""
+    import random
+
+    draw = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    days = []
+    for day in range(num_days):
+        rows = []
+        for _ in range(num_rows):
+            integers = [draw.choice(["", str(draw.randint(-2, 50))]) for _ in range(13)]
+            categories = [draw.choice(["", f"{draw.randint(0, 9) * 0x1999999A:08x}"]) for _ in range(26)]
+            rows.append([str(draw.randint(0, 1)), *integers, *categories])
+        (folder / f"day_{day}").write_text("".join("\t".join(row) + "\n" for row in rows))
+        days.append(rows)
+    return days

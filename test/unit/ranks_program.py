@@ -1,0 +1,57 @@
+"""Runs cases of the program in one process group, so that one launch serves all of them.
+
+    torchrun --nproc_per_node=3 ranks_program.py cases.json results.json
+
+cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed"}}, lists by rank.
+"""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch.distributed as dist
+
+import dlrm_s_pytorch as dlrm
+
+
+class Watched(dlrm.Trainer):
+    """A trainer that counts the rows it computes and stays reachable."""
+
+    latest = None
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.rows_computed = 0
+        Watched.latest = self
+
+    def train_step(self, batch, it):
+        self.rows_computed += batch.decode().label.shape[0]
+        return super().train_step(batch, it)
+
+
+def main():
+    cases, results = Path(sys.argv[1]), Path(sys.argv[2])
+    dist.init_process_group("gloo")
+    dlrm.Trainer = Watched
+    found = {}
+    for name, argv in json.loads(cases.read_text()).items():
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert dlrm.main(argv) == 0
+        trainer = Watched.latest
+        facts = [None] * dist.get_world_size()
+        mine = (len(trainer.model.emb_l.weight), trainer.data.train.rows_read, trainer.rows_computed)
+        dist.all_gather_object(facts, mine)
+        columns = dict(zip(("table_rows", "rows_read", "rows_computed"), zip(*facts, strict=True), strict=True))
+        found[name] = {"out": out.getvalue(), **columns}
+    if dist.get_rank() == 0:
+        results.write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""N ranks train what one rank trains, and each does its share of the work."""
+
+import json
+import sys
+
+import pytest
+from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, assert_same_losses, losses_of, metrics_of, shell
+
+WORLD_SIZES = (2, 3, 8)
+RANDOM = [*SMALL_MODEL, "--num-batches=100", "--tensor-board-filename="]
+RANDOM_SHORT = [*SMALL_MODEL, "--num-batches=12", "--tensor-board-filename="]
+
+RANDOM_CASES = {
+    "sgd_100_steps": [*RANDOM, "--print-freq=10"],
+    "learned_sgd": [*RANDOM_SHORT, "--weighted-pooling=learned"],
+    "fixed_pooling": [*RANDOM_SHORT, "--weighted-pooling=fixed"],
+    "adagrad": [*RANDOM_SHORT, "--optimizer=adagrad", "--learning-rate=0.01"],
+    "rwsadagrad": [*RANDOM_SHORT, "--optimizer=rwsadagrad", "--learning-rate=0.01"],
+    "learned_adagrad": [
+        *RANDOM_SHORT, "--optimizer=adagrad", "--weighted-pooling=learned", "--learning-rate=0.01",
+    ],
+    "learned_rwsadagrad": [
+        *RANDOM_SHORT, "--optimizer=rwsadagrad", "--weighted-pooling=learned", "--learning-rate=0.01",
+    ],
+    "cat": [*RANDOM_SHORT, "--arch-interaction-op=cat"],
+    "one_id_a_bag": [*RANDOM_SHORT, "--num-indices-per-lookup=1", "--num-indices-per-lookup-fixed=true"],
+    "accumulation": [*RANDOM_SHORT, "--mlperf-grad-accum-iter=5", "--optimizer=adagrad"],
+    "does_not_divide": [*RANDOM_SHORT, "--mini-batch-size=50", "--num-batches=0", "--data-size=333"],
+    "last_batch_smaller_than_ranks": [
+        *RANDOM_SHORT, "--mini-batch-size=16", "--num-batches=0", "--data-size=50", "--nepochs=2",
+    ],
+    "batch_of_one": [*RANDOM_SHORT, "--mini-batch-size=1", "--num-batches=5"],
+    "fewer_tables_than_ranks": ["--mini-batch-size=9", "--data-size=40", "--tensor-board-filename="],
+}  # fmt: skip
+
+
+def criteo_cases(folder):
+    data = [*CRITEO_MODEL, f"--data_path={folder}", "--tensor-board-filename=", "--print-freq=10"]
+    return {
+        "criteo_in_memory": [*data, "--mini-batch-size=61", "--test-freq=50", "--test-mini-batch-size=99"],
+        "criteo_mapped": [*data, "--memory-map", "--data-randomize=none", "--test-freq=30"],
+        "criteo_adagrad": [*data, "--optimizer=rwsadagrad", "--learning-rate=0.02", "--test-freq=47"],
+        "criteo_rate_1": [*data, "--learning-rate=1", "--nepochs=2", "--test-freq=47"],
+        "criteo_workers": [*data, "--num-workers=2", "--num-batches=10"],
+    }
+
+
+def launch(num_ranks, cases, folder):
+    """Run the cases on that many CPU ranks; gives their results."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    program = [ROOT / "test" / "unit" / "ranks_program.py", folder / "cases.json", folder / "results.json"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    finished = shell(*launcher, *program, env={"OMP_NUM_THREADS": "1"}, timeout=400)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def cases(kaggle):
+    return RANDOM_CASES | criteo_cases(kaggle)
+
+
+@pytest.fixture(scope="module")
+def one_rank(cases, tmp_path_factory):
+    return launch(1, cases, tmp_path_factory.mktemp("ranks_1"))
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES)
+def many_ranks(request, one_rank, cases, tmp_path_factory):
+    return request.param, launch(request.param, cases, tmp_path_factory.mktemp(f"ranks_{request.param}"))
+
+
+def test_losses_and_auc_are_those_of_one_rank(one_rank, many_ranks):
+    for name, alone in one_rank.items():
+        together = many_ranks[1][name]
+        if name == "criteo_rate_1":  # rounding grows at such rates: only the AUC is comparable
+            tolerance = 5e-4
+        else:
+            tolerance = 1e-4
+            assert_same_losses(losses_of(together["out"]), losses_of(alone["out"]))
+        tests, wanted = metrics_of(together["out"]), metrics_of(alone["out"])
+        assert len(tests) == len(wanted)
+        for test, want in zip(tests, wanted, strict=True):
+            assert abs(test["auc"] - want["auc"]) <= tolerance + 1e-9, name
+
+
+def test_the_work_is_split(one_rank, many_ranks):
+    num_ranks, together = many_ranks
+    for name, alone in one_rank.items():
+        assert sum(together[name]["table_rows"]) == alone["table_rows"][0], name
+        assert sum(together[name]["rows_computed"]) == alone["rows_computed"][0], name
+    for name in ("sgd_100_steps", "criteo_in_memory", "criteo_mapped"):
+        for what in ("rows_read", "rows_computed"):
+            share = one_rank[name][what][0] / num_ranks
+            num_steps = 100
+            assert max(together[name][what]) <= share + num_steps, (name, what)
+    tables = together["criteo_mapped"]["table_rows"]
+    assert max(tables) < one_rank["criteo_mapped"]["table_rows"][0]
+
+
+def test_some_lines_were_compared(one_rank):
+    assert len(losses_of(one_rank["sgd_100_steps"]["out"])) == 10
+    assert len(metrics_of(one_rank["criteo_in_memory"]["out"])) == 2
