@@ -225,15 +225,24 @@ def _check_options(options: argparse.Namespace) -> None:
         f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability": (
             options.arch_mlp_top[-1] != 1
         ),
-        f"--save-model={options.save_model}: its folder does not exist": bool(options.save_model)
-        and not Path(options.save_model).absolute().parent.is_dir(),
-        f"--load-model={options.load_model}: no such file": bool(options.load_model)
-        and not Path(options.load_model).is_file(),
     }
     for message, is_problem in problems.items():
         if is_problem:
             raise UserError(message, everywhere=True)
+    _check_model_files(options)
     _schedule(options)
+
+
+def _check_model_files(options: argparse.Namespace) -> None:
+    """Before hours of training, not after."""
+    if options.load_model and not Path(options.load_model).is_file():
+        raise UserError(f"--load-model={options.load_model}: no such file", everywhere=True)
+    folder = Path(options.save_model).absolute().parent
+    if options.save_model and not os.access(folder, os.W_OK | os.X_OK):
+        reason = "is not writable" if folder.is_dir() else "does not exist"
+        raise UserError(f"--save-model={options.save_model}: its folder {reason}", everywhere=True)
+    if options.save_model and Path(options.save_model).is_dir():
+        raise UserError(f"--save-model={options.save_model} is a folder: name a file", True)
 
 
 def _schedule(options: argparse.Namespace) -> LearningRateSchedule:

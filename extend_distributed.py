@@ -73,32 +73,36 @@ def _environment_int(name: str, default: int) -> int:
         raise UserError(f"{name}={text!r} in the environment: expected a whole number") from None
 
 
+def count_cards(device_type: str) -> int:
+    """Cards of that type (cuda, npu) that torch finds here."""
+    module = torch.get_device_module(device_type)
+    return module.device_count() if module.is_available() else 0
+
+
 def _find_device(device_type: str, card: int) -> torch.device:
     if device_type == "cpu":
         return torch.device("cpu")
-    if device_type == "npu":
-        _import_torch_npu()
-    module = torch.get_device_module(device_type)
     flag = "--use-gpu" if device_type == "cuda" else "--use-npu"
-    count = module.device_count() if module.is_available() else 0
+    if device_type == "npu":
+        import_torch_npu()
+    count = count_cards(device_type)
     if count == 0:
-        built = f"torch {torch.__version__}" + (
-            f", built for CUDA {torch.version.cuda}" if device_type == "cuda" else ""
-        )
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        looked = f"torch {torch.__version__}, " + (built if device_type == "cuda" else "torch_npu")
         raise UserError(
-            f"{flag}: no {device_type} device found (looked with {built});"
-            f" without {flag} the CPU trains",
-            True,
+            f"{flag}: no {device_type} device found (looked with {looked}); without {flag} the CPU"
+            " trains",
+            everywhere=True,
         )
     if card >= count:
-        raise UserError(
-            f"{flag}: card {card} is asked for, found {count} ({device_type}:0 to {count - 1})"
-        )
-    module.set_device(card)
+        found = f"found {count}, {device_type}:0 to {device_type}:{count - 1}"
+        raise UserError(f"{flag}: card {card} is asked for, {found}")
+    torch.get_device_module(device_type).set_device(card)
     return torch.device(device_type, card)
 
 
-def _import_torch_npu() -> None:
+def import_torch_npu() -> None:
+    """Import torch_npu, which makes the npu device known to torch; UserError where it cannot."""
     try:
         import torch_npu  # type: ignore[import-not-found]  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:

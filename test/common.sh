@@ -1,0 +1,278 @@
+# What the scripts beside it share: set-up, options, devices, launching ranks, results. Sourced, never run.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CALLED_FROM=$PWD
+TESTED_TORCH=2.13.0 # what is installed where there is no torch; requirements.txt says what works
+DEMO_DATA=$ROOT/test/demo_data
+USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N;
+what follows -- goes to dlrm_s_pytorch.py"
+export TORCH_DEVICE_BACKEND_AUTOLOAD=0 # a broken CANN must not keep torch from being imported
+
+fail() { # MESSAGE [STATUS]
+    echo "error: $1" >&2
+    exit "${2:-2}"
+}
+
+# ---------------------------------------------------------------- set-up
+
+missing_packages() { # PYTHON REQUIREMENTS_FILE...: prints what that Python lacks
+    "$1" "$ROOT/test/missing_packages.py" "${@:2}"
+}
+
+find_python() { # prints the first Python of a version that works
+    local candidate
+    for candidate in python3 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
+    local own venv=$ROOT/.venv missing system=()
+    own=$(find_python) || fail "no Python 3.10, 3.11 or 3.12 found; python3 is $(python3 --version 2>&1)"
+    if missing=$(missing_packages "$own" "$@") && [ -z "$missing" ]; then
+        PYTHON=$own
+        return
+    fi
+    PYTHON=$venv/bin/python
+    if ! "$PYTHON" -c '' 2>/dev/null; then
+        echo "Setting up $venv (once)" >&2
+        "$own" -c 'import torch' 2>/dev/null && system=(--system-site-packages)
+        "$own" -m venv --clear "${system[@]}" "$venv" || fail "cannot make $venv with $own (is its venv module installed?)"
+    fi
+    missing=$(missing_packages "$PYTHON" "$@")
+    [ -z "$missing" ] && return
+    echo "Installing: ${missing//$'\n'/, }" >&2
+    install_packages "$missing" || fail "pip could not install what is missing (its message is above)"
+    missing=$(missing_packages "$PYTHON" "$@")
+    [ -z "$missing" ] || fail "$venv still lacks ${missing//$'\n'/, }: delete it and try again"
+}
+
+install_packages() { # LINES: torch first, and a version that is tested, or pip takes the newest
+    local packages
+    mapfile -t packages <<<"$1"
+    if grep -q '^torch[^_]' <<<"$1"; then
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check "torch==$TESTED_TORCH" >&2 || return 1
+    fi
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check "${packages[@]}" >&2
+}
+
+# ---------------------------------------------------------------- options
+
+parse_options() { # DEFAULT_NPROC ARGUMENT...
+    DATA_PATH='' DEMO='' DEVICE='' DEVICE_ID=0 NPROC=$1 BATCH_SIZE='' EXTRA=()
+    shift
+    local flag value
+    while [ $# -gt 0 ]; do
+        flag=${1%%=*} value=${1#*=}
+        case $1 in
+        --) EXTRA=("${@:2}") && break ;;
+        --help | -h) echo "$USAGE" && exit 0 ;;
+        --demo) DEMO=1 && shift && continue ;;
+        --*=*) shift ;;
+        --*) value=${2-} && shift && [ $# -gt 0 ] && shift ;;
+        *) fail "unexpected argument $1; $USAGE" ;;
+        esac
+        [ -n "$value" ] || fail "$flag wants a value; $USAGE"
+        case ${flag//-/_} in
+        __data_path) DATA_PATH=$value ;;
+        __device) DEVICE=$value ;;
+        __device_id) DEVICE_ID=$value ;;
+        __nproc) NPROC=$value ;;
+        __batch_size) BATCH_SIZE=$value ;;
+        *) fail "unknown option $flag; $USAGE" ;;
+        esac
+    done
+    check_options
+}
+
+check_options() {
+    [ -n "$DATA_PATH$DEMO" ] || fail "no data: give --data_path=DIR (day_0, day_1, ... or train.txt) or --demo"
+    [ -z "$DATA_PATH" ] || [ -z "$DEMO" ] || fail "--data_path and --demo: give one of them"
+    case $DEVICE in '' | npu | gpu | cpu) ;; *) fail "--device=$DEVICE: expected npu, gpu or cpu" ;; esac
+    [[ $DEVICE_ID =~ ^[0-9]+$ ]] || fail "--device_id=$DEVICE_ID: expected a whole number"
+    [[ $NPROC =~ ^[1-9][0-9]*$ ]] || fail "--nproc=$NPROC: expected a whole number of at least 1"
+    [[ ${BATCH_SIZE:-1} =~ ^[1-9][0-9]*$ ]] || fail "--batch_size=$BATCH_SIZE: expected a whole number of at least 1"
+    if [ -n "$DATA_PATH" ]; then
+        [ -d "$DATA_PATH" ] || fail "--data_path=$DATA_PATH: no such folder"
+        DATA_PATH=$(cd "$DATA_PATH" && pwd) || exit 2
+    fi
+}
+
+# ---------------------------------------------------------------- devices
+
+count_cards() { # npu|cuda: prints how many cards torch finds; 0 where it cannot look
+    "$PYTHON" - "$1" "$ROOT" 2>/dev/null <<'PY' || echo 0
+import sys
+
+sys.path.insert(0, sys.argv[2])
+import extend_distributed
+
+if sys.argv[1] == "npu":
+    extend_distributed.import_torch_npu()
+print(extend_distributed.count_cards(sys.argv[1]))
+PY
+}
+
+choose_device() { # sets DEVICE: npu, else gpu, else cpu; the demo takes the cpu
+    [ "$DEVICE" = npu ] && source_cann
+    [ -z "$DEVICE" ] && [ -n "$DEMO" ] && DEVICE=cpu
+    if [ -z "$DEVICE" ]; then
+        find_cann && source_cann
+        if [ "$(count_cards npu)" -gt 0 ]; then DEVICE=npu; elif [ "$(count_cards cuda)" -gt 0 ]; then DEVICE=gpu; else DEVICE=cpu; fi
+        echo "Training on: $DEVICE" >&2
+    fi
+    [ "$DEVICE" = cpu ] && return
+    local cards
+    cards=$(count_cards "${DEVICE/gpu/cuda}")
+    [ "$cards" -gt 0 ] || return 0 # the program's own check says what it looked for
+    [ "$cards" -ge "$NPROC" ] || fail "$NPROC ranks want $NPROC cards, found $cards ($DEVICE): give --nproc=$cards or --device cpu"
+}
+
+find_cann() { # is a CANN set_env.sh here? (test/env_npu.sh looks where it may be)
+    # shellcheck source=test/env_npu.sh
+    (source "$ROOT/test/env_npu.sh") >/dev/null 2>&1
+}
+
+source_cann() {
+    # shellcheck source=test/env_npu.sh
+    source "$ROOT/test/env_npu.sh" || true # torch_npu says in its own words what it misses
+}
+
+# ---------------------------------------------------------------- data and flags
+
+make_demo_data() { # the demo's day files, once
+    [ -f "$DEMO_DATA/day_0" ] || "$PYTHON" "$ROOT/data_utils.py" --make-demo="$DEMO_DATA" | tee "$ROOT/test/demo_data.txt" || exit 2
+    DATA_PATH=$DEMO_DATA
+}
+
+data_kind() { # prints terabyte, kaggle or demo
+    if [ -n "$DEMO" ]; then echo demo; elif [ -e "$DATA_PATH/train.txt" ] && [ ! -e "$DATA_PATH/day_0" ]; then echo kaggle; else echo terabyte; fi
+}
+
+set_flags() { # sets FLAGS and BATCH_SIZE: the published model, and what the data changes of it
+    local kind
+    kind=$(data_kind)
+    FLAGS=(--data_path="$DATA_PATH" --memory-map --dataset-multiprocessing --loss-function=bce --round-targets=true
+        --test-mini-batch-size=16384 --mlperf-logging --print-time --tensor-board-filename="$OUTPUT/tensorboard")
+    if [ "$kind" = kaggle ]; then
+        FLAGS+=(--arch-sparse-feature-size=16 --arch-mlp-bot=13-512-256-64-16 --arch-mlp-top=512-256-1 --learning-rate=0.1)
+    else
+        FLAGS+=(--arch-sparse-feature-size=64 --arch-mlp-bot=13-512-256-64 --arch-mlp-top=512-512-256-1 --learning-rate=1)
+    fi
+    if [ "$kind" = demo ]; then
+        echo "Demo: tables of at most 100,000 rows, batch ${BATCH_SIZE:-1024}, no sub-sampling; else the published model" >&2
+        FLAGS+=(--max-ind-range=100000 --test-freq=100 --print-freq=20)
+        BATCH_SIZE=${BATCH_SIZE:-1024}
+    else
+        FLAGS+=(--max-ind-range=10000000 --data-sub-sample-rate=0.875 --test-freq=10240 --print-freq=1024)
+    fi
+    if [ "$kind" = kaggle ]; then BATCH_SIZE=${BATCH_SIZE:-128}; else BATCH_SIZE=${BATCH_SIZE:-32768}; fi
+    FLAGS+=(--mini-batch-size="$BATCH_SIZE")
+    [ "$DEVICE" = cpu ] || FLAGS+=("--use-$DEVICE")
+    [ "$NPROC" -gt 1 ] || [ "$DEVICE" = cpu ] || FLAGS+=(--local_rank="$DEVICE_ID")
+}
+
+# ---------------------------------------------------------------- launching
+
+prepare() { # options, device and data are checked, and the data is prepared, in one process
+    "$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run || exit $?
+}
+
+launch() { # runs the ranks; each one's output goes to train_<rank>.log, rank 0's is shown too
+    local status=0 follower cores
+    cores=$(nproc)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT
+    rm -f "$OUTPUT"/train_*.log
+    : >"$OUTPUT/train_0.log"
+    # shellcheck disable=SC2016
+    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" --no-python \
+        bash -c 'exec "$@" >"$LOGS/train_$RANK.log" 2>&1' rank \
+        "$PYTHON" -u "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" >"$OUTPUT/launcher.log" 2>&1 &
+    LAUNCHER=$!
+    trap 'stop_ranks INT 130' INT
+    trap 'stop_ranks TERM 143' TERM
+    tail -n +1 -f --pid=$LAUNCHER "$OUTPUT/train_0.log" &
+    follower=$!
+    wait "$LAUNCHER" || status=$?
+    wait "$follower" 2>/dev/null
+    trap - INT TERM
+    [ $status -eq 0 ] || report_failure
+}
+
+stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
+    trap '' INT TERM
+    kill -TERM "$LAUNCHER" 2>/dev/null
+    wait "$LAUNCHER" 2>/dev/null
+    echo "stopped by SIG$1: all ranks have ended" >&2
+    exit "$2"
+}
+
+report_failure() { # the line of the rank that failed, and the end of its log
+    local log
+    log=$(grep -l '^error: ' "$OUTPUT"/train_*.log 2>/dev/null | head -n 1)
+    [ -n "$log" ] || log=$(grep -l '^Traceback' "$OUTPUT"/train_*.log 2>/dev/null | head -n 1)
+    [ -n "$log" ] || log=$OUTPUT/launcher.log
+    echo "---- end of $log" >&2
+    tail -n 15 "$log" >&2
+    echo "----" >&2
+    if line=$(grep -m 1 '^error: ' "$log"); then
+        fail "${log##*/}: ${line#error: }" 1
+    fi
+    fail "training failed: see $log" 1
+}
+
+# ---------------------------------------------------------------- cases
+
+begin_case() { # DEFAULT_NPROC ARGUMENT...: everything before the ranks start
+    BEGAN=$SECONDS
+    parse_options "$@"
+    set_up "$ROOT/requirements.txt"
+    choose_device
+    [ -z "$DEMO" ] || make_demo_data
+    OUTPUT=$ROOT/test/output/$DEVICE_ID
+    mkdir -p "$OUTPUT" || fail "cannot write to $OUTPUT"
+    set_flags
+}
+
+finish_case() { # SUFFIX ARGUMENT...: result lines, results file; further arguments go to report.py
+    local case_name=DLRM_bs${BATCH_SIZE}_${NPROC}p_$1
+    "$PYTHON" "$ROOT/report.py" "$OUTPUT/train_0.log" --results="$OUTPUT/$case_name.log" --batch-size="$BATCH_SIZE" \
+        --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "${@:2}" || exit 1
+}
+
+train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png in the caller's folder
+    begin_case "$@"
+    FLAGS+=(--save-model="$CALLED_FROM/DLRM.pth")
+    prepare
+    BEGAN=$SECONDS
+    launch
+    finish_case acc --plot="$CALLED_FROM/DLRM.png"
+    [ -z "$DEMO" ] || grep 'Bayes AUC' "$ROOT/test/demo_data.txt"
+    echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
+}
+
+train_performance() { # DEFAULT_NPROC ARGUMENT...: steady-state speed, no evaluation, no model
+    begin_case "$@"
+    local every=100
+    [ "$DEVICE" != cpu ] || every=2
+    [ -z "$DEMO" ] || every=10
+    FLAGS+=(--performance --print-freq="$every" --nepochs=1000)
+    prepare
+    BEGAN=$SECONDS
+    launch
+    finish_case perf
+}
+
+evaluate() { # DEFAULT_NPROC ARGUMENT...: DLRM.pth of the caller's folder on the test rows
+    begin_case "$@"
+    FLAGS+=(--inference-only --load-model="$CALLED_FROM/DLRM.pth")
+    prepare
+    BEGAN=$SECONDS
+    launch
+    finish_case eval
+}

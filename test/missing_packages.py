@@ -1,0 +1,37 @@
+"""Prints the lines of requirements files that this Python does not meet; needs nothing but Python and pip."""
+
+import os
+import sys
+from importlib import metadata
+
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+
+def is_met(line):
+    """Is the requirement installed, in a version that it allows, and torch importable?"""
+    from pip._vendor.packaging.requirements import Requirement
+
+    requirement = Requirement(line)
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return False
+    if requirement.name == "torch":
+        try:
+            import torch  # noqa: F401
+        except (ImportError, OSError):
+            return False
+    return requirement.specifier.contains(version.partition("+")[0], prereleases=True)
+
+
+def main():
+    for path in sys.argv[1:]:
+        with open(path) as file:
+            lines = [line.partition("#")[0].strip() for line in file]
+        for line in filter(None, lines):
+            if not is_met(line):
+                print(line)
+
+
+if __name__ == "__main__":
+    main()

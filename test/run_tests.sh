@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Set-up with test tools, then lint, types and all tests; arguments go to pytest.
+# shellcheck source=test/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+set_up "$ROOT/requirements.txt" "$ROOT/requirements-test.txt"
+cd "$ROOT" || exit 2
+set -e
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
+"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/shellcheck" -x test/*.sh .ci/run
+"$PYTHON" -m pytest "$@"

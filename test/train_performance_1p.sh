@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Measures training speed: bash test/train_performance_1p.sh --data_path=DIR | --demo
+# shellcheck source=test/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+train_performance 1 "$@"
