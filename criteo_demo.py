@@ -183,18 +183,18 @@ def _write_days(demo: Demo, folder: Path) -> float:
     model, auc = PlantedModel(demo.seed), BayesAuc()
     with tqdm(total=demo.num_rows, unit="row", unit_scale=True, desc="demo", disable=None) as bar:
         for day, num_rows in enumerate(cut_evenly(demo.num_rows, demo.num_days)):
-            with open(folder / f"day_{day}", "wb") as file:
-                for text, probability in _draw_text(model, num_rows):
-                    file.write(text)
-                    auc.add(probability)
-                    bar.update(len(probability))
+            for probability in _write_day(model, folder / f"day_{day}", num_rows):
+                auc.add(probability)
+                bar.update(len(probability))
     return auc.value()
 
 
-def _draw_text(model: PlantedModel, num_rows: int) -> Iterator[tuple[bytes, Floats]]:
-    """A day's lines, a bounded piece at a time, with the click probabilities of their rows."""
+def _write_day(model: PlantedModel, path: Path, num_rows: int) -> Iterator[Floats]:
+    """Write a day's lines a bounded piece at a time; gives the click probabilities of each."""
     text = np.empty(ROWS_AT_A_TIME * BYTES_A_ROW, np.uint8)
-    for begin in range(0, num_rows, ROWS_AT_A_TIME):
-        size = min(ROWS_AT_A_TIME, num_rows - begin)
-        numbers, categories, missing, probability = model.draw(size)
-        yield text[: write_rows(numbers, categories, missing, text)].tobytes(), probability
+    with open(path, "wb") as file:
+        for begin in range(0, num_rows, ROWS_AT_A_TIME):
+            size = min(ROWS_AT_A_TIME, num_rows - begin)
+            numbers, categories, missing, probability = model.draw(size)
+            file.write(text[: write_rows(numbers, categories, missing, text)].tobytes())
+            yield probability

@@ -54,6 +54,7 @@ from prepared_data import (
     recipe,
 )
 
+RAW_NAMES = {"kaggle": "train.txt", "terabyte": "day"}
 PROCESSED_NAMES = {
     "kaggle": "kaggleAdDisplayChallenge_processed.npz",
     "terabyte": "terabyte_processed.npz",
@@ -106,7 +107,8 @@ def spec_from_options(options: argparse.Namespace) -> DataSpec:
         raise UserError(
             "no data is named: give --data_path=DIR or --raw-data-file=PATH", everywhere=True
         )
-    processed = options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set]
+    processed = Path(options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set])
+    raw = Path(raw or processed.parent / RAW_NAMES[data_set])
     if options.max_ind_range < 1 and options.max_ind_range != -1:
         raise UserError(
             f"--max-ind-range={options.max_ind_range}: expected at least 1, or -1 for no limit",
@@ -114,8 +116,8 @@ def spec_from_options(options: argparse.Namespace) -> DataSpec:
         )
     return DataSpec(
         data_set=data_set,
-        raw=Path(raw),
-        processed=Path(processed),
+        raw=raw,
+        processed=processed,
         max_ind_range=options.max_ind_range,
         sub_sample_rate=options.data_sub_sample_rate,
         randomize=options.data_randomize,
@@ -127,28 +129,24 @@ def spec_from_options(options: argparse.Namespace) -> DataSpec:
 
 
 def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
+    """Which data set a folder holds, and what its raw files' names begin with."""
     if not folder.is_dir():
         raise UserError(f"--data_path={folder}: no such folder", everywhere=True)
-    names = {"kaggle": folder / "train.txt", "terabyte": folder / "day"}
-    found = {
-        "kaggle": names["kaggle"].exists()
-        or (folder / PROCESSED_NAMES["kaggle"]).with_suffix(".prepared").exists(),
-        "terabyte": bool(day_numbers(names["terabyte"]))
-        or (folder / PROCESSED_NAMES["terabyte"]).with_suffix(".prepared").exists(),
-    }
-    if data_set is None and all(found.values()):
-        raise UserError(
-            f"--data_path={folder} holds train.txt and day files:"
-            " say --data-set=kaggle or terabyte",
-            True,
-        )
-    if not any(found.values()) and data_set is None:
-        raise UserError(
-            f"--data_path={folder}: found neither day_0, day_1, ... nor train.txt there",
-            everywhere=True,
-        )
-    chosen = data_set or next(name for name in found if found[name])
-    return chosen, names[chosen]
+    found = [data_set] if data_set else [name for name in RAW_NAMES if _holds(folder, name)]
+    if len(found) > 1:
+        both = "train.txt and day files: say --data-set=kaggle or terabyte"
+        raise UserError(f"--data_path={folder} holds {both}", everywhere=True)
+    if not found:
+        none = "found neither day_0, day_1, ... nor train.txt there"
+        raise UserError(f"--data_path={folder}: {none}", everywhere=True)
+    return found[0], folder / RAW_NAMES[found[0]]
+
+
+def _holds(folder: Path, data_set: str) -> bool:
+    """Is there raw data of that kind, or what was prepared from it?"""
+    raw = folder / RAW_NAMES[data_set]
+    prepared = Path(PROCESSED_NAMES[data_set]).stem
+    return raw.is_file() or bool(day_numbers(raw)) or any(folder.glob(f"{prepared}*"))
 
 
 def find_sources(spec: DataSpec) -> list[Path]:

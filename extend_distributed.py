@@ -87,8 +87,10 @@ def _find_device(device_type: str, card: int) -> torch.device:
         import_torch_npu()
     count = count_cards(device_type)
     if count == 0:
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        looked = f"torch {torch.__version__}, " + (built if device_type == "cuda" else "torch_npu")
+        cuda = (
+            f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        )
+        looked = f"torch {torch.__version__}, " + (cuda if device_type == "cuda" else "torch_npu")
         raise UserError(
             f"{flag}: no {device_type} device found (looked with {looked}); without {flag} the CPU"
             " trains",

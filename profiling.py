@@ -1,6 +1,7 @@
 """--enable-profiling: a chrome trace and a table of the first steps."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def profiled(enabled: bool, process: Process) -> Iterator[Callable[[], None]]:
         )
         profiler.export_chrome_trace(f"{name}.json")
 
-    schedule = torch.profiler.schedule(wait=0, warmup=0, active=PROFILED_STEPS, repeat=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it wants a warm-up step; a run of one step has none to give
+        schedule = torch.profiler.schedule(wait=0, warmup=0, active=PROFILED_STEPS, repeat=1)
     with torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profiler:
         yield profiler.step

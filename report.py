@@ -181,18 +181,15 @@ class LogSummary:
         return batch_size * 1000 * len(times) / sum(times) if times else math.nan
 
     def train_accuracy(self) -> float:
-        """The last AUC where there is one, else the last accuracy, a fraction; nan without both."""
-        for values in (self.aucs, self.accuracies):
-            if values:
-                return values[-1]
-        return math.nan
+        """The last AUC where there is one, else the last accuracy, as a fraction; nan for none."""
+        aucs = [auc for auc in self.aucs if not math.isnan(auc)]
+        return (aucs or self.accuracies or [math.nan])[-1]
 
 
 _NUMBER = r"([-+.\deE]+|nan|inf)"
 _TRAINING = re.compile(
     rf"Finished training it (\d+)/(\d+) of epoch (\d+), {_NUMBER} ms/it, loss {_NUMBER}"
 )
-_TESTING = re.compile(r"Testing at - (\d+)/(\d+) of epoch (\d+),")
 _AUC = re.compile(rf"recall .*? auc {_NUMBER}, best auc")
 _ACCURACY = re.compile(rf"accuracy {_NUMBER} %, best")
 
@@ -208,12 +205,11 @@ def summarise(text: str) -> LogSummary:
             summary.steps.append(step)
             summary.ms_per_it.append(float(found[4]))
             summary.losses.append(float(found[5]))
-        elif _TESTING.search(line):
+        elif found := _ACCURACY.search(line):
+            auc = _AUC.search(line)
             summary.test_steps.append(step)
-        if found := _AUC.search(line):
-            summary.aucs.append(float(found[1]))
-        if found := _ACCURACY.search(line):
             summary.accuracies.append(float(found[1]) / 100)
+            summary.aucs.append(float(auc[1]) if auc else math.nan)
     return summary
 
 
@@ -227,7 +223,11 @@ def plot(summary: LogSummary, path: Path, title: str) -> None:
     figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     axis.plot(summary.steps, summary.losses, color="tab:blue", label="training loss")
     axis.set(xlabel="step", ylabel="training loss (mean since the last line)", title=title)
-    values, name = (summary.aucs, "AUC") if summary.aucs else (summary.accuracies, "accuracy")
+    values, name = (
+        (summary.accuracies, "accuracy")
+        if all(map(math.isnan, summary.aucs))
+        else (summary.aucs, "AUC")
+    )
     if values:
         other = axis.twinx()
         other.plot(summary.test_steps, values, color="tab:orange", marker="o", label=f"test {name}")

@@ -150,8 +150,17 @@ make_demo_data() { # the demo's day files, once
     DATA_PATH=$DEMO_DATA
 }
 
-data_kind() { # prints terabyte, kaggle or demo
-    if [ -n "$DEMO" ]; then echo demo; elif [ -e "$DATA_PATH/train.txt" ] && [ ! -e "$DATA_PATH/day_0" ]; then echo kaggle; else echo terabyte; fi
+data_kind() { # prints terabyte, kaggle or demo; raw or prepared data tells
+    local kaggle=("$DATA_PATH"/train.txt "$DATA_PATH"/kaggleAdDisplayChallenge_processed*)
+    if [ -n "$DEMO" ]; then
+        echo demo
+    elif [ -e "$DATA_PATH/day_0" ] || [[ " ${EXTRA[*]} " =~ --data[-_]set[=\ ]terabyte ]]; then
+        echo terabyte
+    elif [ -e "${kaggle[0]}" ] || [ -e "${kaggle[1]}" ]; then
+        echo kaggle
+    else
+        echo terabyte
+    fi
 }
 
 set_flags() { # sets FLAGS and BATCH_SIZE: the published model, and what the data changes of it

@@ -92,7 +92,12 @@ def assert_same_losses(got, want):
 
 def shell(*command, cwd=None, env=None, timeout=300):
     """Run a command as a user does; gives the finished process with its text."""
-    settings = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    ours = (
+        "RANK",
+        "WORLD_SIZE",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD",
+    )  # a user's shell has none of them
+    settings = {key: value for key, value in os.environ.items() if key not in ours}
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -133,7 +138,9 @@ def write_days(folder, num_days, num_rows, seed=0):
         rows = []
         for _ in range(num_rows):
             integers = [draw.choice(["", str(draw.randint(-2, 50))]) for _ in range(13)]
-            categories = [draw.choice(["", f"{draw.randint(0, 9) * 0x1999999A:08x}"]) for _ in range(26)]
+            categories = [
+                draw.choice(["", f"{draw.randint(0, 9) * 0x1999999A:08x}"]) for _ in range(26)
+            ]
             rows.append([str(draw.randint(0, 1)), *integers, *categories])
         (folder / f"day_{day}").write_text("".join("\t".join(row) + "\n" for row in rows))
         days.append(rows)

@@ -44,9 +44,15 @@ def main():
             assert dlrm.main(argv) == 0
         trainer = Watched.latest
         facts = [None] * dist.get_world_size()
-        mine = (len(trainer.model.emb_l.weight), trainer.data.train.rows_read, trainer.rows_computed)
+        mine = (
+            len(trainer.model.emb_l.weight),
+            trainer.data.train.rows_read,
+            trainer.rows_computed,
+        )
         dist.all_gather_object(facts, mine)
-        columns = dict(zip(("table_rows", "rows_read", "rows_computed"), zip(*facts, strict=True), strict=True))
+        columns = dict(
+            zip(("table_rows", "rows_read", "rows_computed"), zip(*facts, strict=True), strict=True)
+        )
         found[name] = {"out": out.getvalue(), **columns}
     if dist.get_rank() == 0:
         results.write_text(json.dumps(found))

@@ -47,7 +47,9 @@ def test_criteo_losses_metrics_counts_and_sums(case, tmp_path):
 
     parser = ArgumentParser()
     data_utils.add_data_options(parser)
-    prepared = data_utils.find_prepared(data_utils.spec_from_options(parser.parse_known_args(argv)[0]))
+    prepared = data_utils.find_prepared(
+        data_utils.spec_from_options(parser.parse_known_args(argv)[0])
+    )
     assert list(prepared.counts) == case["counts"]
     assert list(prepared.rows_per_part) == case["rows_per_split"]
     first = prepared.rows("train")[: prepared.rows_per_part[0]]

@@ -7,8 +7,8 @@ from conftest import train
 from torch import nn
 
 import dlrm_s_pytorch as dlrm
-from extend_distributed import Bags, Exchange, Process, place_tables
 from embedding_engine import EmbeddingTables
+from extend_distributed import Bags, Exchange, Process, place_tables
 from losses import make_loss
 from optim.row_optimizers import sum_duplicates
 
@@ -17,7 +17,12 @@ ROWS, DIM, BATCH = (7, 3, 50), 4, 6
 
 
 def make_model(*flags, optimizer="sgd"):
-    argv = [f"--arch-sparse-feature-size={DIM}", f"--arch-mlp-bot=5-8-{DIM}", "--arch-mlp-top=9-1", *flags]
+    argv = [
+        f"--arch-sparse-feature-size={DIM}",
+        f"--arch-mlp-bot=5-8-{DIM}",
+        "--arch-mlp-top=9-1",
+        *flags,
+    ]
     options = dlrm.parse_options(argv)
     np.random.seed(3)
     return dlrm.DLRM_Net(dlrm.Architecture.from_options(options, ROWS, 5), ALONE, optimizer)
@@ -26,7 +31,10 @@ def make_model(*flags, optimizer="sgd"):
 def make_bags(one_each, seed=0):
     """(Bags, the same as lists: [row][table] -> ids)."""
     random = np.random.default_rng(seed)
-    lists = [[random.integers(0, n, 1 if one_each else random.integers(0, 5)).tolist() for n in ROWS] for _ in range(BATCH)]
+    lists = [
+        [random.integers(0, n, 1 if one_each else random.integers(0, 5)).tolist() for n in ROWS]
+        for _ in range(BATCH)
+    ]
     ids = torch.tensor([i for row in lists for bag in row for i in bag], dtype=torch.int64)
     if one_each:
         return Bags(ids), lists
@@ -41,12 +49,16 @@ def naive_forward(weights, pooling, model, dense, lists):
     for b in range(BATCH):
         vectors = [x[b]]
         for table, ids in enumerate(lists[b]):
-            vectors.append(sum((weights[table][i] * pooling[table][i] for i in ids), torch.zeros(DIM)))
+            vectors.append(
+                sum((weights[table][i] * pooling[table][i] for i in ids), torch.zeros(DIM))
+            )
         first = 1 if model.architecture.itself else 0
         if model.architecture.interaction == "cat":
             rows.append(torch.cat(vectors))
         else:
-            products = [vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i + first)]
+            products = [
+                vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i + first)
+            ]
             rows.append(torch.cat([x[b], torch.stack(products)]))
     return model.top_l(torch.stack(rows))
 
@@ -54,13 +66,21 @@ def naive_forward(weights, pooling, model, dense, lists):
 def naive_parameters(model):
     state = model.state_dict()
     weights = [state[f"emb_l.{t}.weight"].clone().requires_grad_() for t in range(len(ROWS))]
-    pooling = [state.get(f"v_W_l.{t}", torch.ones(n)).clone().requires_grad_() for t, n in enumerate(ROWS)]
+    pooling = [
+        state.get(f"v_W_l.{t}", torch.ones(n)).clone().requires_grad_() for t, n in enumerate(ROWS)
+    ]
     return weights, pooling
 
 
 @pytest.mark.parametrize("one_each", [True, False])
 @pytest.mark.parametrize(
-    "flags", [[], ["--arch-interaction-itself"], ["--arch-interaction-op=cat"], ["--weighted-pooling=learned"]]
+    "flags",
+    [
+        [],
+        ["--arch-interaction-itself"],
+        ["--arch-interaction-op=cat"],
+        ["--weighted-pooling=learned"],
+    ],
 )
 def test_forward_equals_a_naive_one(flags, one_each):
     model = make_model(*flags)
@@ -87,7 +107,9 @@ def test_updated_rows_equal_torch_optim(optimizer, learned, one_each):
         bags, lists = make_bags(one_each, seed=step)
         dense, label = torch.randn(BATCH, 5), torch.rand(BATCH, 1)
         reference.zero_grad()
-        nn.functional.mse_loss(naive_forward(weights, pooling, model, dense, lists), label).backward()
+        nn.functional.mse_loss(
+            naive_forward(weights, pooling, model, dense, lists), label
+        ).backward()
         model.zero_grad()
         predicted = model(dlrm.dp.Features(dense, bags, label), (BATCH,))
         nn.functional.mse_loss(predicted, label).backward()
@@ -119,7 +141,9 @@ def test_row_wise_adagrad_equals_its_formula():
 
 
 def test_sum_duplicates_keeps_shapes_and_sums():
-    rows, sums = sum_duplicates(torch.tensor([4, 0, 4, 2]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+    rows, sums = sum_duplicates(
+        torch.tensor([4, 0, 4, 2]), torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    )
     assert rows.shape == (4,) and sums.shape == (4, 1)
     total = torch.zeros(5, 1).index_add_(0, rows, sums)
     assert total.view(-1).tolist() == [2, 0, 4, 0, 4]
@@ -145,7 +169,9 @@ def test_initial_weights_follow_the_contract():
     model = make_model()
     np.random.seed(3)
     for table, rows in enumerate(ROWS):
-        want = np.random.uniform(-np.sqrt(1 / rows), np.sqrt(1 / rows), (rows, DIM)).astype(np.float32)
+        want = np.random.uniform(-np.sqrt(1 / rows), np.sqrt(1 / rows), (rows, DIM)).astype(
+            np.float32
+        )
         np.testing.assert_array_equal(model.state_dict()[f"emb_l.{table}.weight"].numpy(), want)
     want = np.random.normal(0, np.sqrt(2 / 13), (8, 5)).astype(np.float32)
     np.testing.assert_array_equal(model.bot_l[0].weight.detach().numpy(), want)
@@ -154,14 +180,27 @@ def test_initial_weights_follow_the_contract():
 def test_interaction_indices_are_made_once():
     model = make_model()
     assert model.interact.pairs.tolist() == [4, 8, 9, 12, 13, 14]
-    assert make_model("--arch-interaction-itself").interact.pairs.tolist() == [0, 4, 5, 8, 9, 10, 12, 13, 14, 15]
+    assert make_model("--arch-interaction-itself").interact.pairs.tolist() == [
+        0,
+        4,
+        5,
+        8,
+        9,
+        10,
+        12,
+        13,
+        14,
+        15,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["mse", "bce", "wbce"])
 def test_losses_equal_their_formulas(kind):
     p, y = torch.rand(9, 1), torch.rand(9, 1) * 2
     y = y if kind == "wbce" else y.clamp(max=1)
-    got = make_loss(kind, (0.5, 3.0), torch.device("cpu"))(p, y.clamp(max=1) if kind != "wbce" else y.clamp(max=1))
+    got = make_loss(kind, (0.5, 3.0), torch.device("cpu"))(
+        p, y.clamp(max=1) if kind != "wbce" else y.clamp(max=1)
+    )
     y = y.clamp(max=1)
     entropy = -(y * p.log() + (1 - y) * (1 - p).log())
     weight = torch.where(y.long() == 0, 0.5, 3.0)
@@ -171,9 +210,19 @@ def test_losses_equal_their_formulas(kind):
 
 def test_accumulation_steps_on_the_mean_and_on_what_is_left():
     """Batches of 4 in groups of 3 (10 batches: 3, 3, 3, 1) equal batches of 12, 12, 12 and 4."""
-    model = ["--arch-mlp-bot=4-2", "--num-indices-per-lookup=1", "--num-indices-per-lookup-fixed=true"]
-    for flags in (["--optimizer=sgd"], ["--optimizer=adagrad"], ["--optimizer=rwsadagrad", "--weighted-pooling=learned"]):
-        small = trained(*model, "--mini-batch-size=4", "--data-size=40", "--mlperf-grad-accum-iter=3", *flags)
+    model = [
+        "--arch-mlp-bot=4-2",
+        "--num-indices-per-lookup=1",
+        "--num-indices-per-lookup-fixed=true",
+    ]
+    for flags in (
+        ["--optimizer=sgd"],
+        ["--optimizer=adagrad"],
+        ["--optimizer=rwsadagrad", "--weighted-pooling=learned"],
+    ):
+        small = trained(
+            *model, "--mini-batch-size=4", "--data-size=40", "--mlperf-grad-accum-iter=3", *flags
+        )
         assert small.progress.num_steps == 4
         large = accumulate_by_hand(small, groups=(3, 3, 3, 1))
         for name, value in small.model.state_dict().items():
@@ -209,8 +258,12 @@ def accumulate_by_hand(trainer, groups):
         parts = [trainer.data.train[number + k].decode() for k in range(size)]
         number += size
         rows = sum(len(part.dense) for part in parts)
-        bags = Bags(torch.cat([p.bags.ids for p in parts]), torch.cat([p.bags.lengths for p in parts]))
-        features = dlrm.dp.Features(torch.cat([p.dense for p in parts]), bags, torch.cat([p.label for p in parts]))
+        bags = Bags(
+            torch.cat([p.bags.ids for p in parts]), torch.cat([p.bags.lengths for p in parts])
+        )
+        features = dlrm.dp.Features(
+            torch.cat([p.dense for p in parts]), bags, torch.cat([p.label for p in parts])
+        )
         optimizer.zero_grad()
         nn.functional.mse_loss(model(features, (rows,)), features.label).backward()
         optimizer.step()

@@ -4,7 +4,15 @@ import json
 import sys
 
 import pytest
-from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, assert_same_losses, losses_of, metrics_of, shell
+from conftest import (
+    CRITEO_MODEL,
+    ROOT,
+    SMALL_MODEL,
+    assert_same_losses,
+    losses_of,
+    metrics_of,
+    shell,
+)
 
 WORLD_SIZES = (2, 3, 8)
 RANDOM = [*SMALL_MODEL, "--num-batches=100", "--tensor-board-filename="]
@@ -37,9 +45,19 @@ RANDOM_CASES = {
 def criteo_cases(folder):
     data = [*CRITEO_MODEL, f"--data_path={folder}", "--tensor-board-filename=", "--print-freq=10"]
     return {
-        "criteo_in_memory": [*data, "--mini-batch-size=61", "--test-freq=50", "--test-mini-batch-size=99"],
+        "criteo_in_memory": [
+            *data,
+            "--mini-batch-size=61",
+            "--test-freq=50",
+            "--test-mini-batch-size=99",
+        ],
         "criteo_mapped": [*data, "--memory-map", "--data-randomize=none", "--test-freq=30"],
-        "criteo_adagrad": [*data, "--optimizer=rwsadagrad", "--learning-rate=0.02", "--test-freq=47"],
+        "criteo_adagrad": [
+            *data,
+            "--optimizer=rwsadagrad",
+            "--learning-rate=0.02",
+            "--test-freq=47",
+        ],
         "criteo_rate_1": [*data, "--learning-rate=1", "--nepochs=2", "--test-freq=47"],
         "criteo_workers": [*data, "--num-workers=2", "--num-batches=10"],
     }
@@ -48,8 +66,18 @@ def criteo_cases(folder):
 def launch(num_ranks, cases, folder):
     """Run the cases on that many CPU ranks; gives their results."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    program = [ROOT / "test" / "unit" / "ranks_program.py", folder / "cases.json", folder / "results.json"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    program = [
+        ROOT / "test" / "unit" / "ranks_program.py",
+        folder / "cases.json",
+        folder / "results.json",
+    ]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={num_ranks}",
+    ]
     finished = shell(*launcher, *program, env={"OMP_NUM_THREADS": "1"}, timeout=400)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
@@ -67,7 +95,9 @@ def one_rank(cases, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=WORLD_SIZES)
 def many_ranks(request, one_rank, cases, tmp_path_factory):
-    return request.param, launch(request.param, cases, tmp_path_factory.mktemp(f"ranks_{request.param}"))
+    return request.param, launch(
+        request.param, cases, tmp_path_factory.mktemp(f"ranks_{request.param}")
+    )
 
 
 def test_losses_and_auc_are_those_of_one_rank(one_rank, many_ranks):

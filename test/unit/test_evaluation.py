@@ -1,0 +1,185 @@
+"""Metrics equal scikit-learn's, lines have the frozen format, thresholds stop, warnings tell."""
+
+import re
+
+import numpy as np
+import pytest
+from conftest import CRITEO_MODEL, SMALL_MODEL, train
+from sklearn import metrics as sk
+
+import metrics
+import report
+from command_line import UserError
+
+
+def test_metrics_equal_scikit_learn():
+    random = np.random.default_rng(0)
+    labels = (random.random(500) < 0.3).astype(np.float32)
+    scores = np.round(random.random(500), 2).astype(np.float32)  # with ties, and with 0.5
+    found = metrics.compute(scores, labels)
+    rounded = np.round(scores)
+    assert found.auc == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
+    assert found.ap == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
+    assert found.recall == pytest.approx(sk.recall_score(labels, rounded))
+    assert found.precision == pytest.approx(sk.precision_score(labels, rounded))
+    assert found.f1 == pytest.approx(sk.f1_score(labels, rounded))
+    assert found.accuracy == pytest.approx((rounded == labels).mean())
+    entropy = -np.log(
+        np.where(labels == 1, scores.astype(float), 1 - scores.astype(float)).clip(1e-300)
+    )
+    if np.isfinite(entropy).all() and entropy.max() < 30:
+        assert found.log_loss == pytest.approx(entropy.mean())
+    assert found.base_rate == pytest.approx(labels.mean())
+
+
+def test_log_loss_and_base_rate_by_hand():
+    found = metrics.compute(np.array([0.25, 0.5, 0.9], np.float32), np.array([0, 1, 1], np.float32))
+    assert found.log_loss == pytest.approx(
+        -(np.log(0.75) + np.log(0.5) + np.log(np.float32(0.9))) / 3
+    )
+    assert found.base_rate == pytest.approx(2 / 3)
+    assert found.recall == 0.5, "0.5 rounds half to even, to 0"
+
+
+def test_one_class_has_no_auc_and_says_so():
+    found = metrics.compute(np.array([0.2, 0.7], np.float32), np.zeros(2, np.float32))
+    assert np.isnan(found.auc) and np.isnan(found.ap)
+    assert (found.recall, found.precision, found.f1) == (0, 0, 0)
+    assert "all labels are 0" in metrics.remark(found)
+
+
+def test_a_model_no_better_than_chance_is_warned_about():
+    found = metrics.compute(np.array([0.9, 0.1], np.float32), np.array([0, 1], np.float32))
+    assert "not above 0.5" in metrics.remark(found)
+    good = metrics.compute(np.array([0.1, 0.9], np.float32), np.array([0, 1], np.float32))
+    assert metrics.remark(good) == ""
+    with pytest.raises(UserError, match="nan"):
+        metrics.compute(np.array([np.nan], np.float32), np.ones(1, np.float32))
+
+
+def test_lines_have_the_contracts_format():
+    found = metrics.Metrics(0.75827, 0.2083, 0.6091, 0.3104, 0.4951, 0.7302, 0.45, 0.25)
+    assert report.training_line(1024, 306969, 0, 51.24, 0.4532612) == (
+        "Finished training it 1024/306969 of epoch 0, 51.24 ms/it, loss 0.453261"
+    )
+    assert report.training_line(1, 2, 0, -1, 1.0, "09:05").endswith(
+        ", -1.00 ms/it, loss 1.000000 (09:05)"
+    )
+    assert report.testing_line(1024, 306969, 0) == "Testing at - 1024/306969 of epoch 0,"
+    assert report.accuracy_line(found, 0.78123) == " accuracy 75.827 %, best 78.123 %"
+    line = report.metrics_line(found, 0.75827, 0.7302)
+    assert line == (
+        "recall 0.2083, precision 0.6091, f1 0.3104, ap 0.4951, auc 0.7302, best auc 0.7302,"
+        " accuracy 75.827 %, best accuracy 75.827 %"
+    )
+    assert line.split()[9].rstrip(",") == "0.7302", "awk's blank-field 10 is the AUC"
+    assert report.calibration_line(found) == "log loss 0.450000, base rate 0.250000"
+
+
+def test_awk_finds_time_and_loss_by_comma():
+    fields = report.training_line(8, 9, 1, 12.345, 0.5).split(",")
+    assert fields[1].split()[0] == "12.35" or fields[1].split()[0] == "12.34"
+    assert fields[2].split() == ["loss", "0.500000"]
+
+
+def test_an_evaluation_without_mlperf_logging_and_when_it_happens():
+    result = train(*SMALL_MODEL, "--test-freq=4", "--print-freq=100")
+    assert re.findall(r"it (\d+)/10", result.out) == ["4", "8", "10"]
+    assert re.findall(r"Testing at - (\d+)/10 of epoch 0,\n accuracy [\d.]+ %, best [\d.]+ %\nlog loss", result.out) == [
+        "4", "8", "10",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["auc", "acc"])
+def test_a_threshold_stops_the_whole_run(kaggle, kind):
+    flags = [*CRITEO_MODEL, f"--data_path={kaggle}", "--nepochs=3", "--test-freq=10"]
+    result = train(*flags, f"--mlperf-{kind}-threshold=0.51")
+    assert result.status == 0 and "has reached the threshold 0.51: training stops" in result.out
+    assert max(line[2] for line in result.losses) == 0
+    first = next(
+        k
+        for k, t in enumerate(result.tests)
+        if (t["auc"] if kind == "auc" else t["accuracy"] / 100) >= 0.51
+    )
+    assert len(result.tests) == first + 1
+
+
+def test_unrounded_targets_have_an_accuracy_and_a_remark():
+    result = train("--data-size=20", "--mini-batch-size=5", "--test-freq=4")
+    assert result.status == 0 and "warning: labels are not 0 and 1" in result.out
+
+
+def test_print_time_measures_and_wall_time_is_appended():
+    result = train(*SMALL_MODEL, "--print-time", "--print-wall-time", "--print-freq=5")
+    assert len(re.findall(r", \d+\.\d\d ms/it, loss [\d.]+ \(\d\d:\d\d\)\n", result.out)) == 2
+    assert "-1.00 ms/it" in train(*SMALL_MODEL).out
+
+
+def test_performance_stops_by_itself_and_does_not_evaluate():
+    result = train(
+        *SMALL_MODEL, "--performance", "--test-freq=2", "--print-freq=2", "--nepochs=100"
+    )
+    assert len(result.losses) == 11 and "Testing" not in result.out
+    assert max(line[2] for line in result.losses) == 2
+
+
+def test_num_batches_caps_a_data_set(kaggle):
+    result = train(*CRITEO_MODEL, f"--data_path={kaggle}", "--num-batches=5", "--test-freq=3")
+    assert [line[:2] for line in result.losses] == [(k, 5) for k in range(1, 6)]
+    assert re.findall(r"Testing at - (\d+)/5", result.out) == ["3", "5"]
+
+
+def test_tensor_board_debug_mode_and_profiling_write_what_they_promise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        *SMALL_MODEL,
+        "--test-freq=5",
+        "--debug-mode",
+        "--enable-profiling",
+        "--print-precision=3",
+    ]
+    result = train(*flags, f"--tensor-board-filename={tmp_path}/board")
+    assert result.status == 0, result.err
+    assert any((tmp_path / "board").iterdir())
+    for word in (
+        "Architecture(",
+        "mini-batch: 0",
+        "initial parameters",
+        "updated parameters",
+        "emb_l.0.weight",
+    ):
+        assert word in result.out
+    assert "traceEvents" in (tmp_path / "dlrm_s_pytorch.json").read_text()
+    assert "embedding_bag" in (tmp_path / "dlrm_s_pytorch.prof").read_text()
+
+
+def test_a_log_is_summarised_and_its_first_line_left_out(tmp_path):
+    log = "\n".join([
+        report.training_line(10, 20, 0, 900.0, 0.5),
+        report.training_line(20, 20, 0, 100.0, 0.4),
+        report.testing_line(20, 20, 0),
+        report.metrics_line(metrics.Metrics(0.8, auc=0.7), 0.8, 0.75),
+        report.training_line(10, 20, 1, 300.0, 0.3),
+        report.testing_line(10, 20, 1),
+        report.accuracy_line(metrics.Metrics(0.81), 0.82),
+    ])  # fmt: skip
+    summary = report.summarise(log)
+    assert summary.steps == [10, 20, 30] and summary.test_steps == [20, 30]
+    assert summary.images_per_second(64) == pytest.approx(64 * 1000 / 200)
+    assert summary.train_accuracy() == 0.7 and summary.accuracies == [0.8, 0.81]
+    path = tmp_path / "train_0.log"
+    path.write_text(log)
+    done = train(
+        path, f"--results={tmp_path}/DLRM_bs64_2p_acc.log", f"--plot={tmp_path}/p.png", "--batch-size=64", "--ranks=2",
+        "--device=cpu", "--seconds=12", program=report.main,
+    )  # fmt: skip
+    assert done.status == 0
+    assert done.out == (
+        "------------------ Final result ------------------\nFinal Performance images/sec : 320.00\n"
+        "Final Train Accuracy : 0.7000\nE2E Training Duration sec : 12\n"
+    )
+    assert (tmp_path / "DLRM_bs64_2p_acc.log").read_text() == (
+        "Network = DLRM\nRankSize = 2\nBatchSize = 64\nDeviceType = cpu\nCaseName = DLRM_bs64_2p_acc\n"
+        "ActualFPS = 320.00\nTrainAccuracy = 0.7000\nActualLoss = 0.300000\n"
+    )
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,327 @@
+"""Raw text to rows on disk: three tiny days against arrays made by hand, order, resumption, mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, train, write_days
+
+import data_utils
+import prepared_data
+from command_line import ArgumentParser
+
+
+def spec(*argv):
+    parser = ArgumentParser()
+    data_utils.add_data_options(parser)
+    return data_utils.spec_from_options(parser.parse_args([str(word) for word in argv]))
+
+
+def prepare(*argv):
+    return train(*argv, program=data_utils.main)
+
+
+def by_hand(days, max_ind_range=-1):
+    """The rows that the contract describes, with dictionaries and loops."""
+    ids = [{} for _ in range(26)]
+    parts = []
+    for day in days:
+        rows = []
+        for fields in day:
+            integers = [max(int(word or 0), 0) for word in fields[1:14]]
+            categories = []
+            for table, word in enumerate(fields[14:]):
+                value = int(word or "0", 16)
+                value = value % max_ind_range if max_ind_range > 0 else value
+                categories.append(ids[table].setdefault(value, len(ids[table])))
+            rows.append([int(fields[0]), *integers, *categories])
+        parts.append(np.array(rows, np.int32))
+    return parts, [len(table) for table in ids]
+
+
+def sorted_rows(rows):
+    return sorted(map(tuple, np.asarray(rows).tolist()))
+
+
+@pytest.mark.parametrize("max_ind_range", [-1, 7])
+@pytest.mark.parametrize("parallel", [[], ["--dataset-multiprocessing"]])
+def test_three_days_equal_arrays_made_by_hand(tmp_path, max_ind_range, parallel, monkeypatch):
+    monkeypatch.setattr(data_utils, "PIECE_BYTES", 1000)  # so that days come in many pieces
+    days = write_days(tmp_path, 3, 41)
+    flags = [f"--data_path={tmp_path}", f"--max-ind-range={max_ind_range}", *parallel]
+    prepared = data_utils.prepare(spec(*flags))
+    parts, counts = by_hand(days, max_ind_range)
+    np.testing.assert_array_equal(prepared.rows("train"), np.concatenate(parts[:2]))
+    np.testing.assert_array_equal(prepared.rows("test"), parts[2][:21])
+    np.testing.assert_array_equal(prepared.rows("val"), parts[2][21:])
+    assert list(prepared.counts) == counts
+    assert prepared.rows_per_part == (41, 41, 41)
+
+
+def test_values_above_two_to_the_31_and_every_form_of_hex(tmp_path):
+    row = ["1", *["0"] * 13, *["ffffffff", "80000000", "7FFFFFFF", "0", "aBc"], *[""] * 21]
+    for day in range(2):
+        (tmp_path / f"day_{day}").write_text(
+            "\t".join(row) + "\n" + "\t".join(["0", *row[1:]]) + "\n"
+        )
+    prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
+    assert set(prepared.counts) == {1}
+
+
+def test_line_ends_and_a_missing_last_newline(tmp_path):
+    line = "\t".join(["1", *["3"] * 13, *["a1"] * 26])
+    (tmp_path / "day_0").write_bytes(f"{line}\r\n{line}\r\n".encode())
+    (tmp_path / "day_1").write_bytes(f"{line}\n{line}".encode())
+    prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
+    assert prepared.rows_per_part == (2, 2)
+    assert len(np.unique(prepared.rows("train"), axis=0)) == 1
+
+
+def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
+    days = write_days(tmp_path, 1, 31)
+    os.rename(tmp_path / "day_0", tmp_path / "train.txt")
+    prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
+    assert prepared.rows_per_part == (5, 5, 5, 4, 4, 4, 4)
+    rate = data_utils.prepare(
+        spec(
+            f"--data_path={tmp_path}",
+            "--data-sub-sample-rate=0.6",
+            f"--processed-data-file={tmp_path}/x",
+        )
+    )
+    random, labels = np.random.RandomState(123), [int(row[0]) for row in days[0]]
+    keep = [
+        label or draw >= 0.6 for label, draw in zip(labels, random.uniform(size=31), strict=True)
+    ]
+    ends = np.cumsum((0, 5, 5, 5, 4, 4, 4, 4))
+    want = tuple(sum(keep[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True))
+    assert rate.rows_per_part == want
+
+
+@pytest.mark.parametrize("order", ["total", "day"])
+def test_mapped_data_is_shuffled_on_disk_by_the_seed(tmp_path, order, monkeypatch):
+    monkeypatch.setattr(prepared_data, "ROW_BYTES", 160)
+    monkeypatch.setattr(data_utils, "BUCKET_BYTES", 2000)  # so that the shuffle has many buckets
+    parts, _ = by_hand(write_days(tmp_path, 3, 60))
+    made = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        flags = ["--memory-map", f"--data-randomize={order}", f"--numpy-rand-seed={seed}"]
+        place = f"--processed-data-file={tmp_path}/{name}"
+        made[name] = np.array(
+            data_utils.prepare(spec(f"--data_path={tmp_path}", *flags, place)).rows("train")
+        )
+    np.testing.assert_array_equal(made["a"], made["b"])
+    assert not np.array_equal(made["a"], made["c"])
+    together = np.concatenate(parts[:2])
+    assert sorted_rows(made["a"]) == sorted_rows(together)
+    assert not np.array_equal(made["a"], together)
+    if order == "day":
+        assert sorted_rows(made["a"][:60]) == sorted_rows(parts[0])
+    else:
+        assert sorted_rows(made["a"][:60]) != sorted_rows(parts[0])
+
+
+def test_every_row_is_equally_likely_everywhere(tmp_path, monkeypatch):
+    """Chi-square of source against target eighths over 200 seeds: 64 cells, 49 degrees of freedom."""
+    monkeypatch.setattr(data_utils, "BUCKET_BYTES", 3000)
+    rows = np.zeros((64, 40), np.int32)
+    rows[:, 1] = np.arange(64)
+    counts = np.zeros((8, 8))
+    for seed in range(200):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        pieces = [(0, rows[:30]), (0, rows[30:]), (1, rows[:2])]
+        data_utils._write_splits(iter(pieces), folder, [64 * 160, 320], "total", seed)
+        order = np.fromfile(folder / "train.bin", np.int32).reshape(-1, 40)[:, 1]
+        np.add.at(counts, (order // 8, np.arange(64) // 8), 1)
+    expected = 200 * 64 / 64
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert 25 < chi_square < 85  # 99.9 % of draws lie in here
+
+
+def test_done_once_and_complete_or_absent(tmp_path):
+    write_days(tmp_path, 2, 30)
+    first = prepare(f"--data_path={tmp_path}")
+    assert first.status == 0 and "Prepared 60 rows (30 train, 15 test, 15 validation)" in first.out
+    again = prepare(f"--data_path={tmp_path}")
+    assert "Prepared already" in again.out and "60 rows" not in again.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "day_0",
+        "day_1",
+        "terabyte_processed.prepared",
+    ]
+
+
+def test_killed_while_it_prepares_nothing_half_is_used(tmp_path):
+    write_days(tmp_path, 2, 30)
+    program = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import data_utils\n"
+        "data_utils._write_synced = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "data_utils.main(['--data_path=' + sys.argv[2]])"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, ROOT, tmp_path], check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "terabyte_processed.prepared").exists()
+    assert prepare(f"--data_path={tmp_path}").status == 0
+    assert not (tmp_path / "terabyte_processed.prepared.partial").exists()
+
+
+BAD_LINES = {
+    "fields": ("1\t2\t3", "3 tab-separated fields, expected 40"),
+    "many": ("\t".join(["1"] * 41), "41 tab-separated fields, expected 40"),
+    "number": ("\t".join(["1", "x7", *["1"] * 38]), "column 2: got 'x7', expected a whole number"),
+    "minus": ("\t".join(["1", "-", *["1"] * 38]), "column 2: got '-', expected a whole number"),
+    "range": (
+        "\t".join(["1", "9999999999", *["1"] * 38]),
+        "column 2: got '9999999999', expected a whole number of 32",
+    ),
+    "hex": ("\t".join(["1"] * 39 + ["12g4"]), "column 40: got '12g4', expected hexadecimal digits"),
+    "long": (
+        "\t".join(["1"] * 39 + ["123456789"]),
+        "column 40: got '123456789', expected at most 8 hex",
+    ),
+    "label": ("\t".join(["2"] * 40), "column 1: got '2', expected the label 0 or 1"),
+    "blank": ("", "1 tab-separated fields, expected 40"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_bad_line_names_file_line_and_column(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(data_utils, "PIECE_BYTES", 500)
+    write_days(tmp_path, 2, 20)
+    text, message = BAD_LINES[name]
+    lines = (tmp_path / "day_1").read_text().splitlines()
+    lines[13] = text
+    (tmp_path / "day_1").write_text("\n".join(lines) + "\n")
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2
+    assert f"{tmp_path}/day_1, line 14: " in result.err and message in result.err
+    assert result.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["day_0", "day_1"]
+
+
+def test_flags_that_do_not_match_say_which_and_how_to_rebuild(tmp_path):
+    write_days(tmp_path, 2, 20)
+    base = f"--data_path={tmp_path}"
+    assert prepare(base, "--max-ind-range=50").status == 0
+    for flags, words in (
+        (["--max-ind-range=60"], ("--max-ind-range = 50", "this run has 60")),
+        (["--max-ind-range=50", "--data-sub-sample-rate=0.5"], ("--data-sub-sample-rate = 0.0",)),
+        (["--max-ind-range=50", "--memory-map"], ("order on disk", "= file", "this run has total")),
+    ):
+        result = prepare(base, *flags)
+        assert result.status == 2 and result.err.count("\n") == 1
+        assert all(word in result.err for word in (*words, "delete", "--processed-data-file"))
+    assert prepare(base, "--max-ind-range=50", "--numpy-rand-seed=9").status == 0, (
+        "nothing was drawn by the seed"
+    )
+    assert prepare(base, "--max-ind-range=50", "--memory-map", "--data-randomize=none").status == 0
+
+
+def test_a_changed_source_and_a_further_day_are_noticed(tmp_path):
+    write_days(tmp_path, 2, 20)
+    assert prepare(f"--data_path={tmp_path}").status == 0
+    shutil.copy(tmp_path / "day_1", tmp_path / "day_2")
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and "made from 2 days, now there are 3" in result.err
+    os.remove(tmp_path / "day_2")
+    with open(tmp_path / "day_0", "a") as file:
+        file.write("\n")
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and "day_0 is not the file" in result.err
+
+
+def test_damaged_prepared_data_is_noticed(tmp_path):
+    write_days(tmp_path, 2, 20)
+    prepare(f"--data_path={tmp_path}")
+    folder = tmp_path / "terabyte_processed.prepared"
+    with open(folder / "train.bin", "r+b") as file:
+        file.truncate(100)
+    result = prepare(f"--data_path={tmp_path}")
+    assert (
+        result.status == 2 and "train.bin is damaged (expected 3200 bytes, got 100)" in result.err
+    )
+    (folder / "meta.json").write_text("{}")
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and "meta.json is damaged" in result.err
+
+
+def test_prepared_data_serves_where_the_raw_files_are_gone(tmp_path):
+    write_days(tmp_path, 2, 20)
+    prepare(f"--data_path={tmp_path}")
+    os.remove(tmp_path / "day_0"), os.remove(tmp_path / "day_1")
+    assert "Prepared already" in prepare(f"--data_path={tmp_path}").out
+
+
+def test_missing_empty_single_and_gapped_days(tmp_path):
+    def message(*argv):
+        result = prepare(*argv)
+        assert result.status == 2 and result.err.count("\n") == 1
+        return result.err
+
+    assert "no such folder" in message(f"--data_path={tmp_path}/none")
+    assert "neither day_0" in message(f"--data_path={tmp_path}")
+    write_days(tmp_path, 1, 20)
+    assert "only day_0" in message(f"--data_path={tmp_path}")
+    shutil.copy(tmp_path / "day_0", tmp_path / "day_3")
+    assert "lacks day_1, day_2" in message(f"--data_path={tmp_path}")
+    (
+        shutil.copy(tmp_path / "day_0", tmp_path / "day_1"),
+        shutil.copy(tmp_path / "day_0", tmp_path / "day_2"),
+    )
+    (tmp_path / "day_2").write_text("")
+    assert "day_2 is empty" in message(f"--data_path={tmp_path}")
+    shutil.copy(tmp_path / "day_0", tmp_path / "train.txt")
+    assert "say --data-set=kaggle or terabyte" in message(f"--data_path={tmp_path}")
+    assert "no data is named" in message("--data-set=kaggle")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
+def test_no_permission(tmp_path):
+    write_days(tmp_path, 2, 20)
+    (tmp_path / "day_1").chmod(0)
+    assert "no permission" in prepare(f"--data_path={tmp_path}").err
+    (tmp_path / "day_1").chmod(0o644)
+    tmp_path.chmod(0o555)
+    assert "name a writable --processed-data-file" in prepare(f"--data_path={tmp_path}").err
+    tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "number,words", [("ENOSPC", "no space left"), ("EROFS", "--processed-data-file")]
+)
+def test_a_full_or_read_only_disk_leaves_nothing(tmp_path, monkeypatch, number, words):
+    import errno
+
+    write_days(tmp_path, 2, 20)
+
+    def refuse(*_):
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+
+    monkeypatch.setattr(data_utils, "_write_synced", refuse)
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and words in result.err and result.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["day_0", "day_1"]
+
+
+def test_meta_says_what_it_was_made_from(tmp_path):
+    write_days(tmp_path, 2, 20)
+    prepare(f"--data_path={tmp_path}", "--max-ind-range=9", "--data-sub-sample-rate=0.1")
+    meta = json.loads((tmp_path / "terabyte_processed.prepared" / "meta.json").read_text())
+    assert meta["format"] == 1 and meta["recipe"]["--max-ind-range"] == 9
+    assert meta["recipe"]["--numpy-rand-seed"] == 123
+    assert [source["name"] for source in meta["sources"]] == ["day_0", "day_1"]
+    assert max(meta["counts"]) <= 9
+
+
+def test_two_runs_at_once_prepare_once(tmp_path):
+    write_days(tmp_path, 2, 3000)
+    command = [sys.executable, ROOT / "data_utils.py", f"--data_path={tmp_path}"]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sum("Prepared 6000 rows" in text for text in texts) == 1

@@ -1,0 +1,281 @@
+"""The scripts as a user runs them: a copy without .venv, called from another folder."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, shell
+
+SCRIPTS = sorted(path.name for path in (ROOT / "test").glob("*.sh"))
+PYTHON_FIRST = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """What a clone holds."""
+    target = tmp_path_factory.mktemp("copy") / "dlrm"
+    ours = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *(ROOT / "optim").glob("*.py")]
+    for path in [*ours, *(ROOT / "test").glob("*.sh"), *(ROOT / "test").glob("*.py")]:
+        place = target / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return target
+
+
+def script(copy, name, *argv, cwd, timeout=400):
+    return shell("bash", copy / "test" / name, *argv, cwd=cwd, env=PYTHON_FIRST, timeout=timeout)
+
+
+def results(copy, case, device_id=0):
+    lines = (copy / "test" / "output" / str(device_id) / f"{case}.log").read_text().splitlines()
+    return dict(line.split(" = ") for line in lines)
+
+
+def final(text):
+    found = re.search(
+        r"-{18} Final result -{18}\nFinal Performance images/sec : ([\d.]+|nan)\n"
+        r"Final Train Accuracy : ([\d.]+|nan)\nE2E Training Duration sec : (\d+)\n",
+        text,
+    )
+    assert found, text
+    return float(found[1]), float(found[2])
+
+
+def test_the_demo_with_8_ranks_comes_near_the_bayes_auc(copy, tmp_path):
+    """The README's first command; a second run sets up, makes and prepares nothing."""
+    done = script(copy, "train_full_8p.sh", "--demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    fps, auc = final(done.stdout)
+    bayes = float(re.search(r"Bayes AUC (0\.\d+)", done.stdout)[1])
+    assert bayes - 0.03 <= auc < bayes
+    assert fps > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["DLRM.png", "DLRM.pth"]
+    facts = results(copy, "DLRM_bs1024_8p_acc")
+    assert (
+        facts["RankSize"] == "8" and facts["BatchSize"] == "1024" and facts["DeviceType"] == "cpu"
+    )
+    assert float(facts["TrainAccuracy"]) == auc and float(facts["ActualFPS"]) == fps
+    assert 0.3 < float(facts["ActualLoss"]) < 0.6
+    logs = sorted(path.name for path in (copy / "test" / "output" / "0").glob("train_*.log"))
+    assert logs == [f"train_{rank}.log" for rank in range(8)]
+    assert not (copy / ".venv").exists(), "the Python at hand has all that is needed"
+    assert torch.load(tmp_path / "DLRM.pth", weights_only=True)["test_auc"] == pytest.approx(
+        auc, abs=1e-4
+    )
+
+    again = script(copy, "train_performance_8p.sh", "--demo", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for word in ("Setting up", "Installing", "Made ", "Prepared "):
+        assert word not in again.stdout + again.stderr, word
+    assert final(again.stdout)[0] > 0 and "Testing at" not in again.stdout
+    assert results(copy, "DLRM_bs1024_8p_perf")["CaseName"] == "DLRM_bs1024_8p_perf"
+
+
+def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
+    data, here = tmp_path / "data", tmp_path / "here"
+    shutil.copytree(GOLDEN / "data" / "kaggle", data)
+    here.mkdir()
+    device = "--device=cpu", "--device_id=3"
+    done = script(
+        copy,
+        "train_full_1p.sh",
+        "--data_path",
+        "../data",
+        *device,
+        "--",
+        "--data-sub-sample-rate=0",
+        cwd=here,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Finished training it 47/47" in done.stdout
+    facts = results(copy, "DLRM_bs128_1p_acc", device_id=3)
+    assert facts["Network"] == "DLRM" and facts["RankSize"] == "1"
+    content = torch.load(here / "DLRM.pth", weights_only=True)
+    assert content["state_dict"]["emb_l.0.weight"].shape[1] == 16
+    evaluated = script(
+        copy,
+        "train_eval_8p.sh",
+        f"--data_path={data}",
+        *device,
+        "--nproc=2",
+        "--",
+        "--data-sub-sample-rate=0",
+        cwd=here,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert final(evaluated.stdout)[1] == pytest.approx(float(facts["TrainAccuracy"]), abs=2e-4)
+
+
+def test_terabyte_performance_on_one_rank(copy, tmp_path):
+    shutil.copytree(GOLDEN / "data" / "terabyte", tmp_path / "data")
+    done = script(
+        copy,
+        "train_performance_1p.sh",
+        f"--data-path={tmp_path}/data",
+        "--device=cpu",
+        "--batch_size=64",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Finished training") == 11
+    times = [float(ms) for ms in re.findall(r", ([\d.]+) ms/it", done.stdout)]
+    assert final(done.stdout)[0] == pytest.approx(64 * 1000 / np.mean(times[1:]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "argv,words",
+    [
+        ([], "no data: give --data_path=DIR"),
+        (["--data_path=/no/such"], "--data_path=/no/such: no such folder"),
+        (["--demo", "--data_path=."], "give one of them"),
+        (["--demo", "--device=tpu"], "expected npu, gpu or cpu"),
+        (["--demo", "--nproc=0"], "--nproc=0"),
+        (["--demo", "--batch_size=x"], "--batch_size=x"),
+        (["--demo", "--epochs=3"], "unknown option --epochs"),
+        (["--data_path"], "--data_path wants a value"),
+        (["demo"], "unexpected argument demo"),
+        (["--data_path=."], "neither day_0"),
+        (["--data_path=.", "--device=cpu", "--", "--nepochs=0"], "--nepochs"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(copy, tmp_path, argv, words):
+    done = script(copy, "train_full_8p.sh", *argv, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_missing_is_an_error(copy, tmp_path):
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    for device, words in (("gpu", "no cuda device found"), ("npu", "torch_npu cannot be imported")):
+        done = script(
+            copy,
+            "train_full_8p.sh",
+            f"--data_path={tmp_path}/data",
+            f"--device={device}",
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_fewer_cards_than_ranks_is_an_error_that_names_the_ways_out(copy, tmp_path):
+    few = tmp_path / "few"
+    shutil.copytree(copy, few, ignore=shutil.ignore_patterns("demo_data", "output"))
+    with open(few / "extend_distributed.py", "a") as file:
+        file.write("\n\ndef count_cards(device_type):\n    return 2\n")
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    done = script(
+        few, "train_full_8p.sh", f"--data_path={tmp_path}/data", "--device=gpu", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "8 ranks want 8 cards, found 2 (gpu): give --nproc=2 or --device cpu" in done.stderr
+
+
+def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
+    """An id outside its table in the rows of the last of 3 ranks: found there while it reads."""
+    rows = np.zeros((60, 40), np.int32)
+    rows[:, 0] = np.arange(60) % 2
+    bad = rows.copy()
+    bad[29, 20] = 7
+    for split, part in (("train", bad), ("test", rows), ("val", rows)):
+        part.tofile(tmp_path / f"x_{split}.bin")
+    np.savez(tmp_path / "day_fea_count.npz", counts=np.ones(26))
+    for day in range(2):
+        (tmp_path / f"day_{day}").write_text("not read\n")
+    extra = ["--mlperf-bin-loader", f"--processed-data-file={tmp_path}/x"]
+    options = [f"--data_path={tmp_path}", "--device=cpu", "--nproc=3", "--batch_size=30"]
+    done = script(copy, "train_full_8p.sh", *options, "--", *extra, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "train_2.log: row 29 of the epoch" in done.stderr and "id 7 of table 6" in done.stderr
+    assert "end of " in done.stderr and "ChildFailedError" not in done.stderr + done.stdout
+    assert "Final result" not in done.stdout and not (tmp_path / "DLRM.pth").exists()
+
+
+def running(needle):
+    found = subprocess.run(
+        ["pgrep", "-f", str(needle)], capture_output=True, text=True, check=False
+    )
+    return found.stdout.split()
+
+
+@pytest.mark.skipif(not shutil.which("pgrep"), reason="looks for processes with pgrep")
+def test_ctrl_c_stops_all_ranks(copy, tmp_path):
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    mine = tmp_path / "mine"
+    shutil.copytree(copy, mine, ignore=shutil.ignore_patterns("demo_data", "output"))
+    command = [
+        "bash",
+        mine / "test" / "train_full_8p.sh",
+        f"--data_path={tmp_path}/data",
+        "--device=cpu",
+        "--nproc=3",
+    ]
+    with subprocess.Popen(
+        [*command, "--", "--nepochs=10000"], cwd=tmp_path, env=os.environ | PYTHON_FIRST, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("Finished training"):
+                break
+        assert len(running(f"{mine}/dlrm_s_pytorch.py")) >= 3
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    deadline = time.monotonic() + 20
+    while running(f"{mine}/dlrm_s_pytorch.py") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert running(f"{mine}/dlrm_s_pytorch.py") == []
+
+
+def test_ranks_started_by_hand_prepare_once_and_say_an_error_once(copy, tmp_path):
+    """Without the scripts: torchrun on data that nobody has prepared, and then on wrong flags."""
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    program = [
+        copy / "dlrm_s_pytorch.py",
+        f"--data_path={tmp_path}/data",
+        "--num-batches=2",
+        "--tensor-board-filename=",
+    ]
+    done = shell(*launcher, *program, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count("Prepared 7003 rows") == 1 and done.stdout.count("Finished training") == 2
+    )
+    wrong = shell(
+        *launcher, *program, "--max-ind-range=5", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}
+    )
+    assert (
+        wrong.returncode != 0
+        and wrong.stderr.count("\nerror: ") + wrong.stderr.startswith("error: ") == 1
+    )
+
+
+@pytest.mark.slow
+def test_set_up_makes_a_venv_where_the_python_at_hand_lacks_packages(copy, tmp_path):
+    """A bare Python: everything is installed into .venv, once. Needs a package index; takes minutes."""
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", bare], check=True)
+    target = tmp_path / "dlrm"
+    shutil.copytree(copy, target, ignore=shutil.ignore_patterns("demo_data", "output"))
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    environment = {"PATH": f"{bare}/bin{os.pathsep}/usr/bin{os.pathsep}/bin"}
+    command = [
+        "bash",
+        target / "test" / "train_full_1p.sh",
+        f"--data_path={tmp_path}/data",
+        "--device=cpu",
+    ]
+    first = shell(*command, cwd=tmp_path, env=environment, timeout=1200)
+    assert first.returncode == 0, first.stderr
+    assert "Setting up" in first.stderr and (target / ".venv").is_dir()
+    assert "Installing" not in shell(*command, cwd=tmp_path, env=environment).stderr
