@@ -117,10 +117,8 @@ class EmbeddingTables(nn.Module):
         """Gradient of the pooled vectors (bags, D) -> gradients of rows, applied now or kept."""
         of_ids = gradient
         if bags.lengths is not None:
-            numbers = torch.arange(len(gradient), device=gradient.device)
-            bag_of = torch.repeat_interleave(
-                numbers, bags.lengths.reshape(-1), output_size=len(bags.ids)
-            )
+            lengths = bags.lengths.reshape(-1)
+            bag_of = torch.repeat_interleave(lengths, output_size=len(bags.ids))
             of_ids = F.embedding(bag_of, gradient)
         of_pooling = None
         if self.pooling is not None:

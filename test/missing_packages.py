@@ -1,4 +1,7 @@
-"""Prints the lines of requirements files that this Python does not meet; needs nothing but Python and pip."""
+"""Prints the lines of requirements files that this Python does not meet.
+
+Needs nothing but Python and pip.
+"""
 
 import os
 import sys

@@ -1,4 +1,7 @@
-"""What the tests share: running the program in this process, reading its lines, and data to run it on."""
+"""What the tests share.
+
+Running the program in this process, reading its lines, and data to run it on.
+"""
 
 import contextlib
 import io

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node=3 ranks_program.py cases.json results.json
 
-cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed"}}, lists by rank.
+cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed"}},
+lists by rank.
 """
 
 import contextlib

@@ -49,7 +49,8 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
     shapes = [state[f"emb_l.{t}.weight"].shape for t in range(4)] + [
         state[f"v_W_l.{t}"].shape for t in range(4)
     ]
-    dense = [state[f"{mlp}.{layer}.{kind}"].shape for mlp, layers in (("bot_l", (0, 2)), ("top_l", (0, 2, 4)))
+    dense = [state[f"{mlp}.{layer}.{kind}"].shape
+             for mlp, layers in (("bot_l", (0, 2)), ("top_l", (0, 2, 4)))
              for layer in layers for kind in ("weight", "bias")]  # fmt: skip
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in [*shapes, *dense]]
     assert len(state) == len(parameters)
@@ -71,7 +72,10 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
 
 
 RESUMED = {
-    "sgd": ["--learning-rate=0.1", "--lr-num-warmup-steps=9", "--lr-decay-start-step=15", "--lr-num-decay-steps=30"],
+    "sgd": [
+        "--learning-rate=0.1", "--lr-num-warmup-steps=9", "--lr-decay-start-step=15",
+        "--lr-num-decay-steps=30",
+    ],
     "adagrad": ["--optimizer=adagrad", "--weighted-pooling=learned"],
     "rwsadagrad": ["--optimizer=rwsadagrad"],
     "accumulation": ["--mlperf-grad-accum-iter=4", "--optimizer=adagrad"],
@@ -81,7 +85,10 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("stop", [("1", "10"), ("2", "5")])
 def test_resumed_equals_uninterrupted(tmp_path, name, stop):
-    """Stopped at the end of epoch 0, or in the middle of epoch 1 at an evaluation: the same lines and parameters."""
+    """Stopped at the end of epoch 0, or in the middle of epoch 1 at an evaluation.
+
+    The lines and the parameters are the same.
+    """
     nepochs, test_freq = stop
     flags = [*SMALL_MODEL, *RESUMED[name], f"--test-freq={test_freq}"]
     whole = train(*flags, "--nepochs=3", f"--save-model={tmp_path}/end.pth", "--test-freq=-1")
@@ -172,7 +179,10 @@ def test_inference_only_repeats_the_evaluation_of_the_saved_model(tmp_path, kagg
 
 
 def test_a_file_of_the_original_loads(tmp_path):
-    """Its metrics are numpy scalars, it has no progress of ours, and it may be in torch's old format."""
+    """Its metrics are numpy scalars, it has no progress of ours.
+
+    And it may be in torch's old format.
+    """
     path = tmp_path / "model.pth"
     train(*SMALL_MODEL, f"--save-model={path}", "--optimizer=adagrad")
     content = load(path)

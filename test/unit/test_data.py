@@ -18,9 +18,9 @@ def rank_of(rank, world_size):
 
 def random_spec(**changes):
     settings = dict(
-        num_rows=(20, 3, 100), num_dense=4, batch_size=7, data_size=30, num_batches=0, num_indices=5,
-        num_indices_fixed=False, distribution="uniform", minimum=0, maximum=1, mu=-1, sigma=1,
-        round_targets=False, seed=5,
+        num_rows=(20, 3, 100), num_dense=4, batch_size=7, data_size=30, num_batches=0,
+        num_indices=5, num_indices_fixed=False, distribution="uniform", minimum=0, maximum=1,
+        mu=-1, sigma=1, round_targets=False, seed=5,
     )  # fmt: skip
     return dp.RandomSpec(**(settings | changes))
 

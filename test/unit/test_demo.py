@@ -70,7 +70,10 @@ def test_distinct_values_have_distinct_hashes():
 
 
 def test_the_default_size_leaves_room_above_a_logistic_regression(tmp_path):
-    """The 13 integers alone stay at least 0.05 AUC below Bayes; how near training comes, test_scripts asks."""
+    """The 13 integers alone stay at least 0.05 AUC below Bayes.
+
+    How near training comes, test_scripts asks.
+    """
     made = make(tmp_path / "d")
     bayes = float(re.search(r"Bayes AUC (0\.\d+)", made.out)[1])
     prepared = data_utils.prepare(

@@ -96,7 +96,10 @@ def test_a_missing_gpu_or_npu_is_an_error_not_a_cpu_run():
 
 
 def test_torch_npu_is_not_loaded_by_a_cpu_run(tmp_path):
-    """A broken torch_npu beside torch: its autoload is off before torch is imported, so the CPU trains."""
+    """A broken torch_npu beside torch.
+
+    Its autoload is off before torch is imported, so the CPU trains.
+    """
     package = tmp_path / "torch_npu"
     package.mkdir()
     (package / "__init__.py").write_text(

@@ -85,9 +85,10 @@ def test_awk_finds_time_and_loss_by_comma():
 def test_an_evaluation_without_mlperf_logging_and_when_it_happens():
     result = train(*SMALL_MODEL, "--test-freq=4", "--print-freq=100")
     assert re.findall(r"it (\d+)/10", result.out) == ["4", "8", "10"]
-    assert re.findall(r"Testing at - (\d+)/10 of epoch 0,\n accuracy [\d.]+ %, best [\d.]+ %\nlog loss", result.out) == [
-        "4", "8", "10",
-    ]  # fmt: skip
+    assert re.findall(
+        r"Testing at - (\d+)/10 of epoch 0,\n accuracy [\d.]+ %, best [\d.]+ %\nlog loss",
+        result.out,
+    ) == ["4", "8", "10"]
 
 
 @pytest.mark.parametrize("kind", ["auc", "acc"])
@@ -170,16 +171,18 @@ def test_a_log_is_summarised_and_its_first_line_left_out(tmp_path):
     path = tmp_path / "train_0.log"
     path.write_text(log)
     done = train(
-        path, f"--results={tmp_path}/DLRM_bs64_2p_acc.log", f"--plot={tmp_path}/p.png", "--batch-size=64", "--ranks=2",
-        "--device=cpu", "--seconds=12", program=report.main,
+        path, f"--results={tmp_path}/DLRM_bs64_2p_acc.log", f"--plot={tmp_path}/p.png",
+        "--batch-size=64", "--ranks=2", "--device=cpu", "--seconds=12", program=report.main,
     )  # fmt: skip
     assert done.status == 0
     assert done.out == (
-        "------------------ Final result ------------------\nFinal Performance images/sec : 320.00\n"
+        "------------------ Final result ------------------\n"
+        "Final Performance images/sec : 320.00\n"
         "Final Train Accuracy : 0.7000\nE2E Training Duration sec : 12\n"
     )
     assert (tmp_path / "DLRM_bs64_2p_acc.log").read_text() == (
-        "Network = DLRM\nRankSize = 2\nBatchSize = 64\nDeviceType = cpu\nCaseName = DLRM_bs64_2p_acc\n"
+        "Network = DLRM\nRankSize = 2\nBatchSize = 64\nDeviceType = cpu\n"
+        "CaseName = DLRM_bs64_2p_acc\n"
         "ActualFPS = 320.00\nTrainAccuracy = 0.7000\nActualLoss = 0.300000\n"
     )
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"

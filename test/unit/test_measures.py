@@ -1,4 +1,7 @@
-"""What ruff cannot ask of the code: sizes, nesting, parameters; and that the READMEs name every flag."""
+"""What ruff cannot ask of the code: sizes, nesting, parameters.
+
+And that the READMEs name every flag.
+"""
 
 import argparse
 import ast
@@ -103,29 +106,35 @@ def test_every_flag_has_help_and_a_group():
 
 CONTRACT = """
 --arch-sparse-feature-size --arch-embedding-size --arch-mlp-bot --arch-mlp-top --arch-interaction-op
---arch-interaction-itself --weighted-pooling --md-flag --md-threshold --md-temperature --md-round-dims --qr-flag
---qr-threshold --qr-operation --qr-collisions --activation-function --loss-function --loss-weights --loss-threshold
---round-targets --data-generation --data-set --data_path --raw-data-file --processed-data-file --data-randomize
---max-ind-range --data-sub-sample-rate --memory-map --dataset-multiprocessing --num-workers --test-num-workers
---data-size --num-batches --num-indices-per-lookup --num-indices-per-lookup-fixed --rand-data-dist --rand-data-min
---rand-data-max --rand-data-mu --rand-data-sigma --data-trace-file --data-trace-enable-padding --mini-batch-size
---test-mini-batch-size --nepochs --learning-rate --optimizer --lr-num-warmup-steps --lr-decay-start-step
---lr-num-decay-steps --mlperf-grad-accum-iter --sync-dense-params --numpy-rand-seed --print-precision --use-npu
---use-gpu --local_rank --dist-backend --world_size --print-freq --test-freq --print-time --print-wall-time
---debug-mode --enable-profiling --plot-compute-graph --tensor-board-filename --performance --save-model --load-model
---inference-only --quantize-mlp-with-bit --quantize-emb-with-bit --save-onnx --mlperf-logging
---mlperf-acc-threshold --mlperf-auc-threshold --mlperf-bin-loader --mlperf-bin-shuffle
+--arch-interaction-itself --weighted-pooling --md-flag --md-threshold --md-temperature
+--md-round-dims --qr-flag --qr-threshold --qr-operation --qr-collisions --activation-function
+--loss-function --loss-weights --loss-threshold --round-targets --data-generation --data-set
+--data_path --raw-data-file --processed-data-file --data-randomize --max-ind-range
+--data-sub-sample-rate --memory-map --dataset-multiprocessing --num-workers --test-num-workers
+--data-size --num-batches --num-indices-per-lookup --num-indices-per-lookup-fixed --rand-data-dist
+--rand-data-min --rand-data-max --rand-data-mu --rand-data-sigma --data-trace-file
+--data-trace-enable-padding --mini-batch-size --test-mini-batch-size --nepochs --learning-rate
+--optimizer --lr-num-warmup-steps --lr-decay-start-step --lr-num-decay-steps
+--mlperf-grad-accum-iter --sync-dense-params --numpy-rand-seed --print-precision --use-npu --use-gpu
+--local_rank --dist-backend --world_size --print-freq --test-freq --print-time --print-wall-time
+--debug-mode --enable-profiling --plot-compute-graph --tensor-board-filename --performance
+--save-model --load-model --inference-only --quantize-mlp-with-bit --quantize-emb-with-bit
+--save-onnx --mlperf-logging --mlperf-acc-threshold --mlperf-auc-threshold --mlperf-bin-loader
+--mlperf-bin-shuffle
 """.split()
 DEFAULTS = {
-    "arch_sparse_feature_size": 2, "arch_embedding_size": (4, 3, 2), "arch_mlp_bot": (4, 3, 2), "arch_mlp_top": (4, 2, 1),
-    "arch_interaction_op": "dot", "weighted_pooling": None, "loss_function": "mse", "loss_weights": (1.0, 1.0),
-    "loss_threshold": 0.0, "round_targets": False, "data_generation": "random", "data_randomize": "total",
-    "max_ind_range": -1, "data_sub_sample_rate": 0.0, "num_workers": 0, "test_num_workers": -1, "data_size": 1,
-    "num_batches": 0, "num_indices_per_lookup": 10, "num_indices_per_lookup_fixed": False, "rand_data_dist": "uniform",
-    "rand_data_mu": -1, "data_trace_file": "./input/dist_emb_j.log", "mini_batch_size": 1, "test_mini_batch_size": -1,
-    "nepochs": 1, "learning_rate": 0.01, "optimizer": "sgd", "mlperf_grad_accum_iter": 1, "numpy_rand_seed": 123,
-    "print_precision": 5, "local_rank": -1, "print_freq": 1, "test_freq": -1, "tensor_board_filename": "run_kaggle_pt",
-    "md_threshold": 200, "md_temperature": 0.3, "qr_threshold": 200, "qr_operation": "mult", "qr_collisions": 4,
+    "arch_sparse_feature_size": 2, "arch_embedding_size": (4, 3, 2), "arch_mlp_bot": (4, 3, 2),
+    "arch_mlp_top": (4, 2, 1), "arch_interaction_op": "dot", "weighted_pooling": None,
+    "loss_function": "mse", "loss_weights": (1.0, 1.0), "loss_threshold": 0.0,
+    "round_targets": False, "data_generation": "random", "data_randomize": "total",
+    "max_ind_range": -1, "data_sub_sample_rate": 0.0, "num_workers": 0, "test_num_workers": -1,
+    "data_size": 1, "num_batches": 0, "num_indices_per_lookup": 10,
+    "num_indices_per_lookup_fixed": False, "rand_data_dist": "uniform", "rand_data_mu": -1,
+    "data_trace_file": "./input/dist_emb_j.log", "mini_batch_size": 1, "test_mini_batch_size": -1,
+    "nepochs": 1, "learning_rate": 0.01, "optimizer": "sgd", "mlperf_grad_accum_iter": 1,
+    "numpy_rand_seed": 123, "print_precision": 5, "local_rank": -1, "print_freq": 1,
+    "test_freq": -1, "tensor_board_filename": "run_kaggle_pt", "md_threshold": 200,
+    "md_temperature": 0.3, "qr_threshold": 200, "qr_operation": "mult", "qr_collisions": 4,
 }  # fmt: skip
 
 

@@ -122,7 +122,10 @@ def test_updated_rows_equal_torch_optim(optimizer, learned, one_each):
 
 
 def test_row_wise_adagrad_equals_its_formula():
-    """acc += mean over the row of grad^2; row -= lr * grad / (sqrt(acc) + 1e-10), duplicates summed first."""
+    """acc += mean over the row of grad^2; row -= lr * grad / (sqrt(acc) + 1e-10).
+
+    Duplicates are summed first.
+    """
     exchange = Exchange(ALONE, shards := place_tables([5], 1))
     tables = EmbeddingTables(shards, 2, exchange, "rwsadagrad", learned_pooling=False)
     tables.weight.copy_(torch.arange(10.0).view(5, 2))

@@ -1,4 +1,7 @@
-"""Raw text to rows on disk: three tiny days against arrays made by hand, order, resumption, mistakes."""
+"""Raw text to rows on disk: order, resumption, mistakes.
+
+Three tiny days against arrays made by hand.
+"""
 
 import json
 import os
@@ -126,7 +129,10 @@ def test_mapped_data_is_shuffled_on_disk_by_the_seed(tmp_path, order, monkeypatc
 
 
 def test_every_row_is_equally_likely_everywhere(tmp_path, monkeypatch):
-    """Chi-square of source against target eighths over 200 seeds: 64 cells, 49 degrees of freedom."""
+    """Chi-square of source against target eighths over 200 seeds.
+
+    64 cells, 49 degrees of freedom.
+    """
     monkeypatch.setattr(data_utils, "BUCKET_BYTES", 3000)
     rows = np.zeros((64, 40), np.int32)
     rows[:, 1] = np.arange(64)

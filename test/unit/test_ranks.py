@@ -28,17 +28,24 @@ RANDOM_CASES = {
         *RANDOM_SHORT, "--optimizer=adagrad", "--weighted-pooling=learned", "--learning-rate=0.01",
     ],
     "learned_rwsadagrad": [
-        *RANDOM_SHORT, "--optimizer=rwsadagrad", "--weighted-pooling=learned", "--learning-rate=0.01",
+        *RANDOM_SHORT, "--optimizer=rwsadagrad", "--weighted-pooling=learned",
+        "--learning-rate=0.01",
     ],
     "cat": [*RANDOM_SHORT, "--arch-interaction-op=cat"],
-    "one_id_a_bag": [*RANDOM_SHORT, "--num-indices-per-lookup=1", "--num-indices-per-lookup-fixed=true"],
+    "one_id_a_bag": [
+        *RANDOM_SHORT, "--num-indices-per-lookup=1", "--num-indices-per-lookup-fixed=true",
+    ],
     "accumulation": [*RANDOM_SHORT, "--mlperf-grad-accum-iter=5", "--optimizer=adagrad"],
-    "does_not_divide": [*RANDOM_SHORT, "--mini-batch-size=50", "--num-batches=0", "--data-size=333"],
+    "does_not_divide": [
+        *RANDOM_SHORT, "--mini-batch-size=50", "--num-batches=0", "--data-size=333",
+    ],
     "last_batch_smaller_than_ranks": [
         *RANDOM_SHORT, "--mini-batch-size=16", "--num-batches=0", "--data-size=50", "--nepochs=2",
     ],
     "batch_of_one": [*RANDOM_SHORT, "--mini-batch-size=1", "--num-batches=5"],
-    "fewer_tables_than_ranks": ["--mini-batch-size=9", "--data-size=40", "--tensor-board-filename="],
+    "fewer_tables_than_ranks": [
+        "--mini-batch-size=9", "--data-size=40", "--tensor-board-filename=",
+    ],
 }  # fmt: skip
 
 

@@ -220,8 +220,8 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
         "--nproc=3",
     ]
     with subprocess.Popen(
-        [*command, "--", "--nepochs=10000"], cwd=tmp_path, env=os.environ | PYTHON_FIRST, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*command, "--", "--nepochs=10000"], cwd=tmp_path, env=os.environ | PYTHON_FIRST,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         for line in process.stdout:
             if line.startswith("Finished training"):
@@ -262,7 +262,10 @@ def test_ranks_started_by_hand_prepare_once_and_say_an_error_once(copy, tmp_path
 
 @pytest.mark.slow
 def test_set_up_makes_a_venv_where_the_python_at_hand_lacks_packages(copy, tmp_path):
-    """A bare Python: everything is installed into .venv, once. Needs a package index; takes minutes."""
+    """A bare Python: everything is installed into .venv, once.
+
+    Needs a package index; takes minutes.
+    """
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", bare], check=True)
     target = tmp_path / "dlrm"
