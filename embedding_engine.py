@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from command_line import UserError
 from extend_distributed import Bags, Exchange, Shard
 from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS
 
@@ -32,6 +33,17 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:  # type: ignore[override]
         ctx.tables.take_gradient(ctx.bags, gradient)
         return None, None, None
+
+
+def _zeros(rows: int, dim: int, device: torch.device) -> torch.Tensor:
+    try:
+        return torch.zeros(rows, dim, device=device)
+    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory errors are RuntimeErrors
+        raise UserError(
+            f"no memory for {rows} rows of {dim} numbers ({4e-9 * rows * dim:.1f} GB of tables) on"
+            f" {device}: more ranks, a lower --max-ind-range or a smaller"
+            " --arch-sparse-feature-size help"
+        ) from error
 
 
 class EmbeddingTables(nn.Module):
@@ -66,7 +78,7 @@ class EmbeddingTables(nn.Module):
         self.mine = [shard for shard in shards if shard.rank == exchange.process.rank]
         sizes = [shard.end - shard.begin for shard in self.mine]
         self._begin = np.cumsum([0, *sizes])
-        self.weight = torch.zeros(int(self._begin[-1]), dim, device=device)
+        self.weight = _zeros(int(self._begin[-1]), dim, device)
         self.pooling = torch.ones(len(self.weight), 1, device=device) if learned_pooling else None
         self.optimizer = TABLE_OPTIMIZERS[optimizer](self.weight)
         self.pooling_optimizer = (
