@@ -6,7 +6,7 @@ original has none and continues from its epoch and iter.
 
 import contextlib
 import os
-import pickle
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -82,7 +82,7 @@ def _gather(trained: Trained, name: str) -> dict[int, torch.Tensor]:
     whole = trained.tables.tensors()[name]
     gathered = {}
     for shard, view in trained.tables.shard_views(name):
-        host = None if view is None else view.detach().clone().cpu()
+        host = None if view is None else view.detach().to("cpu", copy=True)
         like = torch.empty((shard.end - shard.begin, *whole.shape[1:]), dtype=whole.dtype)
         received = send_to_first(trained.process, host, like, shard.rank)
         if received is not None:
@@ -127,12 +127,22 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise UserError(
-            f"--save-model={path}: cannot write it ({reason}); what was there before is kept"
+            f"--save-model={path}: cannot write it ({_reason(error)});"
+            " what was there before is kept"
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words, where torch's writer has wrapped them into its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _generators() -> dict[str, Any]:
@@ -191,23 +201,31 @@ def _on_host(state: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- loading
 
 
-def load(path: str, trained: Trained, resume: bool) -> Progress:
+def load(path: str, trained: Trained, accumulate: int, resume: bool) -> Progress:
     """Load a model file; gives the progress.
 
-    To resume, the optimiser and the generators are loaded too.
+    To resume, the optimiser and the generators are loaded too; `accumulate` batches make a step.
 
     Raises:
         UserError: it is no model file, or does not fit the model, the optimiser or the data.
     """
     content = _read(path)
-    _check_state(path, content["state_dict"], trained)
-    trained.model.load_state_dict(content["state_dict"], strict=False)
-    progress = _progress(content)
-    if resume:
-        _check_length(path, content, trained)
-        _load_optimizer(path, content, trained)
-        _restore_generators(content.get("generators"))
+    try:
+        _check_state(path, content["state_dict"], trained)
+        progress = _progress(content, accumulate) if resume else _place(content)
+        trained.model.load_state_dict(content["state_dict"], strict=False)
+        if resume:
+            _check_length(path, content, trained)
+            _load_optimizer(path, content, trained)
+            _restore_generators(content.get("generators"))
+    except _DAMAGES as error:
+        raise UserError(
+            f"--load-model={path} is damaged or foreign ({_reason(error)})", everywhere=True
+        ) from error
     return progress
+
+
+_DAMAGES = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
 
 
 @contextlib.contextmanager
@@ -227,19 +245,17 @@ def _numpy_scalars_allowed() -> Iterator[None]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with _numpy_scalars_allowed():
+        with _numpy_scalars_allowed(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols of files that are none
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # torch's old format cannot be mapped
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        raise UserError(f"--load-model={path}: cannot read it ({_reason(error)})", True) from error
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
-            f"--load-model={path}: cannot read it ({error.strerror})", everywhere=True
-        ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--load-model={path} is not a readable model file ({reason[:200]})", True
+            f"--load-model={path} is not a readable model file ({_reason(error)})", everywhere=True
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(
@@ -279,7 +295,7 @@ def _check_state(path: str, state: dict[str, Any], trained: Trained) -> None:
             raise UserError(
                 f"--load-model={path}: {name} has shape {got} there, {shape} in this model", True
             )
-    if extra := sorted(set(state) - set(wanted)):
+    if extra := sorted(set(state) - set(wanted), key=str):
         raise UserError(
             f"--load-model={path} has {extra[0]}, which this model lacks: give the flags it had",
             True,
@@ -296,11 +312,17 @@ def _check_length(path: str, content: dict[str, Any], trained: Trained) -> None:
         )
 
 
-def _progress(content: dict[str, Any]) -> Progress:
+def _place(content: dict[str, Any]) -> Progress:
+    """Of a model that is only evaluated: where it was saved, and no best metrics but its own."""
+    return Progress(content["epoch"], content["iter"])
+
+
+def _progress(content: dict[str, Any], accumulate: int) -> Progress:
     if "progress" in content:
         return Progress(**content["progress"])
-    done = content["epoch"] * content["nbatches"] + content["iter"]
-    return Progress(content["epoch"], content["iter"], num_steps=done, resume_iter=content["iter"])
+    epoch, it, num_batches = content["epoch"], content["iter"], content["nbatches"]
+    steps = epoch * -(-num_batches // accumulate) + -(-it // accumulate)
+    return Progress(epoch, it, num_steps=steps, resume_iter=it)
 
 
 def _load_optimizer(path: str, content: dict[str, Any], trained: Trained) -> None:
@@ -329,17 +351,20 @@ def _load_rows(path: str, states: list[dict[str, Any]], prefix: str, trained: Tr
 
 def _load_dense(path: str, states: dict[int, Any], offset: int, trained: Trained) -> None:
     """Optimiser state of the dense parameters, whose numbers begin at `offset`."""
+    if trained.optimizer_name == "sgd":
+        if states:
+            raise UserError(
+                f"--load-model={path} was trained with adagrad or rwsadagrad:"
+                " give that --optimizer",
+                everywhere=True,
+            )
+        return
     own = trained.dense_optimizer.state_dict()
-    dense = {
-        number: states[offset + number]
-        for number in own["param_groups"][0]["params"]
-        if offset + number in states
-    }
-    if trained.optimizer_name == "sgd" and states:
-        raise UserError(
-            f"--load-model={path} was trained with adagrad or rwsadagrad: give that --optimizer",
-            True,
-        )
+    dense = {}
+    for number, now in own["state"].items():
+        dense[number] = dict(states[offset + number])
+        if dense[number]["sum"].shape != now["sum"].shape:
+            raise ValueError(f"optimiser state {offset + number} has another shape")
     trained.dense_optimizer.load_state_dict({"state": dense, "param_groups": own["param_groups"]})
 
 

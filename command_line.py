@@ -2,12 +2,17 @@
 
 import argparse
 import difflib
+import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+Program = Callable[..., int]
 
 
 class UserError(Exception):
@@ -19,7 +24,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, everywhere: bool = False) -> None:
-        super().__init__(" ".join(message.split()))
+        # a loader's worker sends it back wrapped into the text of its traceback
+        own = message.rpartition("command_line.UserError: ")[2]
+        super().__init__(" ".join(own.split()))
         self.everywhere = everywhere
 
 
@@ -90,7 +97,7 @@ def dashed_ints(text: str) -> tuple[int, ...]:
 def dashed_floats(text: str) -> tuple[float, ...]:
     """`1.0-3.5` as (1.0, 3.5)."""
     try:
-        return tuple(float(word) for word in text.split("-"))
+        return tuple(float(word) for word in re.split(r"(?<![eE])-", text))
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not numbers joined by '-', as in 1.0-3.5"
@@ -114,14 +121,31 @@ def number_in(kind: type, low: float, high: float = float("inf")) -> Callable[[s
     return parse
 
 
-def run(program: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Call `program(argv)` and give its exit status; a UserError becomes one line and status 2."""
-    try:
-        return program(argv)
-    except UserError as error:
-        if not error.everywhere or os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return 130
+def reports_errors(program: Program) -> Program:
+    """Make a program's `main(argv)` give an exit status whatever happens.
+
+    A UserError, a file that the system refuses and memory that it has not got become one line and
+    status 2. A mistake that all ranks find is printed once a machine.
+    """
+
+    @functools.wraps(program)
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            return program(argv)
+        except UserError as error:
+            rank_here = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
+            return _report(str(error)) if not error.everywhere or rank_here == "0" else 2
+        except OSError as error:
+            return _report(f"{error.filename or 'a file'}: {error.strerror or error}")
+        except MemoryError as error:
+            return _report(f"out of memory ({error}): smaller batches or tables help")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return EXIT_INTERRUPTED
+
+    return main
+
+
+def _report(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR

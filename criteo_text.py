@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+DIRECT_RANGE = 1 << 27  # values up to which ids are looked up in a table of all of them
 KAGGLE_PARTS = 7  # the original cuts Kaggle's one file into the seven days that it covers
 NUM_DENSE = 13
 NUM_SPARSE = 26
@@ -69,8 +70,7 @@ def _parse_field(text: Bytes, start: int, end: int, field: int, modulo: int) -> 
     """(status, value as it is stored) of one field."""
     if field >= FIRST_SPARSE:
         status, value = _parse_hex(text, start, end)
-        if modulo > 0:
-            return status, value % modulo
+        value = value % modulo if modulo > 0 else value
         return status, value - 2**32 if value >= 2**31 else value
     status, value = _parse_decimal(text, start, end)
     if field > 0:
@@ -200,14 +200,14 @@ class IdMap:
     """Dense ids 0, 1, 2, ... of a column's values in order of first appearance, over all pieces.
 
     Args:
-        max_ind_range: values lie in [0, max_ind_range): a table of int32 that the system hands out
-            page by page. Where it is not > 0, values are any int32 and the map grows with their
-            number (16 bytes a value).
+        max_ind_range: > 0: values lie in [0, max_ind_range), and up to DIRECT_RANGE ids lie in a
+            table of int32 that the system hands out page by page. Else values are any int32 and
+            the map grows with their number (16 bytes a value).
     """
 
     def __init__(self, max_ind_range: int) -> None:
         self.num_ids = 0
-        self._bounded = max_ind_range > 0
+        self._bounded = 0 < max_ind_range <= DIRECT_RANGE
         self._ids = np.zeros(max_ind_range if self._bounded else 1024, np.int32)
         self._keys = np.zeros(0 if self._bounded else 1024, np.int32)
 

@@ -22,14 +22,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 import criteo_demo
 import original_files
-from command_line import ArgumentParser, UserError, number_in, run
+from command_line import ArgumentParser, UserError, number_in, reports_errors
 from criteo_text import (
     FIRST_SPARSE,
     KAGGLE_PARTS,
@@ -42,6 +42,7 @@ from criteo_text import (
     describe_bad_field,
     parse_rows,
 )
+from external_shuffle import ExternalShuffle
 from prepared_data import (
     FORMAT_VERSION,
     ROW_BYTES,
@@ -59,9 +60,9 @@ PROCESSED_NAMES = {
     "kaggle": "kaggleAdDisplayChallenge_processed.npz",
     "terabyte": "terabyte_processed.npz",
 }
+MAX_LINE_BYTES = 1 << 16
 PIECE_BYTES = 4 << 20  # text parsed at a time by one thread
-BUCKET_BYTES = 128 << 20  # rows that the shuffle holds in memory at a time
-MAX_BUCKETS = 512  # files that the shuffle has open at a time
+PATIENCE = 30.0  # seconds without anybody preparing after which a waiting rank looks itself
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -109,9 +110,9 @@ def spec_from_options(options: argparse.Namespace) -> DataSpec:
         )
     processed = Path(options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set])
     raw = Path(raw or processed.parent / RAW_NAMES[data_set])
-    if options.max_ind_range < 1 and options.max_ind_range != -1:
+    if not 1 <= options.max_ind_range <= 2**32 and options.max_ind_range != -1:
         raise UserError(
-            f"--max-ind-range={options.max_ind_range}: expected at least 1, or -1 for no limit",
+            f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit",
             True,
         )
     return DataSpec(
@@ -146,7 +147,8 @@ def _holds(folder: Path, data_set: str) -> bool:
     """Is there raw data of that kind, or what was prepared from it?"""
     raw = folder / RAW_NAMES[data_set]
     prepared = Path(PROCESSED_NAMES[data_set]).stem
-    return raw.is_file() or bool(day_numbers(raw)) or any(folder.glob(f"{prepared}*"))
+    theirs = [*folder.glob(f"{prepared}*"), *folder.glob(f"{raw.stem}_*_reordered.npz")]
+    return raw.is_file() or bool(day_numbers(raw)) or bool(theirs)
 
 
 def find_sources(spec: DataSpec) -> list[Path]:
@@ -208,9 +210,10 @@ def prepare(spec: DataSpec) -> Prepared:
     """
     if prepared := find_prepared(spec):
         return prepared
+    _find_what_to_read(spec)  # before anything is written
     try:
         spec.directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(spec.directory.parent):
+        with _lock(spec.directory.parent, wait=True):
             return find_prepared(spec) or _build(spec)
     except OSError as error:
         raise UserError(_disk_trouble(spec, error), everywhere=True) from error
@@ -219,24 +222,48 @@ def prepare(spec: DataSpec) -> Prepared:
 def wait_until_prepared(spec: DataSpec) -> Prepared:
     """For a rank that leaves preparation to another one on its machine.
 
-    It polls, in no collective, so without a time limit.
+    It polls, in no collective, so without a time limit. Where nobody has been preparing for
+    PATIENCE seconds, that rank has failed, and this one finds out why.
     """
-    if not original_files.find(spec.raw, spec.processed, spec.mapped) and not find_prepared(spec):
-        find_sources(spec)
+    if prepared := find_prepared(spec):
+        return prepared
+    _find_what_to_read(spec)
+    last_seen = time.monotonic()
     while (prepared := find_prepared(spec)) is None:
         time.sleep(0.2)
+        with _lock(spec.directory.parent, wait=False) as is_free:
+            last_seen = last_seen if is_free else time.monotonic()
+        if time.monotonic() - last_seen > PATIENCE:
+            return prepare(spec)
     return prepared
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder itself as a lock against a second run; leaves no file behind."""
+def _lock(folder: Path, wait: bool) -> Iterator[bool]:
+    """Hold the folder itself as a lock, which leaves no file behind; gives whether it is held.
+
+    Where the file system locks no folders (NFS), nobody knows: to wait is to go on, and not to
+    wait is not to hold it.
+    """
+    if not folder.is_dir():
+        yield True  # not made yet, so nobody has the lock
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_held = True
+        except OSError:
+            is_held = False
+        yield is_held
     finally:
         os.close(handle)
+
+
+def _find_what_to_read(spec: DataSpec) -> tuple[list[Path], original_files.Original | None]:
+    """The original's prepared files where they lie there, else the raw ones."""
+    imported = original_files.find(spec.raw, spec.processed, spec.mapped)
+    return (imported.files, imported) if imported else (find_sources(spec), None)
 
 
 def _disk_trouble(spec: DataSpec, error: OSError) -> str:
@@ -253,8 +280,7 @@ def _disk_trouble(spec: DataSpec, error: OSError) -> str:
 def _build(spec: DataSpec) -> Prepared:
     partial = spec.directory.with_name(spec.directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    imported = original_files.find(spec.raw, spec.processed, spec.mapped)
-    sources = imported.files if imported else find_sources(spec)
+    sources, imported = _find_what_to_read(spec)
     try:
         partial.mkdir()
         begin = time.perf_counter()
@@ -289,7 +315,7 @@ def _announce(spec: DataSpec, meta: dict[str, Any], seconds: float) -> None:
 def _publish_flat(spec: DataSpec, partial: Path, meta: dict[str, Any]) -> Prepared:
     """Move the files to the original's flat names; what `find_flat` wants last goes last."""
     counts = Path(f"{spec.raw}_fea_count.npz")
-    if not os.access(counts.parent, os.W_OK):
+    if counts.exists() or not os.access(counts.parent, os.W_OK):  # not ours to overwrite
         counts = Path(f"{spec.stem}_fea_count.npz")
     aside = counts.with_name(counts.name + ".partial.npz")
     np.savez(aside, counts=np.array(meta["counts"]))
@@ -361,6 +387,9 @@ def _read_pieces(path: Path, bar: "tqdm[Any]") -> Iterator[tuple[int, bytes]]:
         while block := file.read(PIECE_BYTES):
             bar.update(len(block))
             whole, newline, tail = (rest + block).rpartition(b"\n")
+            if len(tail) > MAX_LINE_BYTES:  # no line of ours: what there is of it says so
+                tail = tail[:MAX_LINE_BYTES]
+                yield line + whole.count(b"\n") + len(newline), tail
             rest = tail
             if newline:
                 yield line, whole + newline
@@ -451,7 +480,7 @@ def _write_splits(
     """
     rows_per_part = [0] * len(sizes)
     last = len(sizes) - 1
-    shuffle = _Shuffle(folder, order, np.random.default_rng(seed), sizes[:-1])
+    shuffle = ExternalShuffle(folder, order, np.random.default_rng(seed), sizes[:-1])
     with open(folder / "train.bin", "wb") as train, open(folder / "test.bin", "wb") as evaluation:
         for part, rows in pieces:
             rows_per_part[part] += len(rows)
@@ -478,54 +507,6 @@ def _write_splits(
     return {"rows": written, "rows_per_part": rows_per_part}
 
 
-class _Shuffle:
-    """Uniform shuffle of more rows than memory holds.
-
-    Each row goes to a random bucket, each bucket is permuted (Sanders, "Random permutations on
-    distributed, external and hierarchical memory", 1998).
-    """
-
-    def __init__(
-        self, folder: Path, order: str, random: np.random.Generator, sizes: list[int]
-    ) -> None:
-        self._folder, self._order, self._random = folder, order, random
-        self._sizes = sizes if order == "day" else [sum(sizes)] * len(sizes)
-        self._part = 0
-        self._buckets: list[BinaryIO] = []
-
-    def write(self, part: int, rows: Rows, out: BinaryIO) -> None:
-        if self._order == "file":
-            out.write(rows.tobytes())
-            return
-        if self._order == "day" and part != self._part:
-            self.finish(out)
-        if not self._buckets:
-            self._open(part)
-        bucket = (self._random.random(len(rows)) * len(self._buckets)).astype(np.int64)
-        by_bucket = np.argsort(bucket, kind="stable")
-        ends = np.cumsum(np.bincount(bucket, minlength=len(self._buckets)))[:-1]
-        for file, chosen in zip(self._buckets, np.split(by_bucket, ends), strict=True):
-            file.write(rows[chosen].tobytes())
-
-    def _open(self, part: int) -> None:
-        self._part = part
-        num_buckets = min(MAX_BUCKETS, self._sizes[part] // BUCKET_BYTES + 1)
-        self._buckets = [
-            open(self._folder / f"bucket_{k}", "w+b")  # noqa: SIM115 (finish closes it)
-            for k in range(num_buckets)
-        ]
-
-    def finish(self, out: BinaryIO) -> None:
-        """Append the buckets to `out`, each permuted, and remove them."""
-        for file in self._buckets:
-            file.seek(0)
-            rows = np.frombuffer(file.read(), np.int32).reshape(-1, NUM_FIELDS)
-            out.write(rows[self._random.permutation(len(rows))].tobytes())
-            file.close()
-            os.unlink(file.name)
-        self._buckets = []
-
-
 def _split_file(first: Path, second: Path, at: int) -> None:
     """Move what `first` has from byte `at` on to `second`."""
     with open(first, "r+b") as head, open(second, "wb") as tail:
@@ -547,6 +528,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 # ---------------------------------------------------------------- the program
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare Criteo data, or make a demo data set; gives the exit status."""
     parser = ArgumentParser(
@@ -567,4 +549,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

@@ -318,13 +318,12 @@ class StackDistances:
                 " (ids, stack distances, cumulative probabilities), a file a table",
                 everywhere=True,
             ) from error
-        if len(self._distances) != len(self._probabilities) or not 0 <= max(self._distances) <= len(
-            self._ids
-        ):
+        distances = self._distances
+        fits = len(distances) == len(self._probabilities) and distances == sorted(distances)
+        if not fits or distances[0] < 0 or distances[-1] > len(self._ids):
             raise UserError(
-                f"--data-trace-file: {path}: {len(self._distances)} distances"
-                f" up to {max(self._distances)}, {len(self._probabilities)} probabilities"
-                f" and {len(self._ids)} ids do not fit together",
+                f"--data-trace-file: {path}: expected ascending distances from 0 to"
+                f" {len(self._ids)} (the number of ids) and as many probabilities",
                 everywhere=True,
             )
         self._padding = padding

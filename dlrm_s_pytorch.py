@@ -38,7 +38,7 @@ from command_line import (
     dashed_floats,
     dashed_ints,
     number_in,
-    run,
+    reports_errors,
     true_or_false,
 )
 from embedding_engine import EmbeddingTables, PoolingWeights
@@ -56,16 +56,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
-    for add_group in (
-        _add_model,
-        _add_compressed,
-        _add_loss,
-        _add_data,
-        data_utils.add_data_options,
-        _add_training,
-    ):
-        add_group(parser)
-    for add_group in (_add_device, _add_reporting, _add_model_files, _add_mlperf):
+    data = (_add_data, data_utils.add_data_options)
+    training = (_add_training, _add_device, _add_reporting, _add_model_files, _add_mlperf)
+    groups = (_add_model, _add_compressed, _add_loss, *data, *training)
+    for add_group in groups:
         add_group(parser)
     options = parser.parse_args(argv)
     _refuse_unavailable(options)
@@ -410,7 +404,9 @@ class Trainer:
 
     def resume(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
-        self.progress = checkpoint.load(path, self.trained, resume=not self.options.inference_only)
+        resume = not self.options.inference_only
+        accumulate = self.options.mlperf_grad_accum_iter
+        self.progress = checkpoint.load(path, self.trained, accumulate, resume)
 
     def train(self, after_step: Callable[[], None]) -> None:
         """All epochs that are left; ends early at a threshold or with --performance."""
@@ -421,12 +417,14 @@ class Trainer:
                 " --nepochs can be more"
             )
             return
+        if self._reached():
+            return
         for epoch in range(progress.epoch, self.options.nepochs):
             begin = progress.resume_iter if epoch == progress.epoch else 0
             if not self._train_epoch(epoch, begin, after_step):
                 break
-        if self.options.save_model and not progress.saved:
-            self._save()
+        if self.options.save_model and not progress.saved and math.isnan(self._best()):
+            self._save()  # no evaluation, of this run or of the one it continues, has chosen
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
         """Steps from batch `begin` on; False when training shall stop."""
@@ -507,18 +505,26 @@ class Trainer:
 
     def evaluate_and_save(self) -> None:
         """Evaluate, report, and save where it is the best so far."""
+        best_before = self._best()
+        found = self.evaluate_and_report()
+        best_by_auc = self.options.mlperf_logging
+        is_best = _better(found.auc if best_by_auc else found.accuracy, best_before)
+        if is_best and self.options.save_model:
+            self._save()
+
+    def evaluate_and_report(self) -> metrics.Metrics:
+        """Evaluate; the best metrics so far include it."""
         progress, found = self.progress, self.evaluate()
-        better_accuracy = _better(found.accuracy, progress.best_accuracy)
-        better_auc = _better(found.auc, progress.best_auc)
         progress.accuracy, progress.auc = found.accuracy, found.auc
-        progress.best_accuracy = found.accuracy if better_accuracy else progress.best_accuracy
-        progress.best_auc = found.auc if better_auc else progress.best_auc
+        if _better(found.accuracy, progress.best_accuracy):
+            progress.best_accuracy = found.accuracy
+        if _better(found.auc, progress.best_auc):
+            progress.best_auc = found.auc
         where = (progress.iter, self.num_batches, progress.epoch)
         step = progress.epoch * self.num_batches + progress.iter
-        self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc), step)
-        best = better_auc if self.options.mlperf_logging else better_accuracy
-        if best and self.options.save_model and not self.options.inference_only:
-            self._save()
+        best = (progress.best_accuracy, progress.best_auc)
+        self.reporter.evaluation(where, found, best, step)
+        return found
 
     @torch.no_grad()
     def evaluate(self) -> metrics.Metrics:
@@ -541,11 +547,19 @@ class Trainer:
         if self.process.is_first:
             columns = torch.cat(gathered).numpy()
             numbers = metrics.compute(columns[:, 0], columns[:, 1]).numbers()
-        return metrics.Metrics(*ext_dist.from_first(self.process, numbers))
+        found = metrics.Metrics(*ext_dist.from_first(self.process, numbers))
+        if math.isnan(found.accuracy):
+            raise UserError("predictions are nan: the model's parameters are not finite", True)
+        return found
 
     def _save(self) -> None:
         checkpoint.save(self.options.save_model, self.trained, self.progress)
         self.progress.saved = True
+
+    def _best(self) -> float:
+        """The best value so far of what decides which model is saved; nan before the first."""
+        best_by_auc = self.options.mlperf_logging
+        return self.progress.best_auc if best_by_auc else self.progress.best_accuracy
 
     def _reached(self) -> bool:
         """A threshold of --mlperf-*-threshold is reached."""
@@ -665,6 +679,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
             print(name, value.numpy(), sep="\n")
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with --inference-only; gives the exit status."""
     options = parse_options(argv)
@@ -680,7 +695,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trainer.resume(options.load_model)
         print_debug(trainer, "initial")
         if options.inference_only:
-            trainer.evaluate_and_save()
+            trainer.evaluate_and_report()
             return 0
         with profiled(options.enable_profiling, process) as after_step:
             trainer.train(after_step)
@@ -698,4 +713,4 @@ def check_only(options: argparse.Namespace, prepared: data_utils.Prepared | None
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

@@ -145,8 +145,18 @@ def joined(process: Process) -> Iterator[None]:
     )  # these take no CPU tensors; files and scores travel as such
     backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
     dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if _says_that_a_rank_has_gone(error):
+            raise UserError("another rank has ended: its own log says why") from error
+        raise
     dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
+
+
+def _says_that_a_rank_has_gone(error: RuntimeError) -> bool:
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 # ---------------------------------------------------------------- whose rows, whose tables
@@ -292,7 +302,7 @@ class Exchange:
             part.view(mine, len(tables), dim)
             for part, tables in zip(received, self.tables_of, strict=True)
         ]
-        return torch.cat(parts, dim=1)[:, self._by_table]
+        return torch.cat(parts, dim=1).index_select(1, self._by_table)
 
 
 # ---------------------------------------------------------------- sums and gathers

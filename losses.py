@@ -25,14 +25,27 @@ def make_loss(kind: str, weights: Sequence[float], device: torch.device) -> Loss
     if kind == "mse":
         return lambda predicted, label: F.mse_loss(predicted, label, reduction="sum")
     if kind == "bce":
-        return lambda predicted, label: F.binary_cross_entropy(predicted, label, reduction="sum")
+        return _cross_entropy
     of_label = torch.tensor(weights, dtype=torch.float32, device=device)[:, None]
 
     def weighted(predicted: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         weight = F.embedding(label.long().squeeze(1), of_label)
-        return F.binary_cross_entropy(predicted, label, weight=weight, reduction="sum")
+        return _cross_entropy(predicted, label, weight)
 
     return weighted
+
+
+def _cross_entropy(
+    predicted: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """binary_cross_entropy, summed, that gives nan for nan: torch's own stops the process there.
+
+    On a GPU that is an assertion in a kernel, after which the device is lost.
+    """
+    is_nan = predicted.isnan()
+    safe = torch.where(is_nan, 0.5, predicted)
+    entropy = F.binary_cross_entropy(safe, label, weight=weight, reduction="sum")
+    return entropy + torch.where(is_nan, predicted, 0.0).sum()
 
 
 class LossMeter:

@@ -30,6 +30,7 @@ from criteo_text import (
     cut_evenly,
 )
 
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError)
 ROWS_AT_A_TIME = 1 << 17
 _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
 
@@ -118,7 +119,7 @@ def _find_days(raw: Path) -> list[Path]:
 
 def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
     bare = processed.with_suffix("") if processed.suffix == ".npz" else processed
-    for prefix in [*_prefixes(raw), processed, bare]:
+    for prefix in [processed, bare, *_prefixes(raw)]:
         path = Path(f"{prefix}_fea_count.npz")
         if path.is_file():
             return _checked_counts(path, _array(path, "counts"))
@@ -171,7 +172,7 @@ def _readable(path: Path) -> Iterator[None]:
     """What fails in here becomes one line about `path`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGES, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is not an npz that the original writes ({error})", everywhere=True
         ) from error

@@ -23,6 +23,7 @@ from criteo_text import NUM_FIELDS, Rows
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val")
 ROW_BYTES = 4 * NUM_FIELDS
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Prepared:
         """The split's rows, mapped read-only: (rows, 40) int32."""
         path = self.files[split]
         size = path.stat().st_size
-        if size == 0:
+        if size == 0:  # numpy maps no empty file
             return np.zeros((0, NUM_FIELDS), np.int32)
         return np.memmap(path, np.int32, mode="r").reshape(-1, NUM_FIELDS)
 
@@ -90,10 +91,8 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
     Raises:
         UserError: there is some, but made with other flags or from other files, or damaged.
     """
-    if spec.flat and (flat := original_files.find_flat(spec.raw, spec.processed, spec.stem)):
-        files, counts, num_train, num_eval = flat
-        _check_flat(spec, counts)
-        return Prepared(files, counts, (num_train, num_eval))
+    if spec.flat:
+        return _find_flat(spec)
     meta_file = spec.directory / "meta.json"
     if not meta_file.is_file():
         return None
@@ -101,7 +100,8 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
         meta = json.loads(meta_file.read_text())
         _check_meta(spec, meta)
         prepared = from_meta(spec.directory, meta)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_range(spec, spec.directory, prepared.counts)
+    except _DAMAGES as error:
         raise UserError(
             f"{meta_file} is damaged ({error}): {_how_to_rebuild(spec)}", everywhere=True
         ) from error
@@ -126,16 +126,29 @@ def _how_to_rebuild(spec: DataSpec) -> str:
     return f"delete {spec.directory} to have it made again, or name another --processed-data-file"
 
 
-def _check_flat(spec: DataSpec, counts: tuple[int, ...]) -> None:
+def _find_flat(spec: DataSpec) -> Prepared | None:
     """Flat files say nothing of their making, but a meta file lies beside those we wrote."""
+    flat = original_files.find_flat(spec.raw, spec.processed, spec.stem)
+    if flat is None:
+        return None
+    files, counts, num_train, num_eval = flat
     meta_file = spec.stem.with_name(spec.stem.name + "_meta.json")
-    if meta_file.is_file():
-        _check_meta(spec, json.loads(meta_file.read_text()))
+    try:
+        if meta_file.is_file():
+            _check_meta(spec, json.loads(meta_file.read_text()))
+    except _DAMAGES as error:
+        raise UserError(f"{meta_file} is damaged ({error}): delete it", everywhere=True) from error
+    _check_range(spec, files["train"], counts)
+    if not num_train or not files["test"].stat().st_size:
+        raise UserError(f"{files['train']} or {files['test']} is empty: expected rows", True)
+    return Prepared(files, counts, (num_train, num_eval))
+
+
+def _check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
     if 0 < spec.max_ind_range < max(counts):
         raise UserError(
-            f"{spec.stem}_train.bin has a table of {max(counts)} rows,"
-            f" --max-ind-range={spec.max_ind_range} allows fewer:"
-            " give the flag that it was made with, or another --processed-data-file",
+            f"{path} has a table of {max(counts)} rows, --max-ind-range={spec.max_ind_range}"
+            " allows fewer: give the flag that it was made with, or another --processed-data-file",
             everywhere=True,
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from command_line import ArgumentParser, UserError, number_in, run
+from command_line import ArgumentParser, UserError, number_in, reports_errors
 from metrics import Metrics, remark
 
 # ------------------------------------------------ log lines: frozen, scripts cut them with awk
@@ -253,6 +253,7 @@ def final_result(fps: float, accuracy: float, seconds: int) -> str:
     )
 
 
+@reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a log's final result, write its results file, draw its picture; gives the status."""
     parser = ArgumentParser(prog="report.py", description="What a training log says.")
@@ -295,4 +296,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(main())

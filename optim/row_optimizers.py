@@ -1,8 +1,7 @@
 """Optimisers that change only the rows of a table that a batch touched.
 
 Shapes depend on the number of ids, never on their values, and nothing waits for the device:
-duplicate rows are summed into as many slots as there are ids, and the slots left over add zero to
-row 0.
+duplicate rows are summed into as many slots as there are ids, and slots left over add zeros.
 """
 
 from collections.abc import Callable
@@ -22,14 +21,14 @@ def sum_duplicates(
         gradients: (n, D).
 
     Returns:
-        (n,) rows and (n, D) sums; slots past the number of distinct rows hold row 0 and zeros.
+        (n,) rows and (n, D) sums; slots left over hold some of the rows, and zeros.
     """
     in_order, order = rows.sort(stable=True)
     is_new = torch.ones_like(in_order)
     is_new[1:] = in_order[1:] != in_order[:-1]
     slot = is_new.cumsum(0) - 1
     sums = torch.zeros_like(gradients).index_add_(0, slot, gradients[order])
-    return torch.zeros_like(rows).index_copy_(0, slot, in_order), sums
+    return in_order.clone().index_copy_(0, slot, in_order), sums
 
 
 class RowSGD:

@@ -17,7 +17,7 @@ fail() { # MESSAGE [STATUS]
 # ---------------------------------------------------------------- set-up
 
 missing_packages() { # PYTHON REQUIREMENTS_FILE...: prints what that Python lacks
-    "$1" "$ROOT/test/missing_packages.py" "${@:2}"
+    "$1" "$ROOT/test/missing_packages.py" "${@:2}" 2>/dev/null
 }
 
 find_python() { # prints the first Python of a version that works
@@ -87,7 +87,18 @@ parse_options() { # DEFAULT_NPROC ARGUMENT...
         *) fail "unknown option $flag; $USAGE" ;;
         esac
     done
+    take_batch_size
     check_options
+}
+
+take_batch_size() { # a --mini-batch-size after -- counts in names and figures too
+    local k
+    for k in "${!EXTRA[@]}"; do
+        case ${EXTRA[k]//_/-} in
+        --mini-batch-size=*) BATCH_SIZE=${EXTRA[k]#*=} ;;
+        --mini-batch-size) BATCH_SIZE=${EXTRA[k + 1]-} ;;
+        esac
+    done
 }
 
 check_options() {
@@ -146,7 +157,9 @@ source_cann() {
 # ---------------------------------------------------------------- data and flags
 
 make_demo_data() { # the demo's day files, once
-    [ -f "$DEMO_DATA/day_0" ] || "$PYTHON" "$ROOT/data_utils.py" --make-demo="$DEMO_DATA" | tee "$ROOT/test/demo_data.txt" || exit 2
+    if [ ! -f "$DEMO_DATA/day_0" ]; then
+        (set -o pipefail && "$PYTHON" "$ROOT/data_utils.py" --make-demo="$DEMO_DATA" | tee "$DEMO_DATA.txt") || exit 2
+    fi
     DATA_PATH=$DEMO_DATA
 }
 
@@ -154,7 +167,9 @@ data_kind() { # prints terabyte, kaggle or demo; raw or prepared data tells
     local kaggle=("$DATA_PATH"/train.txt "$DATA_PATH"/kaggleAdDisplayChallenge_processed*)
     if [ -n "$DEMO" ]; then
         echo demo
-    elif [ -e "$DATA_PATH/day_0" ] || [[ " ${EXTRA[*]} " =~ --data[-_]set[=\ ]terabyte ]]; then
+    elif [[ " ${EXTRA[*]}" =~ \ --data[-_]set[=\ ](kaggle|terabyte) ]]; then
+        echo "${BASH_REMATCH[1]}"
+    elif [ -e "$DATA_PATH/day_0" ]; then
         echo terabyte
     elif [ -e "${kaggle[0]}" ] || [ -e "${kaggle[1]}" ]; then
         echo kaggle
@@ -190,6 +205,8 @@ set_flags() { # sets FLAGS and BATCH_SIZE: the published model, and what the dat
 
 prepare() { # options, device and data are checked, and the data is prepared, in one process
     "$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run || exit $?
+    [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run|--help|-h)\  ]] && exit 0
+    return 0
 }
 
 launch() { # runs the ranks; each one's output goes to train_<rank>.log, rank 0's is shown too
@@ -217,14 +234,16 @@ stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
     trap '' INT TERM
     kill -TERM "$LAUNCHER" 2>/dev/null
     wait "$LAUNCHER" 2>/dev/null
+    rm -f "$CALLED_FROM/DLRM.pth.partial"
     echo "stopped by SIG$1: all ranks have ended" >&2
     exit "$2"
 }
 
 report_failure() { # the line of the rank that failed, and the end of its log
-    local log
-    log=$(grep -l '^error: ' "$OUTPUT"/train_*.log 2>/dev/null | head -n 1)
-    [ -n "$log" ] || log=$(grep -l '^Traceback' "$OUTPUT"/train_*.log 2>/dev/null | head -n 1)
+    local log line
+    rm -f "$CALLED_FROM/DLRM.pth.partial"
+    log=$(grep -l '^error: ' "$OUTPUT"/train_*.log 2>/dev/null | xargs -r -d '\n' grep -L '^error: another rank has ended' | head -n 1)
+    [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$OUTPUT"/train_*.log 2>/dev/null | head -n 1)
     [ -n "$log" ] || log=$OUTPUT/launcher.log
     echo "---- end of $log" >&2
     tail -n 15 "$log" >&2
@@ -261,7 +280,7 @@ train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png i
     BEGAN=$SECONDS
     launch
     finish_case acc --plot="$CALLED_FROM/DLRM.png"
-    [ -z "$DEMO" ] || grep 'Bayes AUC' "$ROOT/test/demo_data.txt"
+    [ -z "$DEMO" ] || grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null
     echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
 }
 

@@ -21,7 +21,6 @@ GOLDEN = ROOT / "test" / "golden"
 sys.path.insert(0, str(ROOT))
 
 import dlrm_s_pytorch  # noqa: E402
-from command_line import run  # noqa: E402
 
 NUMBER = r"([-+.\deE]+|nan|inf)"
 TRAINING = re.compile(
@@ -82,7 +81,7 @@ def train(*argv, program=dlrm_s_pytorch.main):
     if program is dlrm_s_pytorch.main and not any("tensor-board" in word for word in words):
         words.append("--tensor-board-filename=")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run(program, words)
+        status = program(words)
     return Result(status, out.getvalue(), err.getvalue())
 
 

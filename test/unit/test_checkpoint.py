@@ -218,6 +218,50 @@ def test_a_file_that_does_not_fit_names_the_table_or_layer_and_both_shapes(tmp_p
     assert "10 batches an epoch, this run has 20" in message("--mini-batch-size=32")
 
 
+def test_a_resumed_run_keeps_a_better_model(tmp_path):
+    """Nothing better was found after the best model was loaded: the file stays as it was."""
+    path = tmp_path / "m.pth"
+    flags = ["--round-targets=true", "--data-size=40", "--mini-batch-size=4", "--test-freq=5"]
+    flags += ["--learning-rate=0.001", f"--save-model={path}"]
+    assert train(*flags).status == 0
+    before = path.read_bytes()
+    assert train(*flags, f"--load-model={path}", "--nepochs=2").status == 0
+    assert path.read_bytes() == before
+
+
+def test_a_threshold_that_the_loaded_model_has_reached_trains_nothing(tmp_path, kaggle):
+    flags = [*CRITEO_MODEL, f"--data_path={kaggle}", "--test-freq=10", "--mlperf-auc-threshold=0.4"]
+    flags += ["--nepochs=2", f"--save-model={tmp_path}/m.pth"]
+    assert len(train(*flags).tests) == 1
+    again = train(*flags, f"--load-model={tmp_path}/m.pth")
+    assert again.status == 0 and not again.losses and "has reached the threshold" in again.out
+
+
+DAMAGES = {
+    "progress keys": lambda c: c["progress"].update(speed=3),
+    "progress kind": lambda c: c.update(progress="far"),
+    "optimiser kind": lambda c: c.update(opt_state_dict=None),
+    "optimiser list": lambda c: c.update(opt_state_dict=[1]),
+    "row state shape": lambda c: c["opt_state_dict"]["state"][0].update(sum=torch.zeros(3)),
+    "dense state shape": lambda c: c["opt_state_dict"]["state"][9].update(sum=torch.zeros(3)),
+    "dense state missing": lambda c: c["opt_state_dict"]["state"].pop(9),
+    "generators": lambda c: c.update(generators={"numpy": 3}),
+    "state_dict keys": lambda c: c["state_dict"].update({5: torch.zeros(1), "x": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_part_of_a_file_is_one_line(tmp_path, name):
+    path = tmp_path / "m.pth"
+    train(*SMALL_MODEL, "--optimizer=adagrad", f"--save-model={path}")
+    content = load(path)
+    DAMAGES[name](content)
+    torch.save(content, path)
+    result = train(*SMALL_MODEL, "--optimizer=adagrad", "--nepochs=2", f"--load-model={path}")
+    assert result.status == 2 and result.err.count("\n") == 1, result.err
+    assert result.err.startswith("error: --load-model=")
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "foreign", "pickle", "folder"])
 def test_a_corrupt_or_foreign_file_is_one_line(tmp_path, kind):
     path = tmp_path / "model.pth"
@@ -274,5 +318,6 @@ def test_a_save_that_the_disk_refuses_while_it_is_written(tmp_path):
         result = train(*SMALL_MODEL, f"--save-model={path}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert result.status == 2 and "cannot write it" in result.err and result.err.count("\n") == 1
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert "cannot write it (File too large)" in result.err, "the system's words"
     assert os.listdir(tmp_path) == []

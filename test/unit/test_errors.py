@@ -121,22 +121,53 @@ def test_torch_npu_is_not_loaded_by_a_cpu_run(tmp_path):
     assert asked.returncode == 2 and "libhccl.so" in asked.stderr and asked.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("rate", ["1e30"])
-def test_a_loss_that_becomes_nan_stops_and_saves_nothing(tmp_path, rate):
-    model = tmp_path / "m.pth"
-    flags = [
-        *SMALL_MODEL,
-        "--loss-function=mse",
-        f"--learning-rate={rate}",
-        "--print-freq=10",
-        "--test-freq=10",
-    ]
-    every_step = train(*flags, "--print-freq=1")
+@pytest.mark.parametrize("loss", ["mse", "bce", "wbce"])
+def test_a_loss_that_becomes_nan_stops_and_saves_nothing(tmp_path, loss):
+    flags = [*SMALL_MODEL, f"--loss-function={loss}", "--learning-rate=1e30", "--test-freq=10"]
+    every_step = train(*flags)
     first = max(line[0] for line in every_step.losses) + 1
-    result = train(*flags, f"--save-model={model}", "--arch-mlp-top=64-32-1")
-    assert result.status == 2 and result.err.count("\n") == 1
-    assert f"at it {first} of epoch 0" in result.err and "the loss became" in result.err
+    result = train(*flags, "--print-freq=10", f"--save-model={tmp_path}/m.pth")
+    for run in (every_step, result):
+        assert run.status == 2 and run.err.count("\n") == 1
+        assert f"the loss became nan at it {first} of epoch 0" in run.err
     assert not result.losses and os.listdir(tmp_path) == []
+
+
+def test_predictions_that_are_nan_are_one_line(tmp_path):
+    import torch
+
+    path = tmp_path / "m.pth"
+    train(*SMALL_MODEL, f"--save-model={path}")
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["top_l.0.weight"].fill_(float("nan"))
+    torch.save(content, path)
+    result = train(*SMALL_MODEL, f"--load-model={path}", "--inference-only")
+    assert result.status == 2 and "predictions are nan" in result.err
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/some/file")
+
+    monkeypatch.setattr(dlrm.data_utils, "spec_from_options", refuse)
+    result = train("--data-generation=dataset", "--raw-data-file=x")
+    assert result.status == 2 and result.err == "error: /some/file: Permission denied\n"
+    memory = train("--mini-batch-size=1000000000000", "--num-batches=1")
+    assert memory.status == 2 and memory.err.startswith("error: out of memory")
+    tables = train("--arch-embedding-size=100000000000000-3-2")
+    assert tables.status == 2 and "GB of tables" in tables.err
+
+
+def test_an_error_in_a_loader_worker_is_its_own_line(tmp_path, kaggle_copy):
+    flags = [*CRITEO_MODEL, f"--data_path={kaggle_copy}", "--memory-map", "--data-randomize=none"]
+    assert train(*flags, "--num-batches=1").status == 0
+    path = kaggle_copy / "kaggleAdDisplayChallenge_processed.prepared" / "train.bin"
+    rows = np.memmap(path, np.int32, "r+").reshape(-1, 40)
+    rows[5, 14] = 10**8
+    rows.flush()
+    alone, helped = train(*flags), train(*flags, "--num-workers=2")
+    assert alone.status == helped.status == 2
+    assert helped.err == alone.err and alone.err.startswith("error: row 5 of the epoch in")
 
 
 def test_eval_split_without_rows_is_an_error(tmp_path):

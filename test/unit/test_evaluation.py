@@ -9,7 +9,6 @@ from sklearn import metrics as sk
 
 import metrics
 import report
-from command_line import UserError
 
 
 def test_metrics_equal_scikit_learn():
@@ -53,8 +52,8 @@ def test_a_model_no_better_than_chance_is_warned_about():
     assert "not above 0.5" in metrics.remark(found)
     good = metrics.compute(np.array([0.1, 0.9], np.float32), np.array([0, 1], np.float32))
     assert metrics.remark(good) == ""
-    with pytest.raises(UserError, match="nan"):
-        metrics.compute(np.array([np.nan], np.float32), np.ones(1, np.float32))
+    nan = metrics.compute(np.array([np.nan], np.float32), np.ones(1, np.float32))
+    assert np.isnan(nan.accuracy), "what the trainer turns into an error on every rank"
 
 
 def test_lines_have_the_contracts_format():

@@ -69,6 +69,17 @@ def test_processed_npz_of_kaggle_without_day_counts(days):
     assert list(prepared.counts) == counts
 
 
+def test_imported_data_is_held_against_the_range_every_time(days):
+    folder, parts, counts, _ = days
+    path = folder / "kaggle_processed.npz"
+    save_npz(path, np.concatenate(parts), counts=np.array(counts))
+    flags = ["--data-set=kaggle", f"--processed-data-file={path}"]
+    assert prepare(*flags, "--max-ind-range=3").status == 2
+    assert prepare(*flags).status == 0
+    again = prepare(*flags, "--max-ind-range=3")
+    assert again.status == 2 and "--max-ind-range=3 allows fewer" in again.err
+
+
 def test_reordered_npz_are_trained_in_their_order(days):
     folder, parts, counts, wanted = days
     (folder / "theirs").mkdir()
@@ -83,6 +94,8 @@ def test_reordered_npz_are_trained_in_their_order(days):
         *MODEL, "--data-generation=dataset", "--data-set=terabyte", "--memory-map", *files
     )
     assert result.status == 0, result.err
+    found = train(*MODEL, "--memory-map", f"--data_path={folder}/theirs")
+    assert found.losses == result.losses, "--data_path finds them as well"
     assert result.losses == wanted.losses and result.tests == wanted.tests
 
 

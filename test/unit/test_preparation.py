@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, train, write_days
 
 import data_utils
-import prepared_data
-from command_line import ArgumentParser
+import external_shuffle
+from command_line import ArgumentParser, UserError
 
 
 def spec(*argv):
@@ -107,8 +107,9 @@ def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
 
 @pytest.mark.parametrize("order", ["total", "day"])
 def test_mapped_data_is_shuffled_on_disk_by_the_seed(tmp_path, order, monkeypatch):
-    monkeypatch.setattr(prepared_data, "ROW_BYTES", 160)
-    monkeypatch.setattr(data_utils, "BUCKET_BYTES", 2000)  # so that the shuffle has many buckets
+    monkeypatch.setattr(
+        external_shuffle, "BUCKET_BYTES", 2000
+    )  # so that the shuffle has many buckets
     parts, _ = by_hand(write_days(tmp_path, 3, 60))
     made = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -133,7 +134,7 @@ def test_every_row_is_equally_likely_everywhere(tmp_path, monkeypatch):
 
     64 cells, 49 degrees of freedom.
     """
-    monkeypatch.setattr(data_utils, "BUCKET_BYTES", 3000)
+    monkeypatch.setattr(external_shuffle, "BUCKET_BYTES", 3000)
     rows = np.zeros((64, 40), np.int32)
     rows[:, 1] = np.arange(64)
     counts = np.zeros((8, 8))
@@ -322,6 +323,37 @@ def test_meta_says_what_it_was_made_from(tmp_path):
     assert meta["recipe"]["--numpy-rand-seed"] == 123
     assert [source["name"] for source in meta["sources"]] == ["day_0", "day_1"]
     assert max(meta["counts"]) <= 9
+
+
+def test_a_waiting_rank_does_not_wait_for_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_utils, "PATIENCE", 0.5)
+    write_days(tmp_path, 2, 20)
+    (tmp_path / "day_1").write_text("x\n")
+    with pytest.raises(UserError, match="line 1"):
+        data_utils.wait_until_prepared(spec(f"--data_path={tmp_path}"))
+
+
+def test_a_wide_range_takes_no_table_and_keeps_values_apart(tmp_path):
+    days = write_days(tmp_path, 2, 30)
+    for wide in (2**31 + 11, 2**32):
+        place = f"--processed-data-file={tmp_path}/{wide}"
+        made = data_utils.prepare(spec(f"--data_path={tmp_path}", f"--max-ind-range={wide}", place))
+        parts, counts = by_hand(days, wide)
+        assert list(made.counts) == counts
+        np.testing.assert_array_equal(made.rows("train"), parts[0])
+    assert "--max-ind-range" in prepare(f"--data_path={tmp_path}", "--max-ind-range=9999999999").err
+
+
+def test_a_file_without_lines_is_refused_early(tmp_path, monkeypatch):
+    write_days(tmp_path, 2, 20)
+    (tmp_path / "day_1").write_bytes(b"\0" * 9_000_000)
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and "day_1, line 1: 1 tab-separated fields" in result.err
+
+
+def test_bad_input_makes_no_folders(tmp_path):
+    result = prepare("--raw-data-file=/none/day", f"--processed-data-file={tmp_path}/new/a/b")
+    assert result.status == 2 and list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_at_once_prepare_once(tmp_path):

@@ -121,11 +121,13 @@ def test_terabyte_performance_on_one_rank(copy, tmp_path):
         "train_performance_1p.sh",
         f"--data-path={tmp_path}/data",
         "--device=cpu",
-        "--batch_size=64",
+        "--",
+        "--mini_batch_size=64",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Finished training") == 11
+    assert results(copy, "DLRM_bs64_1p_perf")["BatchSize"] == "64"
     times = [float(ms) for ms in re.findall(r", ([\d.]+) ms/it", done.stdout)]
     assert final(done.stdout)[0] == pytest.approx(64 * 1000 / np.mean(times[1:]), rel=1e-3)
 
@@ -198,6 +200,19 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
     assert "train_2.log: row 29 of the epoch" in done.stderr and "id 7 of table 6" in done.stderr
     assert "end of " in done.stderr and "ChildFailedError" not in done.stderr + done.stdout
     assert "Final result" not in done.stdout and not (tmp_path / "DLRM.pth").exists()
+
+
+def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
+    """A bug, not a user's mistake: the script shows the end of the log of the rank that has it."""
+    broken = tmp_path / "broken"
+    shutil.copytree(copy, broken, ignore=shutil.ignore_patterns("demo_data", "output"))
+    with open(broken / "losses.py", "a") as file:
+        file.write("\n\ndef make_loss(*_):\n    raise ZeroDivisionError('a bug')\n")
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=2"]
+    done = script(broken, "train_full_8p.sh", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a bug" in done.stderr and "Root Cause" not in done.stderr
 
 
 def running(needle):
