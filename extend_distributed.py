@@ -4,6 +4,7 @@ One process is the general case: with a world of one every exchange below gives 
 """
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,10 @@ def joined(process: Process) -> Iterator[None]:
         "hccl",
     )  # these take no CPU tensors; files and scores travel as such
     backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
+    # torch.optim imports this, and modules below it keep the group that exists when they are
+    # imported. Gloo's threads then outlive destroy_process_group and, when Python shuts down under
+    # them, end the process with SIGABRT ("terminate called without an active exception").
+    importlib.import_module("torch._dynamo")
     dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
     try:
         yield

@@ -10,10 +10,12 @@ import contextlib
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch._dynamo  # before the group, as extend_distributed explains  # noqa: F401
 import torch.distributed as dist
 
 import dlrm_s_pytorch as dlrm
@@ -32,6 +34,17 @@ class Watched(dlrm.Trainer):
     def train_step(self, batch, it):
         self.rows_computed += batch.decode().label.shape[0]
         return super().train_step(batch, it)
+
+
+def assert_gloo_has_ended():
+    """A thread of gloo's that outlives its group can abort the process when Python shuts down."""
+    names = []
+    for _ in range(50):
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        if not any("gloo" in name for name in names):
+            return
+        time.sleep(0.1)
+    raise AssertionError(names)
 
 
 def main():
@@ -58,6 +71,7 @@ def main():
     if dist.get_rank() == 0:
         results.write_text(json.dumps(found))
     dist.destroy_process_group()
+    assert_gloo_has_ended()
 
 
 if __name__ == "__main__":
