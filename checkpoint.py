@@ -161,13 +161,7 @@ def _optimizer_state(trained: Trained, progress: Progress) -> dict[str, Any]:
     """torch's optimiser state dict on rank 0: tables, pooling weights, dense parameters."""
     dense = trained.dense_optimizer.state_dict()
     states: list[dict[str, Any]] = []
-    for prefix in _row_states(trained):
-        names = [
-            name
-            for name in trained.tables.tensors()
-            if name.startswith(prefix) and name not in _WEIGHTS
-        ]
-        names = names if prefix else [name for name in names if "." not in name]
+    for prefix, names in _row_states(trained):
         gathered = {name.removeprefix(prefix): _gather(trained, name) for name in names}
         for table in range(len(trained.tables.shards)):
             state = {name: values[table] for name, values in gathered.items() if table in values}
@@ -186,9 +180,11 @@ def _optimizer_state(trained: Trained, progress: Progress) -> dict[str, Any]:
 _WEIGHTS = ("weight", "pooling")
 
 
-def _row_states(trained: Trained) -> list[str]:
-    """Prefixes of the names of row-wise optimiser state: of tables, then of pooling weights."""
-    return [""] if trained.tables.pooling is None else ["", "pooling."]
+def _row_states(trained: Trained) -> list[tuple[str, list[str]]]:
+    """Prefix and names of row-wise optimiser state: of tables, then of pooling weights."""
+    prefixes = [""] if trained.tables.pooling is None else ["", "pooling."]
+    states = [name for name in trained.tables.tensors() if name not in _WEIGHTS]
+    return [(prefix, [n for n in states if ("." in n) == bool(prefix)]) for prefix in prefixes]
 
 
 def _on_host(state: dict[str, Any]) -> dict[str, Any]:
@@ -329,24 +325,22 @@ def _load_optimizer(path: str, content: dict[str, Any], trained: Trained) -> Non
     states = content.get("opt_state_dict", {}).get("state", {})
     num_tables = len(trained.tables.shards)
     row_states = _row_states(trained)
-    for position, prefix in enumerate(row_states):
+    for position, (prefix, names) in enumerate(row_states):
         of_tables = [states.get(position * num_tables + table, {}) for table in range(num_tables)]
-        _load_rows(path, of_tables, prefix, trained)
+        for name in names:
+            _load_rows(path, of_tables, (prefix, name), trained)
     _load_dense(path, states, len(row_states) * num_tables, trained)
 
 
-def _load_rows(path: str, states: list[dict[str, Any]], prefix: str, trained: Trained) -> None:
-    """Optimiser state by table into the tensors whose names begin with `prefix`."""
-    names = [
-        name
-        for name in trained.tables.tensors()
-        if name not in _WEIGHTS and ("." in name) == bool(prefix)
-    ]
-    for name in names:
-        for shard, view in trained.tables.shard_views(name):
-            value = _state_of(path, states[shard.table], name.removeprefix(prefix), trained)
-            if view is not None:
-                view.copy_(value.reshape(view.shape))
+def _load_rows(
+    path: str, states: list[dict[str, Any]], tensor: tuple[str, str], trained: Trained
+) -> None:
+    """Optimiser state by table into the tensor of that (prefix, name)."""
+    prefix, name = tensor
+    for shard, view in trained.tables.shard_views(name):
+        value = _state_of(path, states[shard.table], name.removeprefix(prefix), trained)
+        if view is not None:
+            view.copy_(value.reshape(view.shape))
 
 
 def _load_dense(path: str, states: dict[int, Any], offset: int, trained: Trained) -> None:

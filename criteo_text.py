@@ -6,6 +6,7 @@ with a state between pieces (pandas.factorize forgets, np.unique sorts), so the 
 hold no Python lock: threads run them side by side.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ KAGGLE_PARTS = 7  # the original cuts Kaggle's one file into the seven days that
 NUM_DENSE = 13
 NUM_SPARSE = 26
 NUM_FIELDS = 1 + NUM_DENSE + NUM_SPARSE  # label, integers, categories
+ROW_BYTES = 4 * NUM_FIELDS  # of a prepared row: int32
 FIRST_SPARSE = 1 + NUM_DENSE
 
 Bytes = npt.NDArray[np.uint8]
@@ -33,6 +35,18 @@ _HEX_TEXT = np.frombuffer(b"0123456789abcdef", np.uint8)
 def cut_evenly(num_rows: int, num_parts: int) -> list[int]:
     """Rows of each of `num_parts` consecutive parts; the first are one row longer for the rest."""
     return [num_rows // num_parts + (part < num_rows % num_parts) for part in range(num_parts)]
+
+
+def cut_into_parts(
+    pieces: Iterable[Rows], rows_per_part: Sequence[int]
+) -> Iterator[tuple[int, Rows]]:
+    """(part, rows) of consecutive parts, however the pieces (n, 40) lie across their ends."""
+    ends = np.cumsum(rows_per_part)
+    row = 0
+    for rows in pieces:
+        for chunk in np.split(rows, ends[(ends > row) & (ends < row + len(rows))] - row):
+            yield int(np.searchsorted(ends, row, side="right")), chunk
+            row += len(chunk)
 
 
 @njit(nogil=True, cache=True)

@@ -36,16 +36,17 @@ from criteo_text import (
     NUM_FIELDS,
     NUM_SPARSE,
     OK,
+    ROW_BYTES,
     IdMap,
     Rows,
     cut_evenly,
+    cut_into_parts,
     describe_bad_field,
     parse_rows,
 )
 from external_shuffle import ExternalShuffle
 from prepared_data import (
     FORMAT_VERSION,
-    ROW_BYTES,
     DataSpec,
     Prepared,
     day_numbers,
@@ -210,11 +211,11 @@ def prepare(spec: DataSpec) -> Prepared:
     """
     if prepared := find_prepared(spec):
         return prepared
-    _find_what_to_read(spec)  # before anything is written
+    sources, imported = _find_what_to_read(spec)  # before anything is written
     try:
         spec.directory.parent.mkdir(parents=True, exist_ok=True)
         with _lock(spec.directory.parent, wait=True):
-            return find_prepared(spec) or _build(spec)
+            return find_prepared(spec) or _build(spec, sources, imported)
     except OSError as error:
         raise UserError(_disk_trouble(spec, error), everywhere=True) from error
 
@@ -277,10 +278,11 @@ def _disk_trouble(spec: DataSpec, error: OSError) -> str:
     return f"cannot prepare data: {error}"
 
 
-def _build(spec: DataSpec) -> Prepared:
+def _build(
+    spec: DataSpec, sources: list[Path], imported: original_files.Original | None
+) -> Prepared:
     partial = spec.directory.with_name(spec.directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    sources, imported = _find_what_to_read(spec)
     try:
         partial.mkdir()
         begin = time.perf_counter()
@@ -336,7 +338,8 @@ def _convert(spec: DataSpec, sources: list[Path], folder: Path) -> dict[str, Any
     with ThreadPoolExecutor(threads) as pool, _progress(sum(sizes)) as bar:
         pieces = _parse_files(spec, sources, pool, bar)
         if spec.data_set == "kaggle":
-            pieces = _cut(pieces, sum(_count_lines(path) for path in sources))
+            parts = cut_evenly(sum(_count_lines(path) for path in sources), KAGGLE_PARTS)
+            pieces = cut_into_parts((rows for _, rows in pieces), parts)
             sizes = [sizes[0] // KAGGLE_PARTS] * KAGGLE_PARTS
         kept = _sub_sample(pieces, spec.sub_sample_rate, np.random.RandomState(spec.seed))
         encoded = ((part, _encode(rows, ids, pool)) for part, rows in kept)
@@ -432,17 +435,6 @@ def _count_lines(path: Path) -> int:
             lines += block.count(b"\n")
             last = block[-1:]
     return lines + (last != b"\n")
-
-
-def _cut(pieces: Iterable[Piece], num_rows: int) -> Iterator[Piece]:
-    """Kaggle's one file as its seven parts."""
-    ends = np.cumsum(cut_evenly(num_rows, KAGGLE_PARTS))
-    row = 0
-    for _, rows in pieces:
-        inside = ends[(ends > row) & (ends < row + len(rows))] - row
-        for chunk in np.split(rows, inside):
-            yield int(np.searchsorted(ends, row, side="right")), chunk
-            row += len(chunk)
 
 
 def _sub_sample(

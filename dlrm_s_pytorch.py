@@ -392,15 +392,12 @@ class Trainer:
         self.loss = make_loss(options.loss_function, options.loss_weights, process.device)
         self.losses = LossMeter(process)
         self.progress = checkpoint.Progress()
-        self.num_batches = self._capped(len(data.train))
+        self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.trained = checkpoint.Trained(
             process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
             options.nepochs, self.num_batches, len(data.test),
         )  # fmt: skip
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
-
-    def _capped(self, num_batches: int) -> int:
-        return min(num_batches, self.options.num_batches or num_batches)
 
     def resume(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
@@ -506,13 +503,11 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Evaluate, report, and save where it is the best so far."""
         best_before = self._best()
-        found = self.evaluate_and_report()
-        best_by_auc = self.options.mlperf_logging
-        is_best = _better(found.auc if best_by_auc else found.accuracy, best_before)
-        if is_best and self.options.save_model:
+        self.evaluate_and_report()
+        if self.options.save_model and _better(self._best(), best_before):
             self._save()
 
-    def evaluate_and_report(self) -> metrics.Metrics:
+    def evaluate_and_report(self) -> None:
         """Evaluate; the best metrics so far include it."""
         progress, found = self.progress, self.evaluate()
         progress.accuracy, progress.auc = found.accuracy, found.auc
@@ -524,7 +519,6 @@ class Trainer:
         step = progress.epoch * self.num_batches + progress.iter
         best = (progress.best_accuracy, progress.best_auc)
         self.reporter.evaluation(where, found, best, step)
-        return found
 
     @torch.no_grad()
     def evaluate(self) -> metrics.Metrics:

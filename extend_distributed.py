@@ -36,11 +36,6 @@ class Process:
         return self.rank == 0
 
 
-def launched_local_rank() -> int:
-    """This process's number on its machine, by the launcher's LOCAL_RANK; 0 without one."""
-    return _environment_int("LOCAL_RANK", 0)
-
-
 def this_process(device_type: str, card: int = -1, backend: str = "") -> Process:
     """The launch facts from the environment (RANK, WORLD_SIZE, LOCAL_RANK), and the device.
 
@@ -53,7 +48,7 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
         UserError: the device is not there, or the backend does not serve it.
     """
     rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
-    local_rank = launched_local_rank()
+    local_rank = _environment_int("LOCAL_RANK", 0)
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world_size > 1 and missing:
         raise UserError(
@@ -140,10 +135,8 @@ def joined(process: Process) -> Iterator[None]:
         yield
         return
     own = process.device.type
-    mixed = process.backend in (
-        "nccl",
-        "hccl",
-    )  # these take no CPU tensors; files and scores travel as such
+    # nccl and hccl take no CPU tensors, and what is saved or scored travels as such
+    mixed = process.backend in ("nccl", "hccl")
     backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
     # torch.optim imports this, and modules below it keep the group that exists when they are
     # imported. Gloo's threads then outlive destroy_process_group and, when Python shuts down under

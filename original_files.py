@@ -26,8 +26,10 @@ from criteo_text import (
     NUM_DENSE,
     NUM_FIELDS,
     NUM_SPARSE,
+    ROW_BYTES,
     Rows,
     cut_evenly,
+    cut_into_parts,
 )
 
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError)
@@ -74,10 +76,10 @@ def find_flat(
 
 
 def _flat_rows(path: Path) -> int:
-    rows, rest = divmod(path.stat().st_size, 4 * NUM_FIELDS)
+    rows, rest = divmod(path.stat().st_size, ROW_BYTES)
     if rest:
         raise UserError(
-            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {4 * NUM_FIELDS}",
+            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {ROW_BYTES}",
             True,
         )
     return rows
@@ -90,12 +92,9 @@ def read(original: Original) -> Iterator[tuple[int, Rows]]:
             for rows in _read_file(path, original.counts):
                 yield part, rows
         return
-    ends = np.cumsum(original.rows_per_part)
-    row = 0
-    for rows in _read_file(original.files[0], original.counts):
-        for chunk in np.split(rows, ends[(ends > row) & (ends < row + len(rows))] - row):
-            yield int(np.searchsorted(ends, row, side="right")), chunk
-            row += len(chunk)
+    yield from cut_into_parts(
+        _read_file(original.files[0], original.counts), original.rows_per_part
+    )
 
 
 def _prefixes(raw: Path) -> list[Path]:

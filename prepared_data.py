@@ -18,11 +18,10 @@ import numpy as np
 
 import original_files
 from command_line import UserError
-from criteo_text import NUM_FIELDS, Rows
+from criteo_text import NUM_FIELDS, ROW_BYTES, Rows
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test", "val")
-ROW_BYTES = 4 * NUM_FIELDS
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
