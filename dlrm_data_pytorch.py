@@ -6,7 +6,9 @@ data_utils' work.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +25,8 @@ from extend_distributed import Bags, Process, share_of_rows, split_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+BATCHES_AHEAD = 2  # made while a step is at work
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class Batch:
         """The same with its block on the device."""
         return replace(self, block=self.block.to(device, non_blocking=True))
 
+    def pieces(self, most_rows: int) -> list["Batch"]:
+        """This batch in order, as many pieces on each rank; bags of any length are one piece.
+
+        Args:
+            most_rows: of a piece, on a rank.
+        """
+        return [self]
+
     def decode(self) -> Features:
         """The model's tensors, on the block's device."""
         raise NotImplementedError
@@ -67,6 +79,18 @@ class Batch:
 @dataclass(frozen=True)
 class CriteoBatch(Batch):
     """Block (b, 40): label, 13 integers, 26 ids."""
+
+    def pieces(self, most_rows: int) -> list[Batch]:
+        """As Batch.pieces, of nearly equal size; the blocks are views."""
+        number = -(-max(self.rows_per_rank) // most_rows)
+        if number <= 1:
+            return [self]
+        of_ranks = zip(*(split_rows(rows, number) for rows in self.rows_per_rank), strict=True)
+        blocks = self.block.split(split_rows(self.num_rows, number))
+        return [
+            CriteoBatch(block, len(block), rows)
+            for block, rows in zip(blocks, of_ranks, strict=True)
+        ]
 
     def decode(self) -> Features:
         """Integers x become log(x + 1); every bag holds one id."""
@@ -118,9 +142,14 @@ class Data:
 
 def load(
     data: BatchData, numbers: Iterable[int], num_workers: int, device: torch.device
-) -> "DataLoader[Batch]":
-    """A loader of batches `numbers`, in order, made by `num_workers` processes (0: this one)."""
-    return DataLoader(
+) -> Iterable[Batch]:
+    """Batches `numbers` in order, each ready before it is asked for.
+
+    Made by `num_workers` processes, or with 0 by a thread of this one.
+    """
+    if num_workers == 0:
+        return _made_ahead(data, numbers, pin=device.type != "cpu")
+    loader: DataLoader[Batch] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=None,
         sampler=numbers,
@@ -128,6 +157,25 @@ def load(
         pin_memory=device.type != "cpu",
         generator=torch.Generator(),  # leaves torch's global generator alone
     )
+    return loader
+
+
+def _made_ahead(data: BatchData, numbers: Iterable[int], pin: bool) -> Iterator[Batch]:
+    def make(number: int) -> Batch:
+        batch = data[number]
+        return batch.pin_memory() if pin else batch
+
+    maker = ThreadPoolExecutor(max_workers=1)  # one: random data is drawn in turn
+    ahead: deque[Future[Batch]] = deque()
+    try:
+        for number in numbers:
+            ahead.append(maker.submit(make, number))
+            if len(ahead) > BATCHES_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        maker.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- Criteo
@@ -155,7 +203,8 @@ class CriteoData:
         process: Process,
         shares_only: bool = False,
     ) -> None:
-        self._rows, self._num_rows, self._batch_size = rows, num_rows, batch_size
+        self._rows, self._num_rows, self._batch_size = np.asarray(rows), num_rows, batch_size
+        self._file = getattr(rows, "filename", None) or "the data"
         self._counts = np.array(counts, np.int64)
         self._process, self._shares_only = process, shares_only
         self.rows_read = 0
@@ -184,9 +233,8 @@ class CriteoData:
         outside = (ids < 0) | (ids >= self._counts)
         if outside.any():
             row, table = (int(at[0]) for at in np.nonzero(outside))
-            where = getattr(self._rows, "filename", None) or "the data"
             raise UserError(
-                f"row {first + row} of the epoch in {where}:"
+                f"row {first + row} of the epoch in {self._file}:"
                 f" id {ids[row, table]} of table {table} is outside its"
                 f" {self._counts[table]} rows; delete the prepared data to have it made again"
             )

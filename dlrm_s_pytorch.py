@@ -12,9 +12,11 @@ import os
 # imported at all, and this must stand before the first import of torch
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
+import cpu_kernels  # before torch, so that both use the same threads
+
+# isort: split
 import argparse
 import contextlib
-import itertools
 import math
 import sys
 import time
@@ -30,7 +32,6 @@ import checkpoint
 import data_utils
 import dlrm_data_pytorch as dp
 import extend_distributed as ext_dist
-import metrics
 import report
 from command_line import (
     ArgumentParser,
@@ -42,10 +43,15 @@ from command_line import (
     true_or_false,
 )
 from embedding_engine import EmbeddingTables, PoolingWeights
+from evaluation import ScoreMeter
+from interaction import CatInteraction, DotInteraction
 from losses import LossMeter, make_loss
+from metrics import Metrics
+from mlp import MLP
 from optim.lr_schedule import LearningRateSchedule
-from profiling import PROFILED_STEPS, profiled
+from profiling import PROFILED_STEPS, Phase, profiled
 
+CPU_PIECE_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
 
 # ---------------------------------------------------------------- options
@@ -300,25 +306,6 @@ class Architecture:
         )
 
 
-class Interaction(nn.Module):
-    """The bottom output followed by products of pairs of vectors (dot), or by the vectors (cat)."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self._concatenate = architecture.interaction == "cat"
-        vectors = len(architecture.num_rows) + 1
-        row, column = torch.tril_indices(vectors, vectors, 0 if architecture.itself else -1)
-        self.register_buffer("pairs", row * vectors + column, persistent=False)
-
-    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, D) and (B, T, D) -> (B, D + pairs) or (B, D + T * D)."""
-        if self._concatenate:
-            return torch.cat([dense, pooled.flatten(1)], dim=1)
-        vectors = torch.cat([dense.unsqueeze(1), pooled], dim=1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        return torch.cat([dense, products.index_select(1, self.pairs)], dim=1)  # type: ignore[arg-type]
-
-
 class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     """Embedding bags, bottom MLP, interaction, top MLP; named as in the original's checkpoints."""
 
@@ -335,9 +322,9 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.emb_l.initialise(architecture.num_rows)
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
-        self.bot_l = build_mlp(architecture.bottom, last=nn.ReLU()).to(process.device)
-        self.top_l = build_mlp(architecture.top, last=nn.Sigmoid()).to(process.device)
-        self.interact = Interaction(architecture).to(process.device)
+        self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device)
+        self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device)
+        self.interact = make_interaction(architecture).to(process.device)
 
     def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
         """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors."""
@@ -352,22 +339,11 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
 
 
-def build_mlp(widths: Sequence[int], last: nn.Module) -> nn.Sequential:
-    """Linear layers with ReLU between them and `last` at the end.
-
-    Weights are normal(0, sqrt(2/(m+n))) for n inputs and m outputs (Glorot and Bengio, 2010),
-    biases normal(0, sqrt(1/m)), drawn from numpy's global generator layer by layer.
-    """
-    layers: list[nn.Module] = []
-    for n, m in itertools.pairwise(widths):
-        linear = nn.Linear(n, m)
-        weight = np.random.normal(0.0, np.sqrt(2 / (m + n)), size=(m, n)).astype(np.float32)
-        bias = np.random.normal(0.0, np.sqrt(1 / m), size=m).astype(np.float32)
-        linear.weight.data = torch.from_numpy(weight)
-        linear.bias.data = torch.from_numpy(bias)
-        layers += [linear, nn.ReLU()]
-    layers[-1] = last
-    return nn.Sequential(*layers)
+def make_interaction(architecture: Architecture) -> nn.Module:
+    """How the bottom MLP's output and the T pooled vectors combine."""
+    if architecture.interaction == "cat":
+        return CatInteraction()
+    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself)
 
 
 # ---------------------------------------------------------------- training
@@ -385,6 +361,7 @@ class Trainer:
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
+        self.piece_rows = CPU_PIECE_ROWS if process.device.type == "cpu" else sys.maxsize
         self.model = DLRM_Net(architecture, process, options.optimizer)
         make = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.Adagrad
         self.optimizer = make(self.model.dense_parameters(), lr=options.learning_rate)
@@ -423,6 +400,28 @@ class Trainer:
         if self.options.save_model and not progress.saved and math.isnan(self._best()):
             self._save()  # no evaluation, of this run or of the one it continues, has chosen
 
+    def phases(self) -> list[Phase]:
+        """What --enable-profiling tells apart in a step."""
+        model, exchange = self.model, self.model.emb_l.exchange
+        return [
+            Phase("load", dp, "load", each=True),
+            Phase("copy", dp.Batch, "to"),
+            Phase("copy", dp.CriteoBatch, "decode"),
+            Phase("copy", dp.BagBatch, "decode"),
+            Phase("embedding", model.emb_l, "forward"),
+            Phase("MLPs", model.bot_l, "forward"),
+            Phase("MLPs", model.top_l, "forward"),
+            Phase("interaction", model.interact, "forward"),
+            Phase("backward", torch.Tensor, "backward"),
+            Phase("update", model.emb_l, "take_gradient"),
+            Phase("update", self, "_update_dense"),
+            Phase("exchange", exchange, "ids_to_tables"),
+            Phase("exchange", exchange, "vectors_to_rows"),
+            Phase("exchange", ext_dist._AllToAll, "backward"),
+            Phase("exchange", ext_dist, "sum_over_ranks"),
+            Phase("evaluation", self, "evaluate_and_save", closed=True),
+        ]
+
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
         """Steps from batch `begin` on; False when training shall stop."""
         replayed = self.progress.iter if epoch == self.progress.epoch else 0
@@ -450,16 +449,21 @@ class Trainer:
         updates = it % accumulate == 0 or it == self.num_batches
         lr = self.schedule.rate(self.progress.num_steps + 1)
         tables = self.model.emb_l
-        tables.lr, tables.update_in_backward = lr, updates
-        features = batch.to(self.process.device).decode()
-        predicted = self.model(features, batch.rows_per_rank)
-        loss = self.loss(predicted, features.label) / sum(batch.rows_per_rank)
-        (loss / group).backward()
+        tables.lr = lr
+        losses = []
+        pieces = batch.to(self.process.device).pieces(self.piece_rows)
+        for piece in pieces:  # all see the same rows, so these change with the last one
+            tables.update_in_backward = updates and piece is pieces[-1]
+            features = piece.decode()
+            predicted = self.model(features, piece.rows_per_rank)
+            loss = self.loss(predicted, features.label) / sum(batch.rows_per_rank)
+            (loss / group).backward()
+            losses.append(loss.detach())
         if updates:
             self._update_dense(lr)
             self.progress.num_steps += 1
             self.progress.resume_iter = it
-        return loss.detach()
+        return torch.stack(losses).sum()
 
     def _update_dense(self, lr: float) -> None:
         parameters = self.model.dense_parameters()
@@ -521,27 +525,20 @@ class Trainer:
         self.reporter.evaluation(where, found, best, step)
 
     @torch.no_grad()
-    def evaluate(self) -> metrics.Metrics:
-        """Metrics over all evaluation rows: scores travel to rank 0, its numbers to all."""
+    def evaluate(self) -> Metrics:
+        """Metrics over all evaluation rows, on every rank."""
         workers = (
             self.options.test_num_workers
             if self.options.test_num_workers >= 0
             else self.options.num_workers
         )
         loader = dp.load(self.data.test, range(len(self.data.test)), workers, self.process.device)
-        scores: list[torch.Tensor] = []
-        sizes = np.zeros(self.process.world_size, np.int64)
+        scores = ScoreMeter(self.process)
         for batch in loader:
-            features = batch.to(self.process.device).decode()
-            predicted = self.model(features, batch.rows_per_rank)
-            scores.append(torch.cat([predicted, features.label], dim=1))
-            sizes += batch.rows_per_rank
-        gathered = ext_dist.gather_on_first(self.process, torch.cat(scores).cpu(), sizes.tolist())
-        numbers = metrics.Metrics(0.0).numbers()
-        if self.process.is_first:
-            columns = torch.cat(gathered).numpy()
-            numbers = metrics.compute(columns[:, 0], columns[:, 1]).numbers()
-        found = metrics.Metrics(*ext_dist.from_first(self.process, numbers))
+            for piece in batch.to(self.process.device).pieces(self.piece_rows):
+                features = piece.decode()
+                scores.add(self.model(features, piece.rows_per_rank), features.label)
+        found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite", True)
         return found
@@ -681,6 +678,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = prepare_data(options, process)
     if options.dry_run:
         return check_only(options, prepared)
+    cpu_kernels.set_up(torch.get_num_threads())
     with ext_dist.joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
         seed_everything(options)
         data = make_data(options, prepared, process)
@@ -691,7 +689,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.inference_only:
             trainer.evaluate_and_report()
             return 0
-        with profiled(options.enable_profiling, process) as after_step:
+        profiling = profiled(options.enable_profiling, process, trainer.phases(), reporter.say)
+        with profiling as after_step:
             trainer.train(after_step)
         print_debug(trainer, "updated")
     return 0

@@ -10,7 +10,7 @@ from torch import nn
 
 from command_line import UserError
 from extend_distributed import Bags, Exchange, Shard
-from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS
+from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
 
 VALUES_AT_A_TIME = 1 << 22  # initial values drawn at a time
 
@@ -89,7 +89,6 @@ class EmbeddingTables(nn.Module):
         ]
         self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device)
         self._anchor = torch.zeros((), device=device, requires_grad=True)
-        self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self.lr = 0.0
         self.update_in_backward = True
 
@@ -136,17 +135,15 @@ class EmbeddingTables(nn.Module):
         if self.pooling is not None:
             of_pooling = (of_ids * F.embedding(bags.ids, self.weight)).sum(1, keepdim=True)
             of_ids = of_ids * F.embedding(bags.ids, self.pooling)
-        self._pending.append((bags.ids, of_ids, of_pooling))
-        if self.update_in_backward:
-            self._update()
+        self._give(self.optimizer, bags.ids, of_ids)
+        if self.pooling_optimizer is not None and of_pooling is not None:
+            self._give(self.pooling_optimizer, bags.ids, of_pooling)
 
-    def _update(self) -> None:
-        rows, gradients, of_pooling = zip(*self._pending, strict=True)
-        self._pending = []
-        all_rows = torch.cat(rows)
-        self.optimizer.apply(all_rows, torch.cat(gradients), self.lr)
-        if self.pooling_optimizer is not None:
-            self.pooling_optimizer.apply(all_rows, torch.cat(of_pooling), self.lr)
+    def _give(self, optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        if self.update_in_backward:
+            optimizer.apply(rows, gradients, self.lr)
+        else:
+            optimizer.keep(rows, gradients)
 
     @torch.no_grad()
     def initialise(self, num_rows: Sequence[int]) -> None:

@@ -1,9 +1,7 @@
-"""Evaluation metrics, exact, of all scores of an evaluation."""
+"""What an evaluation finds: its metrics, and what they should make a user wary of."""
 
+import math
 from dataclasses import dataclass, fields
-
-import numpy as np
-import numpy.typing as npt
 
 NAN = float("nan")
 
@@ -30,46 +28,14 @@ class Metrics:
         return [getattr(self, field.name) for field in fields(self)]
 
 
-def compute(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> Metrics:
-    """Metrics of (n,) predictions in [0, 1] against (n,) labels.
-
-    Predictions are rounded half to even at 0.5 where a class is needed. Where labels are not 0 and
-    1 only the accuracy means something; where they are all the same ap and auc do not exist: the
-    rest is nan, as is everything where a prediction is not finite.
-    """
-    # it takes a second to import: only the rank that computes pays it, when it computes
-    from sklearn import metrics as sklearn_metrics
-
-    if not np.isfinite(scores).all():
-        return Metrics(NAN)
-    rounded = np.round(scores)
-    accuracy = float((rounded == labels).mean())
-    if not np.isin(labels, (0, 1)).all():
-        return Metrics(accuracy)
-    recall_precision = sklearn_metrics.precision_recall_fscore_support(
-        labels, rounded, average="binary", zero_division=0
-    )
-    one_class = labels.min() == labels.max()
-    return Metrics(
-        accuracy=accuracy,
-        recall=float(recall_precision[1]),
-        precision=float(recall_precision[0]),
-        f1=float(recall_precision[2]),
-        ap=NAN if one_class else float(sklearn_metrics.average_precision_score(labels, scores)),
-        auc=NAN if one_class else float(sklearn_metrics.roc_auc_score(labels, scores)),
-        log_loss=float(sklearn_metrics.log_loss(labels, scores.astype(np.float64), labels=[0, 1])),
-        base_rate=float(labels.astype(np.float64).mean()),
-    )
-
-
 def remark(metrics: Metrics) -> str:
     """What a user should be told about the metrics; empty if nothing."""
-    if np.isnan(metrics.base_rate):
+    if math.isnan(metrics.base_rate):
         return (
             "labels are not 0 and 1 (--round-targets=true makes them so):"
             " only the accuracy is computed"
         )
-    if np.isnan(metrics.auc):
+    if math.isnan(metrics.auc):
         return f"all labels are {metrics.base_rate:.0f}: auc and ap do not exist"
     if metrics.auc <= 0.5:
         return f"auc {metrics.auc:.4f} is not above 0.5: the model ranks no better than chance"

@@ -1,55 +1,67 @@
 """Optimisers that change only the rows of a table that a batch touched.
 
-Shapes depend on the number of ids, never on their values, and nothing waits for the device:
-duplicate rows are summed into as many slots as there are ids, and slots left over add zeros.
+A row's gradients are summed before the rule is applied. On the CPU numba's kernels do the work,
+elsewhere operators whose shapes do not depend on the values and that no host waits for.
 """
 
 from collections.abc import Callable
 
 import torch
 
+import cpu_kernels
+from optim.row_gradients import row_gradients, without_non_finite
+
 EPS = 1e-10
 
 
-def sum_duplicates(
-    rows: torch.Tensor, gradients: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum the gradients of equal rows.
+class RowOptimizer:
+    """What the rules share.
 
-    Args:
-        rows: (n,) int64, in any order.
-        gradients: (n, D).
-
-    Returns:
-        (n,) rows and (n, D) sums; slots left over hold some of the rows, and zeros.
+    Attributes:
+        weight: (R, D).
+        state: what the rule remembers of each row, by name.
     """
-    in_order, order = rows.sort(stable=True)
-    is_new = torch.ones_like(in_order)
-    is_new[1:] = in_order[1:] != in_order[:-1]
-    slot = is_new.cumsum(0) - 1
-    sums = torch.zeros_like(gradients).index_add_(0, slot, gradients[order])
-    return in_order.clone().index_copy_(0, slot, in_order), sums
-
-
-class RowSGD:
-    """row -= lr * gradient."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
         self.state: dict[str, torch.Tensor] = {}
+        self._kept = row_gradients(weight)
+        self._on_cpu = weight.device.type == "cpu"
+
+    def keep(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Keep gradients (n, D) of rows (n,) for the next `apply`."""
+        self._kept.add(rows, gradients)
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
-        """Update `weight` (R, D) at `rows` (n,) with `gradients` (n, D); equal rows add up."""
-        if self.weight.device.type == "cpu":  # 4 times as fast there as index_add_
-            sparse = torch.sparse_coo_tensor(
-                rows[None], gradients, self.weight.shape, check_invariants=False
-            )
-            self.weight.add_(sparse, alpha=-lr)
+        """Update `weight` with gradients (n, D) of rows (n,) and with those kept."""
+        self._kept.add(rows, gradients)
+        self._update(*self._kept.take(), lr)
+
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+        """The rule for distinct rows (m,); rows may come again with sums (m, D) of zero."""
+        raise NotImplementedError
+
+
+class RowSGD(RowOptimizer):
+    """row -= lr * gradient."""
+
+    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
+        """As RowOptimizer.apply; where nothing is kept sums are spared, as the rule is linear."""
+        if len(self._kept):
+            super().apply(rows, gradients, lr)
+        elif self._on_cpu:
+            cpu_kernels.add_to_rows(self.weight, rows, gradients, -lr)
         else:
-            self.weight.index_add_(0, rows, gradients, alpha=-lr)
+            self.weight.index_add_(0, rows, without_non_finite(gradients), alpha=-lr)
+
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+        if self._on_cpu:
+            cpu_kernels.sgd(self.weight, rows, sums, lr)
+        else:
+            self.weight.index_add_(0, rows, sums, alpha=-lr)
 
 
-class RowAdagrad(RowSGD):
+class RowAdagrad(RowOptimizer):
     """torch.optim.Adagrad's rule for sparse gradients: one accumulator an element.
 
     Duchi et al., 2011.
@@ -59,35 +71,38 @@ class RowAdagrad(RowSGD):
         super().__init__(weight)
         self.state["sum"] = torch.zeros_like(weight)
 
-    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
-        """As RowSGD.apply; equal rows are summed before they are squared."""
-        rows, gradients = sum_duplicates(rows, gradients)
-        accumulator = self.state["sum"].index_add_(0, rows, gradients.square())
-        self.weight.index_add_(0, rows, gradients / (accumulator[rows].sqrt() + EPS), alpha=-lr)
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+        total = self.state["sum"]
+        if self._on_cpu:
+            cpu_kernels.adagrad((self.weight, total), rows, sums, lr, EPS)
+        else:
+            total.index_add_(0, rows, sums.square())
+            self.weight.index_add_(0, rows, sums / (total[rows].sqrt() + EPS), alpha=-lr)
 
 
-class RowWiseAdagrad(RowSGD):
+class RowWiseAdagrad(RowOptimizer):
     """Adagrad with one accumulator a row: the mean of the squared gradient (as FBGEMM has it)."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__(weight)
         self.state["momentum"] = weight.new_zeros(len(weight))
 
-    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
-        """As RowSGD.apply; equal rows are summed before they are squared."""
-        rows, gradients = sum_duplicates(rows, gradients)
-        accumulator = self.state["momentum"].index_add_(0, rows, gradients.square().mean(1))
-        self.weight.index_add_(
-            0, rows, gradients / (accumulator[rows].sqrt() + EPS)[:, None], alpha=-lr
-        )
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+        total = self.state["momentum"]
+        if self._on_cpu:
+            cpu_kernels.row_wise_adagrad((self.weight, total), rows, sums, lr, EPS)
+        else:
+            total.index_add_(0, rows, sums.square().mean(1))
+            step = sums / (total[rows].sqrt() + EPS)[:, None]
+            self.weight.index_add_(0, rows, step, alpha=-lr)
 
 
-TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowSGD]] = {
+TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
     "rwsadagrad": RowWiseAdagrad,
 }
-POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowSGD]] = {
+POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
     # rows of one number: the same rule, under the dense parameters' name of its state

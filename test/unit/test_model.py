@@ -10,7 +10,7 @@ import dlrm_s_pytorch as dlrm
 from embedding_engine import EmbeddingTables
 from extend_distributed import Bags, Exchange, Process, place_tables
 from losses import make_loss
-from optim.row_optimizers import sum_duplicates
+from optim.row_gradients import sum_duplicates
 
 ALONE = Process(0, 1, 0, torch.device("cpu"), "gloo")
 ROWS, DIM, BATCH = (7, 3, 50), 4, 6

@@ -1,0 +1,229 @@
+"""Kernels for the CPU where torch's operators are far from what the memory allows, by numba.
+
+Import this before torch: numba's threads and torch's then are the same OpenMP pool. With two
+pools on the same cores each spins while the other works, and small steps take half as long again;
+where the pools cannot be one, the kernels keep to one thread.
+"""
+
+import contextlib
+import ctypes
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+with contextlib.suppress(ImportError):  # numba's wheel needs the system's libgomp for it
+    import numba.np.ufunc.omppool  # noqa: F401  (loads libgomp; torch takes the one that is there)
+import numba
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Slots = npt.NDArray[np.int32]
+
+# sums may be reordered, but nan and infinity keep their meaning: gradients are tested for them
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+kernel: Any = numba.njit(cache=True, nogil=True, fastmath=FAST)
+parallel_kernel: Any = numba.njit(cache=True, nogil=True, fastmath=FAST, parallel=True)
+
+
+def shares_threads_with_torch() -> bool:
+    """Is there one OpenMP library in this process, so that numba and torch use the same threads?"""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file() or "torch" not in sys.modules:
+        return False
+    names = {Path(line.split()[-1]) for line in maps.read_text().splitlines() if "/" in line}
+    return [path.name.split(".")[0] for path in names if _is_openmp(path.name)] == ["libgomp"]
+
+
+def _is_openmp(name: str) -> bool:
+    return name.startswith(("libgomp", "libiomp", "libomp."))
+
+
+def set_up(num_threads: int) -> None:
+    """Kernels run on `num_threads` threads, torch's; and freed memory stays with the process.
+
+    glibc gives blocks of some MB back to the system when they are freed, and each step would pay
+    for having their pages zeroed again: a sixth of a step at batch 2048.
+    """
+    settings: Any = numba.config
+    shared = shares_threads_with_torch()
+    settings.THREADING_LAYER = "omp" if shared else "default"
+    numba.set_num_threads(min(num_threads, settings.NUMBA_NUM_THREADS) if shared else 1)
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def _arrays(*tensors: "Tensor") -> list[Any]:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+# ---------------------------------------------------------------- rows of tables
+
+
+def add_to_rows(target: "Tensor", rows: "Tensor", source: "Tensor", scale: float) -> None:
+    """target[rows[i]] += scale * source[i], in order of i; what is not finite adds nothing.
+
+    Args:
+        target: (R, D), changed.
+        rows: (n,) int64, any number of times each.
+        source: (n, D).
+        scale: a number.
+    """
+    arrays = _arrays(target, rows, source.contiguous())
+    _add_to_rows(*arrays, np.float32(scale), numba.get_num_threads())
+
+
+@parallel_kernel
+def _add_to_rows(
+    target: Floats, rows: Ints, source: Floats, scale: np.float32, num_parts: int
+) -> None:
+    # each thread does the rows that a hash gives it, so none waits for another
+    # and the order of additions to a row does not depend on their number
+    for part in numba.prange(num_parts):
+        for i in range(len(rows)):
+            row = rows[i]
+            hashed = (np.uint64(row) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
+            if (hashed * np.uint64(num_parts)) >> np.uint64(32) == np.uint64(part):
+                for d in range(source.shape[1]):
+                    value = source[i, d]
+                    target[row, d] += scale * value if abs(value) < np.inf else np.float32(0)
+
+
+def assign_slots(
+    index: "Tensor", slot_of: Slots, rows: "Tensor", count: int, slots: "Tensor"
+) -> int:
+    """Number rows as they first appear; gives the new count.
+
+    Args:
+        index: (n,) int64 rows.
+        slot_of: (R,) the slot of each row, -1: none yet; changed.
+        rows: (at least count + n,) the row of each slot; changed.
+        count: slots so far.
+        slots: (n,) int64, out: the slot of each of `index`.
+    """
+    ids, row_of, out = _arrays(index, rows, slots)
+    return int(_assign_slots(ids, slot_of, row_of, count, out))
+
+
+@kernel
+def _assign_slots(index: Ints, slot_of: Slots, rows: Ints, count: int, slots: Ints) -> int:
+    for i in range(len(index)):
+        row = index[i]
+        if slot_of[row] < 0:
+            slot_of[row] = count
+            rows[count] = row
+            count += 1
+        slots[i] = slot_of[row]
+    return count
+
+
+def sgd(weight: "Tensor", rows: "Tensor", sums: "Tensor", lr: float) -> None:
+    """weight[rows[k]] -= lr * sums[k] for weight (R, D), distinct rows (m,) and sums (m, D)."""
+    _sgd(*_arrays(weight, rows, sums), np.float32(lr))
+
+
+@parallel_kernel
+def _sgd(weight: Floats, rows: Ints, sums: Floats, lr: np.float32) -> None:
+    for k in numba.prange(len(rows)):
+        for d in range(weight.shape[1]):
+            weight[rows[k], d] -= lr * sums[k, d]
+
+
+def adagrad(
+    state: tuple["Tensor", "Tensor"], rows: "Tensor", sums: "Tensor", lr: float, eps: float
+) -> None:
+    """total += sums^2; weight -= lr * sums / (sqrt(total) + eps), at distinct rows.
+
+    Args:
+        state: weight and total, (R, D) each, changed.
+        rows: (m,) distinct.
+        sums: (m, D).
+        lr: learning rate.
+        eps: keeps the quotient finite.
+    """
+    _adagrad(*_arrays(*state, rows, sums), np.float32(lr), np.float32(eps))
+
+
+@parallel_kernel
+def _adagrad(
+    weight: Floats, total: Floats, rows: Ints, sums: Floats, lr: np.float32, eps: np.float32
+) -> None:
+    for k in numba.prange(len(rows)):
+        row = rows[k]
+        for d in range(weight.shape[1]):
+            total[row, d] += sums[k, d] * sums[k, d]
+            weight[row, d] -= lr * sums[k, d] / (np.sqrt(total[row, d]) + eps)
+
+
+def row_wise_adagrad(
+    state: tuple["Tensor", "Tensor"], rows: "Tensor", sums: "Tensor", lr: float, eps: float
+) -> None:
+    """As `adagrad`, but total (R,) has one number a row: the mean over it of sums^2 is added."""
+    _row_wise_adagrad(*_arrays(*state, rows, sums), np.float32(lr), np.float32(eps))
+
+
+@parallel_kernel
+def _row_wise_adagrad(
+    weight: Floats, total: Floats, rows: Ints, sums: Floats, lr: np.float32, eps: np.float32
+) -> None:
+    for k in numba.prange(len(rows)):
+        row = rows[k]
+        squares = np.float32(0)
+        for d in range(weight.shape[1]):
+            squares += sums[k, d] * sums[k, d]
+        total[row] += squares / np.float32(weight.shape[1])
+        step = lr / (np.sqrt(total[row]) + eps)
+        for d in range(weight.shape[1]):
+            weight[row, d] -= step * sums[k, d]
+
+
+# ---------------------------------------------------------------- dot interaction
+
+
+def dot_products(dense: "Tensor", pooled: "Tensor", itself: bool, out: "Tensor") -> None:
+    """A copy of each row's first vector, then the products of pairs of its V = T + 1 vectors.
+
+    Args:
+        dense: (B, D), the first vector.
+        pooled: (B, T, D), the others.
+        itself: also each vector with itself.
+        out: (B, D + pairs): pair (i, j) with j < i stands at D + i(i-1)/2 + j, or with
+            `itself` (j <= i) at D + i(i+1)/2 + j.
+    """
+    arrays = _arrays(dense.contiguous(), pooled.contiguous(), out)
+    _dot_products(*arrays, int(itself), numba.get_num_threads())
+
+
+@parallel_kernel
+def _dot_products(dense: Floats, pooled: Floats, out: Floats, itself: int, num_parts: int) -> None:
+    num_rows, num_tables, dim = pooled.shape
+    for part in numba.prange(num_parts):
+        for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
+            out[b, :dim] = dense[b]
+            at = dim
+            if itself == 1:
+                out[b, at] = _product(dense[b], dense[b])
+                at += 1
+            for i in range(num_tables):
+                out[b, at] = _product(pooled[b, i], dense[b])
+                at += 1
+                for j in range(i + itself):
+                    out[b, at] = _product(pooled[b, i], pooled[b, j])
+                    at += 1
+
+
+@kernel
+def _product(one: Floats, other: Floats) -> np.float32:
+    product = np.float32(0)
+    for d in range(len(one)):
+        product += one[d] * other[d]
+    return product

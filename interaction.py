@@ -1,0 +1,91 @@
+"""The dot interaction of DLRM (Naumov et al., arXiv 1906.00091, section 2.1), forward and back."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import cpu_kernels
+
+
+class DotInteraction(nn.Module):
+    """The first vector of each row, then the products of pairs of its vectors.
+
+    Args:
+        num_vectors: V = T + 1.
+        itself: pairs of a vector with itself count too.
+    """
+
+    def __init__(self, num_vectors: int, itself: bool) -> None:
+        super().__init__()
+        self.itself = itself
+        self.pairs: torch.Tensor
+        self.mirror: torch.Tensor
+        self.factor: torch.Tensor
+        row, column = torch.tril_indices(num_vectors, num_vectors, 0 if itself else -1)
+        # pair k is entry pairs[k] of the flattened (V, V) products; entry e is pair mirror[e]
+        mirror = torch.zeros(num_vectors, num_vectors, dtype=torch.int64)
+        mirror[row, column] = mirror[column, row] = torch.arange(len(row))
+        # d(v.v) = 2 v dv; where a vector is not paired with itself its entry counts nothing
+        factor = torch.ones(num_vectors, num_vectors).fill_diagonal_(2.0 if itself else 0.0)
+        self.register_buffer("pairs", row * num_vectors + column, persistent=False)
+        self.register_buffer("mirror", mirror.view(-1), persistent=False)
+        self.register_buffer("factor", factor, persistent=False)
+
+    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, D) and (B, T, D) -> (B, D + pairs)."""
+        joined: torch.Tensor = _Dot.apply(dense, pooled, self)
+        return joined
+
+    def products(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """What `forward` gives, without a gradient."""
+        if dense.device.type == "cpu":
+            out = dense.new_empty(len(dense), dense.shape[1] + len(self.pairs))
+            cpu_kernels.dot_products(dense, pooled, self.itself, out)
+            return out
+        vectors = torch.cat([dense.unsqueeze(1), pooled], dim=1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        return torch.cat([dense, products.index_select(1, self.pairs)], dim=1)
+
+    def gradients(
+        self, gradient: torch.Tensor, dense: torch.Tensor, pooled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of `dense` and `pooled` from that (B, D + pairs) of what `forward` gave.
+
+        With Z = V V' and S the symmetric matrix of Z's gradients, V's gradient is S V: one batched
+        product, where the derivatives of both factors of the first would take two.
+        """
+        dim, num_vectors = dense.shape[1], pooled.shape[1] + 1
+        symmetric = gradient[:, dim:].index_select(1, self.mirror)
+        symmetric = symmetric.view(-1, num_vectors, num_vectors).mul_(self.factor)
+        of_pooled = torch.mul(symmetric[:, 1:, :1], dense.unsqueeze(1))
+        of_pooled.baddbmm_(symmetric[:, 1:, 1:], pooled)
+        of_dense = torch.bmm(symmetric[:, :1, 1:], pooled).squeeze(1)
+        of_dense.add_(gradient[:, :dim]).addcmul_(symmetric[:, 0, :1], dense)
+        return of_dense, of_pooled
+
+
+class _Dot(torch.autograd.Function):
+    """DotInteraction.forward with the gradient that takes one batched product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dense: torch.Tensor, pooled: torch.Tensor, module: DotInteraction
+    ) -> torch.Tensor:
+        ctx.save_for_backward(dense, pooled)
+        ctx.module = module
+        return module.products(dense, pooled)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        return *ctx.module.gradients(gradient, *ctx.saved_tensors), None
+
+
+class CatInteraction(nn.Module):
+    """All vectors of a row, one after the other."""
+
+    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, D) and (B, T, D) -> (B, D + T * D)."""
+        return torch.cat([dense, pooled.flatten(1)], dim=1)

@@ -1,0 +1,107 @@
+"""Gradients of table rows, kept without a tensor of table size until they are applied."""
+
+import numpy as np
+import torch
+
+import cpu_kernels
+
+
+def without_non_finite(gradients: torch.Tensor) -> torch.Tensor:
+    """Nan and infinity replaced by 0, so that one bad sample ruins no row for good."""
+    return torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def sum_duplicates(
+    rows: torch.Tensor, gradients: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the gradients of equal rows.
+
+    Shapes depend on the number of ids, never on their values, and nothing waits for the device.
+
+    Args:
+        rows: (n,) int64, in any order.
+        gradients: (n, D).
+
+    Returns:
+        (n,) rows and (n, D) sums; slots left over hold some of the rows, and zeros.
+    """
+    in_order, order = rows.sort(stable=True)
+    is_new = torch.ones_like(in_order)
+    is_new[1:] = in_order[1:] != in_order[:-1]
+    slot = is_new.cumsum(0) - 1
+    sums = torch.zeros_like(gradients).index_add_(0, slot, gradients[order])
+    return in_order.clone().index_copy_(0, slot, in_order), sums
+
+
+class SortedRowGradients:
+    """Pairs of row and gradient, as they came; their sums by sorting. For any device."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Keep gradients (n, D) of rows (n,); those that are not finite count as 0."""
+        self._kept.append((rows, without_non_finite(gradients)))
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What was kept, as `sum_duplicates` gives it; nothing is kept any more."""
+        rows, gradients = zip(*self._kept, strict=True)
+        self._kept = []
+        return sum_duplicates(torch.cat(rows), torch.cat(gradients))
+
+    def __len__(self) -> int:
+        """How many pairs are kept."""
+        return sum(len(rows) for rows, _ in self._kept)
+
+
+class SlottedRowGradients:
+    """One sum for each distinct row, found through a slot number a row. For the CPU.
+
+    Four bytes for each row of the tables take the place of sorting, and what is kept grows with
+    the distinct rows instead of with the ids. Its memory is kept from step to step.
+    """
+
+    def __init__(self, num_rows: int, dim: int) -> None:
+        self._num_rows, self._dim, self._count = num_rows, dim, 0
+        self._slot_of = np.empty(0, np.int32)
+        self._rows = torch.empty(0, dtype=torch.int64)
+        self._sums = torch.empty(0, dim)
+
+    def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Add gradients (n, D) to the sums of rows (n,); those that are not finite count as 0."""
+        if not len(self._slot_of):
+            self._slot_of = np.full(self._num_rows, -1, np.int32)
+        self._rows = _with_room(self._rows, self._count, self._count + len(rows))
+        slots = torch.empty_like(rows)
+        count = cpu_kernels.assign_slots(rows, self._slot_of, self._rows, self._count, slots)
+        self._sums = _with_room(self._sums, self._count, count)
+        self._sums[self._count : count] = 0
+        self._count = count
+        cpu_kernels.add_to_rows(self._sums, slots, gradients, 1.0)
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct rows (m,) and their sums (m, D), valid until the next `add`."""
+        rows, sums = self._rows[: self._count], self._sums[: self._count]
+        self._slot_of[rows.numpy()] = -1
+        self._count = 0
+        return rows, sums
+
+    def __len__(self) -> int:
+        """How many distinct rows are kept."""
+        return self._count
+
+
+def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
+    """The buffer, or a copy of its used part in one a quarter longer than needed."""
+    if len(buffer) >= needed:
+        return buffer
+    longer = buffer.new_empty((needed + needed // 4, *buffer.shape[1:]))
+    longer[:used] = buffer[:used]
+    return longer
+
+
+def row_gradients(weight: torch.Tensor) -> SlottedRowGradients | SortedRowGradients:
+    """What keeps gradients of the rows of `weight` (R, D) on its device."""
+    if weight.device.type == "cpu":
+        return SlottedRowGradients(len(weight), weight.shape[1])
+    return SortedRowGradients()
