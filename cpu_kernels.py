@@ -53,10 +53,24 @@ def set_up(num_threads: int) -> None:
     shared = shares_threads_with_torch()
     settings.THREADING_LAYER = "omp" if shared else "default"
     numba.set_num_threads(min(num_threads, settings.NUMBA_NUM_THREADS) if shared else 1)
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+    with contextlib.suppress(OSError, AttributeError):  # other libraries have no such functions
+        if shared:
+            _start_threads()
+            # numba switches nested parallel regions on. MKL has some inside torch's, and each then
+            # starts threads of its own: a logarithm takes 4 ms instead of 0.02
+            openmp = ctypes.CDLL(None)
+            openmp.omp_set_max_active_levels(1)
+            openmp.omp_set_num_threads(num_threads)
+    with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@parallel_kernel
+def _start_threads() -> None:
+    for _ in numba.prange(1):
+        pass
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -189,41 +203,89 @@ def _row_wise_adagrad(
 # ---------------------------------------------------------------- dot interaction
 
 
-def dot_products(dense: "Tensor", pooled: "Tensor", itself: bool, out: "Tensor") -> None:
-    """A copy of each row's first vector, then the products of pairs of its V = T + 1 vectors.
+def dot_products(vectors: "Tensor", itself: bool, out: "Tensor") -> None:
+    """A copy of each row's first vector, then the products of pairs of its vectors.
 
     Args:
-        dense: (B, D), the first vector.
-        pooled: (B, T, D), the others.
+        vectors: (B, V, D).
         itself: also each vector with itself.
         out: (B, D + pairs): pair (i, j) with j < i stands at D + i(i-1)/2 + j, or with
             `itself` (j <= i) at D + i(i+1)/2 + j.
     """
-    arrays = _arrays(dense.contiguous(), pooled.contiguous(), out)
-    _dot_products(*arrays, int(itself), numba.get_num_threads())
+    _dot_products(*_arrays(vectors, out), int(itself), numba.get_num_threads())
 
 
 @parallel_kernel
-def _dot_products(dense: Floats, pooled: Floats, out: Floats, itself: int, num_parts: int) -> None:
-    num_rows, num_tables, dim = pooled.shape
+def _dot_products(vectors: Floats, out: Floats, itself: int, num_parts: int) -> None:
+    num_rows, num_vectors, dim = vectors.shape
     for part in numba.prange(num_parts):
         for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
-            out[b, :dim] = dense[b]
+            out[b, :dim] = vectors[b, 0]
             at = dim
-            if itself == 1:
-                out[b, at] = _product(dense[b], dense[b])
-                at += 1
-            for i in range(num_tables):
-                out[b, at] = _product(pooled[b, i], dense[b])
-                at += 1
+            for i in range(num_vectors):
                 for j in range(i + itself):
-                    out[b, at] = _product(pooled[b, i], pooled[b, j])
+                    product = np.float32(0)
+                    for d in range(dim):
+                        product += vectors[b, i, d] * vectors[b, j, d]
+                    out[b, at] = product
                     at += 1
 
 
+def mirror_pairs(gradient: "Tensor", dim: int, itself: bool, out: "Tensor") -> None:
+    """Gradients of pairs as symmetric matrices; on the diagonal 0, or with `itself` twice theirs.
+
+    Args:
+        gradient: (B, D + pairs), ordered as in `dot_products`.
+        dim: D.
+        itself: as there.
+        out: (B, V, V).
+    """
+    arrays = _arrays(gradient.contiguous(), out)
+    _mirror_pairs(*arrays, dim, int(itself), numba.get_num_threads())
+
+
+@parallel_kernel
+def _mirror_pairs(gradient: Floats, out: Floats, dim: int, itself: int, num_parts: int) -> None:
+    num_rows, num_vectors = out.shape[:2]
+    for part in numba.prange(num_parts):
+        for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
+            at = dim
+            for i in range(num_vectors):
+                out[b, i, i] = 0
+                for j in range(i + itself):
+                    out[b, i, j] = out[b, j, i] = gradient[b, at]
+                    at += 1
+                out[b, i, i] *= 2
+
+
+# ---------------------------------------------------------------- loss
+
+
+def cross_entropy(
+    predicted: "Tensor", label: "Tensor", of_label: "Tensor", gradient: "Tensor"
+) -> float:
+    """Binary cross entropy in nats, summed; logarithms are cut off at -100.
+
+    Args:
+        predicted: (b, 1) probabilities of label 1.
+        label: (b, 1), 0 to 1.
+        of_label: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
+        gradient: (b, 1), out: of the predictions; its denominator p (1 - p) is at least 1e-12.
+    """
+    return float(_cross_entropy(*_arrays(predicted, label, of_label, gradient)))
+
+
 @kernel
-def _product(one: Floats, other: Floats) -> np.float32:
-    product = np.float32(0)
-    for d in range(len(one)):
-        product += one[d] * other[d]
-    return product
+def _cross_entropy(predicted: Floats, label: Floats, of_label: Floats, gradient: Floats) -> float:
+    total = 0.0
+    for b in range(len(predicted)):
+        p, y = predicted[b, 0], label[b, 0]
+        weight = of_label[min(int(y), 1)]
+        of_one, of_zero = np.log(p), np.log1p(-p)  # nan stays nan in both comparisons
+        of_one = np.float32(-100) if of_one < -100 else of_one
+        of_zero = np.float32(-100) if of_zero < -100 else of_zero
+        total -= weight * (y * of_one + (np.float32(1) - y) * of_zero)
+        variance = p * (np.float32(1) - p)
+        variance = np.float32(1e-12) if variance < np.float32(1e-12) else variance
+        gradient[b, 0] = weight * (p - y) / variance
+    return total

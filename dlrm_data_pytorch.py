@@ -5,6 +5,7 @@ whatever order, so loader workers and a resumed run see the same rows. Data sets
 data_utils' work.
 """
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,8 @@ from extend_distributed import Bags, Process, share_of_rows, split_rows
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-BATCHES_AHEAD = 2  # made while a step is at work
+GROUPS_AHEAD = 2  # of batches, made while steps are at work
+ROWS_AT_A_TIME = 8192  # small batches are read in groups: reading one takes longer than its copy
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its block on the device."""
+        if self.block.device == device:
+            return self
         return replace(self, block=self.block.to(device, non_blocking=True))
 
     def pieces(self, most_rows: int) -> list["Batch"]:
@@ -94,8 +98,8 @@ class CriteoBatch(Batch):
 
     def decode(self) -> Features:
         """Integers x become log(x + 1); every bag holds one id."""
-        dense = torch.log(self.block[:, 1:FIRST_SPARSE].float() + 1)
-        ids = self.block[:, FIRST_SPARSE:].long().reshape(-1)
+        dense = self.block[:, 1:FIRST_SPARSE].float().add_(1).log_()
+        ids = self.block[:, FIRST_SPARSE:].reshape(-1)
         return Features(dense, Bags(ids), self.block[:, :1].float())
 
 
@@ -112,7 +116,7 @@ class BagBatch(Batch):
         rows = self.num_rows
         ends = np.cumsum([rows * self.num_dense, rows, rows * self.num_tables])
         dense, label, lengths, ids = torch.tensor_split(self.block, [int(end) for end in ends])
-        bags = Bags(ids.long(), lengths.long().view(rows, self.num_tables), self.ids_per_rank)
+        bags = Bags(ids, lengths.long().view(rows, self.num_tables), self.ids_per_rank)
         return Features(
             dense.view(torch.float32).view(rows, self.num_dense),
             bags,
@@ -121,13 +125,23 @@ class BagBatch(Batch):
 
 
 class BatchData(Protocol):
-    """A data set: `len` batches, by number. `rows_read` counts this rank's rows."""
+    """A data set: `len` batches, by number.
+
+    Attributes:
+        rows_read: this rank's rows so far.
+        batches_at_a_time: how many `read` makes best at a time.
+    """
 
     rows_read: int
+    batches_at_a_time: int
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Batch: ...
+
+    def read(self, numbers: Sequence[int]) -> list[Batch]:
+        """Batches `numbers`, in that order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -161,19 +175,20 @@ def load(
 
 
 def _made_ahead(data: BatchData, numbers: Iterable[int], pin: bool) -> Iterator[Batch]:
-    def make(number: int) -> Batch:
-        batch = data[number]
-        return batch.pin_memory() if pin else batch
+    def make(group: Sequence[int]) -> list[Batch]:
+        batches = data.read(group)
+        return [batch.pin_memory() for batch in batches] if pin else batches
 
     maker = ThreadPoolExecutor(max_workers=1)  # one: random data is drawn in turn
-    ahead: deque[Future[Batch]] = deque()
+    ahead: deque[Future[list[Batch]]] = deque()
+    remaining = iter(numbers)
     try:
-        for number in numbers:
-            ahead.append(maker.submit(make, number))
-            if len(ahead) > BATCHES_AHEAD:
-                yield ahead.popleft().result()
+        while group := list(itertools.islice(remaining, data.batches_at_a_time)):
+            ahead.append(maker.submit(make, group))
+            if len(ahead) > GROUPS_AHEAD:
+                yield from ahead.popleft().result()
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()
     finally:
         maker.shutdown(cancel_futures=True)
 
@@ -208,25 +223,45 @@ class CriteoData:
         self._counts = np.array(counts, np.int64)
         self._process, self._shares_only = process, shares_only
         self.rows_read = 0
+        self.batches_at_a_time = max(1, ROWS_AT_A_TIME // batch_size)
 
     def __len__(self) -> int:
         return -(-self._num_rows // self._batch_size)
 
     def __getitem__(self, number: int) -> Batch:
-        process = self._process
-        size = min(self._batch_size, self._num_rows - number * self._batch_size)
-        begin, end = share_of_rows(size, process.rank, process.world_size)
+        return self.read([number])[0]
+
+    def read(self, numbers: Sequence[int]) -> list[Batch]:
+        """Batches `numbers`; whole ones in a row are one copy and one check."""
+        places = [self._place(number) for number in numbers]
+        together = all(end == begin for (_, end), (begin, _) in itertools.pairwise(places))
+        if not together:
+            return [self[number] for number in numbers]
+        rows = np.array(self._rows[places[0][0] : places[-1][1]])
+        self._check_ids(rows, places[0][0])
+        self.rows_read += len(rows)
+        blocks = torch.from_numpy(rows).split([end - begin for begin, end in places])
+        return [
+            CriteoBatch(block, len(block), self._rows_per_rank(number))
+            for number, block in zip(numbers, blocks, strict=True)
+        ]
+
+    def _size(self, number: int) -> int:
+        return min(self._batch_size, self._num_rows - number * self._batch_size)
+
+    def _rows_per_rank(self, number: int) -> tuple[int, ...]:
+        return tuple(split_rows(self._size(number), self._process.world_size))
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Where this rank's rows of a batch are among `rows`."""
+        rank, world_size = self._process.rank, self._process.world_size
+        begin, end = share_of_rows(self._size(number), rank, world_size)
         if self._shares_only:
-            full_begin, full_end = share_of_rows(self._batch_size, process.rank, process.world_size)
+            full_begin, full_end = share_of_rows(self._batch_size, rank, world_size)
             first = number * (full_end - full_begin)
         else:
             first = number * self._batch_size + begin
-        rows = np.array(self._rows[first : first + end - begin])
-        self._check_ids(rows, number * self._batch_size + begin)
-        self.rows_read += len(rows)
-        return CriteoBatch(
-            torch.from_numpy(rows), len(rows), tuple(split_rows(size, process.world_size))
-        )
+        return first, first + end - begin
 
     def _check_ids(self, rows: Rows, first: int) -> None:
         ids = rows[:, FIRST_SPARSE:]
@@ -408,6 +443,7 @@ class RandomData:
     def __init__(self, spec: RandomSpec, process: Process) -> None:
         self._spec, self._process = spec, process
         self._random, self._next = np.random.RandomState(spec.seed), 0
+        self.batches_at_a_time = 1
         self._traces: list[StackDistances] = []
         if spec.trace:
             path = Path(spec.trace)
@@ -427,6 +463,10 @@ class RandomData:
         while self._next < number:
             self._draw(self._next)
         return self._share(*self._draw(number))
+
+    def read(self, numbers: Sequence[int]) -> list[Batch]:
+        """Batches `numbers`."""
+        return [self[number] for number in numbers]
 
     def _draw(self, number: int) -> tuple[Floats, Ints, Ints, Floats]:
         """The next batch: dense (B, m), lengths (B, T), ids row by row, targets (B,)."""

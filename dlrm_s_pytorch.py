@@ -338,6 +338,10 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         """What all ranks hold alike: both MLPs."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
 
+    def sgd_in_backward(self, lr: float | None) -> None:
+        """Both MLPs' next backward pass takes the step at this rate; None: makes gradients."""
+        self.bot_l.sgd_in_backward = self.top_l.sgd_in_backward = lr
+
 
 def make_interaction(architecture: Architecture) -> nn.Module:
     """How the bottom MLP's output and the T pooled vectors combine."""
@@ -365,6 +369,10 @@ class Trainer:
         self.model = DLRM_Net(architecture, process, options.optimizer)
         make = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.Adagrad
         self.optimizer = make(self.model.dense_parameters(), lr=options.learning_rate)
+        # nothing to add up over ranks, nothing to remember: a gradient can be its own update
+        self._can_update_at_once = (
+            process.device.type == "cpu" and process.world_size == 1 and options.optimizer == "sgd"
+        )
         self.schedule = _schedule(options)
         self.loss = make_loss(options.loss_function, options.loss_weights, process.device)
         self.losses = LossMeter(process)
@@ -450,20 +458,23 @@ class Trainer:
         lr = self.schedule.rate(self.progress.num_steps + 1)
         tables = self.model.emb_l
         tables.lr = lr
-        losses = []
+        losses, num_rows = [], sum(batch.rows_per_rank)
         pieces = batch.to(self.process.device).pieces(self.piece_rows)
+        at_once = self._can_update_at_once and updates and group == len(pieces) == 1
+        self.model.sgd_in_backward(lr if at_once else None)
         for piece in pieces:  # all see the same rows, so these change with the last one
             tables.update_in_backward = updates and piece is pieces[-1]
             features = piece.decode()
             predicted = self.model(features, piece.rows_per_rank)
-            loss = self.loss(predicted, features.label) / sum(batch.rows_per_rank)
-            (loss / group).backward()
-            losses.append(loss.detach())
+            loss, gradient = self.loss(predicted.detach(), features.label)
+            predicted.backward(gradient.div_(num_rows * group))
+            losses.append(loss)
         if updates:
-            self._update_dense(lr)
+            if not at_once:
+                self._update_dense(lr)
             self.progress.num_steps += 1
             self.progress.resume_iter = it
-        return torch.stack(losses).sum()
+        return sum(losses[1:], losses[0]) / num_rows
 
     def _update_dense(self, lr: float) -> None:
         parameters = self.model.dense_parameters()

@@ -103,8 +103,9 @@ class EmbeddingTables(nn.Module):
     def _to_weight_rows(self, bags: Bags) -> Bags:
         """Ids within tables -> rows of the weight matrix."""
         if bags.lengths is None:
-            rows = bags.ids.view(-1, len(self.mine)) + self._offsets if self.mine else bags.ids
-            return Bags(rows.reshape(-1))
+            if not self.mine:
+                return Bags(bags.ids.long())
+            return Bags((bags.ids.view(-1, len(self.mine)) + self._offsets).view(-1))
         offsets = self._offsets.expand_as(bags.lengths).reshape(-1)
         of_ids = torch.repeat_interleave(
             offsets, bags.lengths.reshape(-1), output_size=len(bags.ids)

@@ -206,7 +206,7 @@ class Bags:
     """Bags of indices of B rows and T tables, row by row and in a row table by table.
 
     Args:
-        ids: (n,) int64.
+        ids: (n,) int32 or int64.
         lengths: (B, T) int64, or None where every bag holds one id (n = B * T).
         ids_per_rank: (ranks, T), on the host: how many ids each rank's rows have; with lengths
             only.

@@ -37,32 +37,33 @@ class DotInteraction(nn.Module):
         joined: torch.Tensor = _Dot.apply(dense, pooled, self)
         return joined
 
-    def products(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """What `forward` gives, without a gradient."""
-        if dense.device.type == "cpu":
-            out = dense.new_empty(len(dense), dense.shape[1] + len(self.pairs))
-            cpu_kernels.dot_products(dense, pooled, self.itself, out)
+    def products(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(B, V, D) -> (B, D + pairs): what `forward` gives, without a gradient."""
+        dim = vectors.shape[2]
+        if vectors.device.type == "cpu":
+            out = vectors.new_empty(len(vectors), dim + len(self.pairs))
+            cpu_kernels.dot_products(vectors, self.itself, out)
             return out
-        vectors = torch.cat([dense.unsqueeze(1), pooled], dim=1)
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        return torch.cat([dense, products.index_select(1, self.pairs)], dim=1)
+        return torch.cat([vectors[:, 0], products.index_select(1, self.pairs)], dim=1)
 
     def gradients(
-        self, gradient: torch.Tensor, dense: torch.Tensor, pooled: torch.Tensor
+        self, gradient: torch.Tensor, vectors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of `dense` and `pooled` from that (B, D + pairs) of what `forward` gave.
 
         With Z = V V' and S the symmetric matrix of Z's gradients, V's gradient is S V: one batched
-        product, where the derivatives of both factors of the first would take two.
+        product, where the derivatives of both factors of V V' would take two.
         """
-        dim, num_vectors = dense.shape[1], pooled.shape[1] + 1
-        symmetric = gradient[:, dim:].index_select(1, self.mirror)
-        symmetric = symmetric.view(-1, num_vectors, num_vectors).mul_(self.factor)
-        of_pooled = torch.mul(symmetric[:, 1:, :1], dense.unsqueeze(1))
-        of_pooled.baddbmm_(symmetric[:, 1:, 1:], pooled)
-        of_dense = torch.bmm(symmetric[:, :1, 1:], pooled).squeeze(1)
-        of_dense.add_(gradient[:, :dim]).addcmul_(symmetric[:, 0, :1], dense)
-        return of_dense, of_pooled
+        num_rows, num_vectors, dim = vectors.shape
+        if vectors.device.type == "cpu":
+            symmetric = vectors.new_empty(num_rows, num_vectors, num_vectors)
+            cpu_kernels.mirror_pairs(gradient, dim, self.itself, symmetric)
+        else:
+            symmetric = gradient[:, dim:].index_select(1, self.mirror)
+            symmetric = symmetric.view(-1, num_vectors, num_vectors).mul_(self.factor)
+        of_dense = torch.bmm(symmetric[:, :1], vectors).squeeze(1).add_(gradient[:, :dim])
+        return of_dense, torch.bmm(symmetric[:, 1:], vectors)
 
 
 class _Dot(torch.autograd.Function):
@@ -72,9 +73,10 @@ class _Dot(torch.autograd.Function):
     def forward(
         ctx: Any, dense: torch.Tensor, pooled: torch.Tensor, module: DotInteraction
     ) -> torch.Tensor:
-        ctx.save_for_backward(dense, pooled)
+        vectors = torch.cat([dense.unsqueeze(1), pooled], dim=1)
+        ctx.save_for_backward(vectors)
         ctx.module = module
-        return module.products(dense, pooled)
+        return module.products(vectors)
 
     @staticmethod
     def backward(  # type: ignore[override]

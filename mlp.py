@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-NARROW = 64  # products with a side shorter than this gain nothing from oneDNN
+NARROW = 64  # layers with fewer inputs or outputs than this gain nothing from oneDNN,
+FEW_ROWS = 512  # nor do smaller batches, for which it packs the weights as often
 
 # oneDNN does these products a tenth faster than torch's default, MKL, where that was measured. The
 # operator is the one that torch.compile emits; a torch without it does without.
@@ -28,6 +29,10 @@ class MLP(nn.Sequential):
         widths: of the inputs and of each layer.
         last: nn.ReLU() or nn.Sigmoid().
         device: where it computes.
+
+    Attributes:
+        sgd_in_backward: on the CPU, a learning rate: the backward pass takes the SGD step in the
+            products that would make the gradients, which then never exist. None: it makes them.
     """
 
     def __init__(self, widths: Sequence[int], last: nn.Module, device: torch.device) -> None:
@@ -43,16 +48,16 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.to(device)
         self._on_cpu = device.type == "cpu"
+        self._names = [type(activation).__name__ for activation in list(self)[1::2]]
+        self._in_order = tuple(self.parameters())  # torch looks for them anew each time
+        self.sgd_in_backward: float | None = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, first width) -> (B, last width)."""
         if not self._on_cpu:
             outputs: torch.Tensor = super().forward(inputs)
             return outputs
-        linears, activations = list(self)[::2], list(self)[1::2]
-        names = [type(activation).__name__ for activation in activations]
-        parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
-        return _Layers.apply(inputs, names, *parameters)
+        return _Layers.apply(inputs, self, *self._in_order)
 
 
 class _Layers(torch.autograd.Function):
@@ -65,35 +70,42 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, names: Sequence[str], *parameters: nn.Parameter
+        ctx: Any, inputs: torch.Tensor, mlp: MLP, *parameters: nn.Parameter
     ) -> torch.Tensor:
         outputs = [inputs]
-        for k, name in enumerate(names):
-            weight, bias = parameters[2 * k : 2 * k + 2]
+        for name, weight, bias in zip(mlp._names, parameters[::2], parameters[1::2], strict=True):
             outputs.append(_layer(outputs[-1], weight, bias, name))
         ctx.save_for_backward(*outputs)
-        ctx.names, ctx.parameters = names, parameters
+        ctx.mlp, ctx.parameters = mlp, parameters
         return outputs[-1]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        outputs = ctx.saved_tensors
-        for k in reversed(range(len(ctx.names))):
+        outputs, names, lr = ctx.saved_tensors, ctx.mlp._names, ctx.mlp.sgd_in_backward
+        for k in reversed(range(len(names))):
             weight, bias = ctx.parameters[2 * k : 2 * k + 2]
-            gradient = _through_activation(gradient, outputs[k + 1], ctx.names[k])
-            _add_weight_gradient(weight, gradient, outputs[k])
-            _add_gradient(bias, gradient.sum(0))
-            if k > 0 or ctx.needs_input_grad[0]:
-                gradient = _product(gradient, weight.detach().t())
-        of_inputs = gradient if ctx.needs_input_grad[0] else None
-        return of_inputs, *[None] * (1 + len(ctx.parameters))
+            gradient = _through_activation(gradient, outputs[k + 1], names[k])
+            needed = k > 0 or ctx.needs_input_grad[0]
+            of_inputs = _product(gradient, weight.t()) if needed else gradient
+            if lr is None:
+                _add_gradients(weight, bias, gradient, outputs[k])
+            else:
+                _add_product(weight, gradient, outputs[k], -lr)
+                bias.add_(gradient.sum(0), alpha=-lr)
+            gradient = of_inputs
+        of_mlp = gradient if ctx.needs_input_grad[0] else None
+        return of_mlp, *[None] * (1 + len(ctx.parameters))
+
+
+def _gains_from_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
+    return _linear is not None and inputs.shape[0] >= FEW_ROWS and min(weight.shape) >= NARROW
 
 
 def _layer(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, name: str
 ) -> torch.Tensor:
     """(B, n), (m, n), (m,) -> (B, m), activated."""
-    if _linear is not None and name == "ReLU" and min(len(inputs), *weight.shape) >= NARROW:
+    if name == "ReLU" and _gains_from_onednn(inputs, weight):
         return _linear(inputs, weight, bias, "relu", [], "")
     outputs = torch.addmm(bias, inputs, weight.t())
     return outputs.relu_() if name == "ReLU" else outputs.sigmoid_()
@@ -101,32 +113,38 @@ def _layer(
 
 def _product(left: torch.Tensor, right_transposed: torch.Tensor) -> torch.Tensor:
     """(B, m) times the transpose of (n, m)."""
-    if _linear is not None and min(len(left), *right_transposed.shape) >= NARROW:
+    if _gains_from_onednn(left, right_transposed):
         return _linear(left, right_transposed, None, "none", [], "")
     return torch.mm(left, right_transposed.t())
+
+
+_relu_backward = torch.ops.aten.threshold_backward.default
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 
 def _through_activation(gradient: torch.Tensor, output: torch.Tensor, name: str) -> torch.Tensor:
     """The gradient of an activation's input, from that of its output and the output itself."""
     if name == "ReLU":
-        return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]
-    return torch.ops.aten.sigmoid_backward(gradient, output)  # type: ignore[no-any-return]
+        return _relu_backward(gradient, output, 0)  # type: ignore[no-any-return]
+    return _sigmoid_backward(gradient, output)  # type: ignore[no-any-return]
 
 
-def _add_weight_gradient(
-    weight: nn.Parameter, gradient: torch.Tensor, inputs: torch.Tensor
+def _add_gradients(
+    weight: nn.Parameter, bias: nn.Parameter, gradient: torch.Tensor, inputs: torch.Tensor
 ) -> None:
-    """weight.grad += gradient' inputs."""
-    if weight.shape[1] < NARROW:  # MKL is twice as fast the other way round
-        _add_gradient(weight, torch.mm(inputs.t(), gradient).t().contiguous())
-    elif weight.grad is None:
-        weight.grad = torch.mm(gradient.t(), inputs)
+    """weight.grad += gradient' inputs, bias.grad += the sum of gradient's rows."""
+    if weight.grad is None or bias.grad is None:
+        weight.grad, bias.grad = torch.mm(gradient.t(), inputs), gradient.sum(0)
     else:
-        weight.grad.addmm_(gradient.t(), inputs)
+        _add_product(weight.grad, gradient, inputs, 1)
+        bias.grad.add_(gradient.sum(0))
 
 
-def _add_gradient(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-    if parameter.grad is None:
-        parameter.grad = gradient
+def _add_product(
+    target: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor, scale: float
+) -> None:
+    """Target (m, n) += scale * gradient' inputs, of (B, m) and (B, n)."""
+    if inputs.shape[1] < NARROW:  # MKL is twice as fast the other way round
+        target.add_(torch.mm(inputs.t(), gradient).t(), alpha=scale)
     else:
-        parameter.grad.add_(gradient)
+        target.addmm_(gradient.t(), inputs, alpha=scale)

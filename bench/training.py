@@ -1,0 +1,166 @@
+"""Training speed of the program, in pairs with the yardstick: one process, 2 threads, float32.
+
+    python bench/training.py [--pairs 5] [--only 128]
+
+The program runs as a user runs it, on prepared rows drawn as the yardstick draws its own; its
+speed is the ms/it of its log, the loader's wait included. The two take turns, so that a machine
+that slows down slows both, and what counts is the median of the pairs' ratios.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.yardstick import ROWS, Rows  # noqa: E402
+from prepared_data import FORMAT_VERSION, SPLITS  # noqa: E402
+
+NUM_ROWS = 1 << 20
+YARDSTICK = re.compile(r"([\d.]+) ms/it")
+PROGRAM = re.compile(r"^Finished training .* ([\d.]+) ms/it", re.M)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A line of the table: shapes, the ratio to reach, steps of a run of each program."""
+
+    name: str
+    batch: int
+    dim: int
+    bottom: str
+    top: str
+    at_least: float
+    steps: int
+
+
+CASES = (
+    Case("128, D 16, Kaggle", 128, 16, "13-512-256-64-16", "512-256-1", 1.5, 800),
+    Case("2048, D 64, 8p", 2048, 64, "13-512-256-64", "512-512-256-1", 1.25, 40),
+    Case("32768, D 64, 8p", 32768, 64, "13-512-256-64", "512-512-256-1", 1.8, 4),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians of a case: ms a step of both, and of the pairs' ratios."""
+
+    case: Case
+    ours_ms: float
+    yardstick_ms: float
+    ratio: float
+
+
+def make_rows(folder: Path, num_rows: int = NUM_ROWS) -> None:
+    """Prepared rows as `prepared_data` describes them, drawn as the yardstick's."""
+    drawn = Rows(num_rows)
+    rows = np.concatenate([drawn.label[:, None], drawn.dense, drawn.sparse], 1).astype(np.int32)
+    prepared = folder / "kaggleAdDisplayChallenge_processed.prepared"
+    prepared.mkdir(parents=True)
+    parts = dict(zip(SPLITS, (rows, rows[:1000], rows[:0]), strict=True))
+    for split, part in parts.items():
+        part.tofile(prepared / f"{split}.bin")
+    meta = {
+        "format": FORMAT_VERSION,
+        "imported": True,  # from nowhere: no raw file and no flags to compare with
+        "sources": [],
+        "counts": ROWS,
+        "rows_per_part": [num_rows, 1000],
+        "rows": {split: len(part) for split, part in parts.items()},
+        "recipe": {
+            "--data-set": "kaggle",
+            "--max-ind-range": None,
+            "--data-sub-sample-rate": None,
+            "order on disk (--memory-map with --data-randomize)": "total",
+            "--numpy-rand-seed": None,
+        },
+    }
+    (prepared / "meta.json").write_text(json.dumps(meta))
+
+
+def yardstick_ms(case: Case) -> float:
+    """Ms a step of the yardstick."""
+    shapes = ["--dim", case.dim, "--bot", case.bottom, "--top", case.top]
+    steps = ["--batch", case.batch, "--iters", case.steps, "--warmup", max(3, case.steps // 10)]
+    text = _output("bench/yardstick.py", "train", *shapes, *steps, "--threads", 2)
+    return float(YARDSTICK.findall(text)[-1])
+
+
+def our_ms(case: Case, data: Path) -> float:
+    """Ms a step of the program, of the second of two log lines."""
+    text = _output(
+        "dlrm_s_pytorch.py",
+        f"--data_path={data}",
+        "--memory-map",
+        f"--arch-sparse-feature-size={case.dim}",
+        f"--arch-mlp-bot={case.bottom}",
+        f"--arch-mlp-top={case.top}",
+        "--loss-function=bce",
+        "--learning-rate=0.1",
+        f"--mini-batch-size={case.batch}",
+        f"--num-batches={2 * case.steps}",
+        f"--print-freq={case.steps}",
+        "--print-time",
+        "--tensor-board-filename=",
+    )
+    return float(PROGRAM.findall(text)[-1])
+
+
+def _output(*words: object) -> str:
+    command = [sys.executable, *(str(word) for word in words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}: {run.stderr.strip()}")
+    return run.stdout
+
+
+def measure(case: Case, data: Path, num_pairs: int) -> Figures:
+    """Both in turn, `num_pairs` times."""
+    pairs = [(our_ms(case, data), yardstick_ms(case)) for _ in range(num_pairs)]
+    ours, theirs = zip(*pairs, strict=True)
+    ratio = statistics.median(b / a for a, b in pairs)
+    return Figures(case, statistics.median(ours), statistics.median(theirs), ratio)
+
+
+def line(figures: Figures) -> str:
+    """A row of the table."""
+    case = figures.case
+    return (
+        f"{case.name:<20} {figures.ours_ms:>9.2f} {figures.yardstick_ms:>13.2f}"
+        f" {figures.ratio:>7.2f} {case.at_least:>9.2f}"
+    )
+
+
+HEADER = (
+    f"{'batch, shapes':<20} {'ms a step':>9} {'yardstick, ms':>13} {'ratio':>7} {'at least':>9}"
+)
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each program a line")
+    parser.add_argument("--only", type=int, default=0, help="one batch size")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_rows(Path(folder))
+        print(HEADER)
+        for case in CASES:
+            if options.only in (0, case.batch):
+                print(line(measure(case, Path(folder), options.pairs)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
