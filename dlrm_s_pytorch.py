@@ -324,7 +324,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device)
         self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device)
-        self.interact = make_interaction(architecture).to(process.device)
+        self.interact = make_interaction(architecture, process.device)
 
     def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
         """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors."""
@@ -343,11 +343,11 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.bot_l.sgd_in_backward = self.top_l.sgd_in_backward = lr
 
 
-def make_interaction(architecture: Architecture) -> nn.Module:
+def make_interaction(architecture: Architecture, device: torch.device) -> nn.Module:
     """How the bottom MLP's output and the T pooled vectors combine."""
     if architecture.interaction == "cat":
         return CatInteraction()
-    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself)
+    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device)
 
 
 # ---------------------------------------------------------------- training

@@ -14,11 +14,13 @@ class DotInteraction(nn.Module):
     Args:
         num_vectors: V = T + 1.
         itself: pairs of a vector with itself count too.
+        device: where it computes.
     """
 
-    def __init__(self, num_vectors: int, itself: bool) -> None:
+    def __init__(self, num_vectors: int, itself: bool, device: torch.device) -> None:
         super().__init__()
         self.itself = itself
+        self._on_cpu = device.type == "cpu"
         self.pairs: torch.Tensor
         self.mirror: torch.Tensor
         self.factor: torch.Tensor
@@ -31,6 +33,7 @@ class DotInteraction(nn.Module):
         self.register_buffer("pairs", row * num_vectors + column, persistent=False)
         self.register_buffer("mirror", mirror.view(-1), persistent=False)
         self.register_buffer("factor", factor, persistent=False)
+        self.to(device)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """(B, D) and (B, T, D) -> (B, D + pairs)."""
@@ -40,7 +43,7 @@ class DotInteraction(nn.Module):
     def products(self, vectors: torch.Tensor) -> torch.Tensor:
         """(B, V, D) -> (B, D + pairs): what `forward` gives, without a gradient."""
         dim = vectors.shape[2]
-        if vectors.device.type == "cpu":
+        if self._on_cpu:
             out = vectors.new_empty(len(vectors), dim + len(self.pairs))
             cpu_kernels.dot_products(vectors, self.itself, out)
             return out
@@ -56,7 +59,7 @@ class DotInteraction(nn.Module):
         product, where the derivatives of both factors of V V' would take two.
         """
         num_rows, num_vectors, dim = vectors.shape
-        if vectors.device.type == "cpu":
+        if self._on_cpu:
             symmetric = vectors.new_empty(num_rows, num_vectors, num_vectors)
             cpu_kernels.mirror_pairs(gradient, dim, self.itself, symmetric)
         else:
