@@ -7,7 +7,7 @@ where the pools cannot be one, the kernels keep to one thread.
 
 import contextlib
 import ctypes
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,21 +26,36 @@ Slots = npt.NDArray[np.int32]
 
 # sums may be reordered, but nan and infinity keep their meaning: gradients are tested for them
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-kernel: Any = numba.njit(cache=True, nogil=True, fastmath=FAST)
-parallel_kernel: Any = numba.njit(cache=True, nogil=True, fastmath=FAST, parallel=True)
+
+
+def _compiled(parallel: bool) -> Callable[[Callable[..., Any]], Any]:
+    def compile_later(function: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": FAST, "parallel": parallel}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # no folder for the cache can be written
+            return numba.njit(**options)(function)
+
+    return compile_later
+
+
+kernel, parallel_kernel = _compiled(parallel=False), _compiled(parallel=True)
+
+
+def _openmp_libraries() -> list[Path]:
+    """Those that this process has loaded."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    paths = {Path(line[line.index("/") :]) for line in lines if "/" in line}
+    return [path for path in paths if path.name.startswith(("libgomp", "libiomp", "libomp."))]
 
 
 def shares_threads_with_torch() -> bool:
-    """Is there one OpenMP library in this process, so that numba and torch use the same threads?"""
-    maps = Path("/proc/self/maps")
-    if not maps.is_file() or "torch" not in sys.modules:
-        return False
-    names = {Path(line.split()[-1]) for line in maps.read_text().splitlines() if "/" in line}
-    return [path.name.split(".")[0] for path in names if _is_openmp(path.name)] == ["libgomp"]
-
-
-def _is_openmp(name: str) -> bool:
-    return name.startswith(("libgomp", "libiomp", "libomp."))
+    """Do numba and torch use one OpenMP library, and so the same threads?"""
+    libraries = _openmp_libraries()
+    torchs_own = any("torch" in str(path.parent) for path in libraries)
+    others = any(not path.name.startswith("libgomp") for path in libraries)
+    return bool(libraries) and not torchs_own and not others
 
 
 def set_up(num_threads: int) -> None:
@@ -53,15 +68,15 @@ def set_up(num_threads: int) -> None:
     shared = shares_threads_with_torch()
     settings.THREADING_LAYER = "omp" if shared else "default"
     numba.set_num_threads(min(num_threads, settings.NUMBA_NUM_THREADS) if shared else 1)
-    with contextlib.suppress(OSError, AttributeError):  # other libraries have no such functions
-        if shared:
-            _start_threads()
-            # numba switches nested parallel regions on. MKL has some inside torch's, and each then
-            # starts threads of its own: a logarithm takes 4 ms instead of 0.02
-            openmp = ctypes.CDLL(None)
+    _start_threads()
+    # Starting, numba takes all cores and switches nested parallel regions on. MKL has some inside
+    # torch's, and each then starts threads of its own: a logarithm takes 4 ms instead of 0.02.
+    for path in _openmp_libraries():
+        with contextlib.suppress(OSError, AttributeError):
+            openmp = ctypes.CDLL(str(path))
             openmp.omp_set_max_active_levels(1)
             openmp.omp_set_num_threads(num_threads)
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -104,12 +119,13 @@ def _add_to_rows(
     # and the order of additions to a row does not depend on their number
     for part in numba.prange(num_parts):
         for i in range(len(rows)):
+            hashed = (np.uint64(rows[i]) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
+            if (hashed * np.uint64(num_parts)) >> np.uint64(32) != np.uint64(part):
+                continue
             row = rows[i]
-            hashed = (np.uint64(row) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
-            if (hashed * np.uint64(num_parts)) >> np.uint64(32) == np.uint64(part):
-                for d in range(source.shape[1]):
-                    value = source[i, d]
-                    target[row, d] += scale * value if abs(value) < np.inf else np.float32(0)
+            for d in range(source.shape[1]):
+                value = source[i, d]
+                target[row, d] += scale * value if abs(value) < np.inf else np.float32(0)
 
 
 def assign_slots(
@@ -217,18 +233,24 @@ def dot_products(vectors: "Tensor", itself: bool, out: "Tensor") -> None:
 
 @parallel_kernel
 def _dot_products(vectors: Floats, out: Floats, itself: int, num_parts: int) -> None:
-    num_rows, num_vectors, dim = vectors.shape
+    num_rows = len(vectors)
     for part in numba.prange(num_parts):
         for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
-            out[b, :dim] = vectors[b, 0]
-            at = dim
-            for i in range(num_vectors):
-                for j in range(i + itself):
-                    product = np.float32(0)
-                    for d in range(dim):
-                        product += vectors[b, i, d] * vectors[b, j, d]
-                    out[b, at] = product
-                    at += 1
+            _dot_products_of_row(vectors, b, itself, out)
+
+
+@kernel
+def _dot_products_of_row(vectors: Floats, b: int, itself: int, out: Floats) -> None:
+    _, num_vectors, dim = vectors.shape
+    out[b, :dim] = vectors[b, 0]
+    at = dim
+    for i in range(num_vectors):
+        for j in range(i + itself):
+            product = np.float32(0)
+            for d in range(dim):
+                product += vectors[b, i, d] * vectors[b, j, d]
+            out[b, at] = product
+            at += 1
 
 
 def mirror_pairs(gradient: "Tensor", dim: int, itself: bool, out: "Tensor") -> None:
@@ -246,16 +268,21 @@ def mirror_pairs(gradient: "Tensor", dim: int, itself: bool, out: "Tensor") -> N
 
 @parallel_kernel
 def _mirror_pairs(gradient: Floats, out: Floats, dim: int, itself: int, num_parts: int) -> None:
-    num_rows, num_vectors = out.shape[:2]
+    num_rows = len(out)
     for part in numba.prange(num_parts):
         for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
-            at = dim
-            for i in range(num_vectors):
-                out[b, i, i] = 0
-                for j in range(i + itself):
-                    out[b, i, j] = out[b, j, i] = gradient[b, at]
-                    at += 1
-                out[b, i, i] *= 2
+            _mirror_pairs_of_row(gradient, b, dim, itself, out)
+
+
+@kernel
+def _mirror_pairs_of_row(gradient: Floats, b: int, dim: int, itself: int, out: Floats) -> None:
+    at = dim
+    for i in range(out.shape[1]):
+        out[b, i, i] = 0
+        for j in range(i + itself):
+            out[b, i, j] = out[b, j, i] = gradient[b, at]
+            at += 1
+        out[b, i, i] *= 2
 
 
 # ---------------------------------------------------------------- loss
@@ -280,7 +307,7 @@ def _cross_entropy(predicted: Floats, label: Floats, of_label: Floats, gradient:
     total = 0.0
     for b in range(len(predicted)):
         p, y = predicted[b, 0], label[b, 0]
-        weight = of_label[min(int(y), 1)]
+        weight = of_label[max(0, min(int(y), 1))]
         of_one, of_zero = np.log(p), np.log1p(-p)  # nan stays nan in both comparisons
         of_one = np.float32(-100) if of_one < -100 else of_one
         of_zero = np.float32(-100) if of_zero < -100 else of_zero

@@ -157,12 +157,12 @@ class Data:
 def load(
     data: BatchData, numbers: Iterable[int], num_workers: int, device: torch.device
 ) -> Iterable[Batch]:
-    """Batches `numbers` in order, each ready before it is asked for.
+    """Batches `numbers` in order, the next ones made while one is at work.
 
     Made by `num_workers` processes, or with 0 by a thread of this one.
     """
     if num_workers == 0:
-        return _made_ahead(data, numbers, pin=device.type != "cpu")
+        return _made_ahead(data, numbers, device)
     loader: DataLoader[Batch] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=None,
@@ -174,12 +174,17 @@ def load(
     return loader
 
 
-def _made_ahead(data: BatchData, numbers: Iterable[int], pin: bool) -> Iterator[Batch]:
+def _made_ahead(data: BatchData, numbers: Iterable[int], device: torch.device) -> Iterator[Batch]:
     def make(group: Sequence[int]) -> list[Batch]:
         batches = data.read(group)
-        return [batch.pin_memory() for batch in batches] if pin else batches
+        return batches if device.type == "cpu" else [batch.pin_memory() for batch in batches]
 
-    maker = ThreadPoolExecutor(max_workers=1)  # one: random data is drawn in turn
+    def use_device() -> None:  # which card is the current one, each thread says for itself
+        if device.type != "cpu":
+            torch.get_device_module(device.type).set_device(device)
+
+    # one thread: random data is drawn in turn
+    maker = ThreadPoolExecutor(max_workers=1, initializer=use_device)
     ahead: deque[Future[list[Batch]]] = deque()
     remaining = iter(numbers)
     try:
@@ -238,9 +243,10 @@ class CriteoData:
         if not together:
             return [self[number] for number in numbers]
         rows = np.array(self._rows[places[0][0] : places[-1][1]])
-        self._check_ids(rows, places[0][0])
+        sizes = [end - begin for begin, end in places]
+        self._check_ids(rows, numbers, sizes)
         self.rows_read += len(rows)
-        blocks = torch.from_numpy(rows).split([end - begin for begin, end in places])
+        blocks = torch.from_numpy(rows).split(sizes)
         return [
             CriteoBatch(block, len(block), self._rows_per_rank(number))
             for number, block in zip(numbers, blocks, strict=True)
@@ -263,13 +269,19 @@ class CriteoData:
             first = number * self._batch_size + begin
         return first, first + end - begin
 
-    def _check_ids(self, rows: Rows, first: int) -> None:
+    def _check_ids(self, rows: Rows, numbers: Sequence[int], sizes: Sequence[int]) -> None:
         ids = rows[:, FIRST_SPARSE:]
         outside = (ids < 0) | (ids >= self._counts)
         if outside.any():
             row, table = (int(at[0]) for at in np.nonzero(outside))
+            ends = np.cumsum(sizes)
+            batch = int(np.searchsorted(ends, row, side="right"))
+            in_share = row - int(ends[batch]) + sizes[batch]
+            rank, world_size = self._process.rank, self._process.world_size
+            begin, _ = share_of_rows(self._size(numbers[batch]), rank, world_size)
+            place = numbers[batch] * self._batch_size + begin + in_share
             raise UserError(
-                f"row {first + row} of the epoch in {self._file}:"
+                f"row {place} of the epoch in {self._file}:"
                 f" id {ids[row, table]} of table {table} is outside its"
                 f" {self._counts[table]} rows; delete the prepared data to have it made again"
             )

@@ -409,7 +409,10 @@ class Trainer:
             self._save()  # no evaluation, of this run or of the one it continues, has chosen
 
     def phases(self) -> list[Phase]:
-        """What --enable-profiling tells apart in a step."""
+        """What --enable-profiling tells apart in a step.
+
+        Where the MLPs take their SGD step in the backward pass, it counts there.
+        """
         model, exchange = self.model, self.model.emb_l.exchange
         return [
             Phase("load", dp, "load", each=True),
@@ -470,17 +473,17 @@ class Trainer:
             predicted.backward(gradient.div_(num_rows * group))
             losses.append(loss)
         if updates:
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = lr
             if not at_once:
-                self._update_dense(lr)
+                self._update_dense()
             self.progress.num_steps += 1
             self.progress.resume_iter = it
         return sum(losses[1:], losses[0]) / num_rows
 
-    def _update_dense(self, lr: float) -> None:
+    def _update_dense(self) -> None:
         parameters = self.model.dense_parameters()
         ext_dist.sum_over_ranks(self.process, [p.grad for p in parameters if p.grad is not None])
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
 

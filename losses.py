@@ -46,7 +46,7 @@ def _cross_entropy(
     After that a GPU is lost to the process. Logarithms are cut off at -100 and the gradient's
     denominator at 1e-12, as there.
     """
-    weight = F.embedding(label.long().squeeze(1), of_label[:, None])
+    weight = F.embedding(label.long().clamp_(0, 1).squeeze(1), of_label[:, None])
     of_one = predicted.log().clamp_(min=-100)
     of_zero = predicted.neg().log1p_().clamp_(min=-100)
     loss = -(torch.lerp(of_zero, of_one, label) * weight).sum()

@@ -48,6 +48,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
         self.to(device)
         self._on_cpu = device.type == "cpu"
+        assert type(last) in (nn.ReLU, nn.Sigmoid)
         self._names = [type(activation).__name__ for activation in list(self)[1::2]]
         self._in_order = tuple(self.parameters())  # torch looks for them anew each time
         self.sgd_in_backward: float | None = None
@@ -65,7 +66,8 @@ class _Layers(torch.autograd.Function):
 
     Activations are computed in place, so a layer keeps one tensor where torch's modules keep two,
     and gradients of weights are added to `.grad` by the product that makes them, so pieces of a
-    batch need no sum of their own.
+    batch need no sum of their own. The price: autograd sees no gradients of parameters, so hooks
+    and torch.autograd.grad do not find them.
     """
 
     @staticmethod
@@ -105,9 +107,11 @@ def _layer(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, name: str
 ) -> torch.Tensor:
     """(B, n), (m, n), (m,) -> (B, m), activated."""
-    if name == "ReLU" and _gains_from_onednn(inputs, weight):
-        return _linear(inputs, weight, bias, "relu", [], "")
-    outputs = torch.addmm(bias, inputs, weight.t())
+    if _gains_from_onednn(inputs, weight):
+        # its own relu would make 0 of nan, and a model that diverges look well
+        outputs: torch.Tensor = _linear(inputs, weight, bias, "none", [], "")
+    else:
+        outputs = torch.addmm(bias, inputs, weight.t())
     return outputs.relu_() if name == "ReLU" else outputs.sigmoid_()
 
 

@@ -34,20 +34,28 @@ def sum_duplicates(
 
 
 class SortedRowGradients:
-    """Pairs of row and gradient, as they came; their sums by sorting. For any device."""
+    """Pairs of row and gradient; their sums by sorting. For any device.
 
-    def __init__(self) -> None:
+    As shapes cannot follow the values, pairs are summed early only where they are more than the
+    table's rows: k batches keep k times the ids of one, or a pair a row.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Keep gradients (n, D) of rows (n,); those that are not finite count as 0."""
         self._kept.append((rows, without_non_finite(gradients)))
+        if len(self._kept) > 1 and len(self) > self._num_rows:
+            self._kept = [self.take()]
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What was kept, as `sum_duplicates` gives it; nothing is kept any more."""
-        rows, gradients = zip(*self._kept, strict=True)
+        rows, gradients = (torch.cat(column) for column in zip(*self._kept, strict=True))
         self._kept = []
-        return sum_duplicates(torch.cat(rows), torch.cat(gradients))
+        rows, sums = sum_duplicates(rows, gradients)
+        return rows[: self._num_rows], sums[: self._num_rows]  # the other slots are left over
 
     def __len__(self) -> int:
         """How many pairs are kept."""
@@ -104,4 +112,4 @@ def row_gradients(weight: torch.Tensor) -> SlottedRowGradients | SortedRowGradie
     """What keeps gradients of the rows of `weight` (R, D) on its device."""
     if weight.device.type == "cpu":
         return SlottedRowGradients(len(weight), weight.shape[1])
-    return SortedRowGradients()
+    return SortedRowGradients(len(weight))

@@ -30,7 +30,8 @@ class RowOptimizer:
 
     def keep(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Keep gradients (n, D) of rows (n,) for the next `apply`."""
-        self._kept.add(rows, gradients)
+        if len(rows):  # none on a rank without tables
+            self._kept.add(rows, gradients)
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
         """Update `weight` with gradients (n, D) of rows (n,) and with those kept."""

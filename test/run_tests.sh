@@ -8,5 +8,5 @@ set -e
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/shellcheck" -x test/*.sh .ci/run
+"$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/shellcheck" -x test/*.sh bench/*.sh .ci/run
 "$PYTHON" -m pytest "$@"

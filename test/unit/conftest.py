@@ -85,11 +85,32 @@ def train(*argv, program=dlrm_s_pytorch.main):
     return Result(status, out.getvalue(), err.getvalue())
 
 
+def trained(*argv):
+    """(trainer, Result) of a run as `train` makes it."""
+    kept = []
+
+    class Kept(dlrm_s_pytorch.Trainer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            kept.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dlrm_s_pytorch, "Trainer", Kept)
+        result = train(*argv)
+    assert result.status == 0, result.err
+    return kept[0], result
+
+
 def assert_same_losses(got, want):
     """Equal places, and losses within what six printed decimals and float32 allow."""
     assert [line[:3] for line in got] == [line[:3] for line in want]
     for one, other in zip(got, want, strict=True):
         assert abs(one[3] - other[3]) <= max(1e-5 * abs(other[3]), 1.1e-6), (one, other)
+
+
+def at(name):
+    """For `msg` of torch.testing.assert_close: what differed, before how."""
+    return lambda text: f"{name}: {text}"
 
 
 def shell(*command, cwd=None, env=None, timeout=300):

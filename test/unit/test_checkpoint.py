@@ -71,6 +71,17 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
         torch.optim.Adagrad(parameters, lr=1).load_state_dict(saved)
 
 
+def test_a_file_holds_the_current_rate_wherever_the_step_is_taken(tmp_path):
+    """On one CPU sgd steps inside the backward pass; with accumulation outside."""
+    warm_up = ["--lr-num-warmup-steps=100", f"--save-model={tmp_path}/m.pth"]
+    for accumulate in (1, 2):
+        flags = [*SMALL_MODEL, *warm_up, f"--mlperf-grad-accum-iter={accumulate}"]
+        assert train(*flags).status == 0
+        saved = load(tmp_path / "m.pth")["opt_state_dict"]["param_groups"][0]["lr"]
+        steps = 10 // accumulate
+        assert saved == pytest.approx(0.1 * steps / 100)
+
+
 RESUMED = {
     "sgd": [
         "--learning-rate=0.1", "--lr-num-warmup-steps=9", "--lr-decay-start-step=15",

@@ -1,59 +1,25 @@
-"""Metrics equal scikit-learn's, lines have the frozen format, thresholds stop, warnings tell."""
+"""Lines have the frozen format, evaluations come when asked, thresholds stop, remarks tell."""
 
 import re
 
-import numpy as np
 import pytest
 from conftest import CRITEO_MODEL, SMALL_MODEL, train
-from sklearn import metrics as sk
 
 import metrics
 import report
 
 
-def test_metrics_equal_scikit_learn():
-    random = np.random.default_rng(0)
-    labels = (random.random(500) < 0.3).astype(np.float32)
-    scores = np.round(random.random(500), 2).astype(np.float32)  # with ties, and with 0.5
-    found = metrics.compute(scores, labels)
-    rounded = np.round(scores)
-    assert found.auc == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
-    assert found.ap == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
-    assert found.recall == pytest.approx(sk.recall_score(labels, rounded))
-    assert found.precision == pytest.approx(sk.precision_score(labels, rounded))
-    assert found.f1 == pytest.approx(sk.f1_score(labels, rounded))
-    assert found.accuracy == pytest.approx((rounded == labels).mean())
-    entropy = -np.log(
-        np.where(labels == 1, scores.astype(float), 1 - scores.astype(float)).clip(1e-300)
-    )
-    if np.isfinite(entropy).all() and entropy.max() < 30:
-        assert found.log_loss == pytest.approx(entropy.mean())
-    assert found.base_rate == pytest.approx(labels.mean())
-
-
-def test_log_loss_and_base_rate_by_hand():
-    found = metrics.compute(np.array([0.25, 0.5, 0.9], np.float32), np.array([0, 1, 1], np.float32))
-    assert found.log_loss == pytest.approx(
-        -(np.log(0.75) + np.log(0.5) + np.log(np.float32(0.9))) / 3
-    )
-    assert found.base_rate == pytest.approx(2 / 3)
-    assert found.recall == 0.5, "0.5 rounds half to even, to 0"
-
-
-def test_one_class_has_no_auc_and_says_so():
-    found = metrics.compute(np.array([0.2, 0.7], np.float32), np.zeros(2, np.float32))
-    assert np.isnan(found.auc) and np.isnan(found.ap)
-    assert (found.recall, found.precision, found.f1) == (0, 0, 0)
-    assert "all labels are 0" in metrics.remark(found)
-
-
-def test_a_model_no_better_than_chance_is_warned_about():
-    found = metrics.compute(np.array([0.9, 0.1], np.float32), np.array([0, 1], np.float32))
-    assert "not above 0.5" in metrics.remark(found)
-    good = metrics.compute(np.array([0.1, 0.9], np.float32), np.array([0, 1], np.float32))
-    assert metrics.remark(good) == ""
-    nan = metrics.compute(np.array([np.nan], np.float32), np.ones(1, np.float32))
-    assert np.isnan(nan.accuracy), "what the trainer turns into an error on every rank"
+def test_a_remark_tells_what_to_be_wary_of():
+    """One class, no better than chance, labels that are none; nothing about a good model."""
+    common = {"accuracy": 0.75, "log_loss": 0.5}
+    one_class = metrics.Metrics(**common, recall=0, precision=0, f1=0, base_rate=0.0)
+    assert "all labels are 0: auc and ap do not exist" in metrics.remark(one_class)
+    assert "all labels are 1" in metrics.remark(metrics.Metrics(**common, base_rate=1.0))
+    for auc in (0.25, 0.5):
+        chance = metrics.Metrics(**common, auc=auc, base_rate=0.25)
+        assert f"auc {auc:.4f} is not above 0.5" in metrics.remark(chance)
+    assert metrics.remark(metrics.Metrics(**common, auc=0.51, base_rate=0.25)) == ""
+    assert "labels are not 0 and 1" in metrics.remark(metrics.Metrics(0.75))
 
 
 def test_lines_have_the_contracts_format():

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import train
+from conftest import at, train, trained
 from torch import nn
 
 import dlrm_s_pytorch as dlrm
+import losses
 from embedding_engine import EmbeddingTables
 from extend_distributed import Bags, Exchange, Process, place_tables
 from losses import make_loss
@@ -197,18 +198,58 @@ def test_interaction_indices_are_made_once():
     ]
 
 
-@pytest.mark.parametrize("kind", ["mse", "bce", "wbce"])
-def test_losses_equal_their_formulas(kind):
-    p, y = torch.rand(9, 1), torch.rand(9, 1) * 2
-    y = y if kind == "wbce" else y.clamp(max=1)
-    got = make_loss(kind, (0.5, 3.0), torch.device("cpu"))(
-        p, y.clamp(max=1) if kind != "wbce" else y.clamp(max=1)
-    )
-    y = y.clamp(max=1)
+KINDS = ("mse", "bce", "wbce")
+OF_LABEL = (0.5, 3.0)  # weights of wbce
+
+
+def losses_of(kind, label):
+    """(name, predictions -> (sum of losses, gradient)): of the CPU, and of other devices."""
+    on_cpu = make_loss(kind, OF_LABEL, torch.device("cpu"))
+    yield "cpu", lambda predicted: on_cpu(predicted, label)
+    if kind != "mse":  # it is the same everywhere
+        weights = torch.tensor(OF_LABEL if kind == "wbce" else (1.0, 1.0))
+        yield "other", lambda predicted: losses._cross_entropy(predicted, label, weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_their_gradients_equal_the_formulas(kind):
+    label = torch.cat([torch.rand(20, 1), torch.zeros(5, 1), torch.ones(5, 1)])
+    predicted = torch.rand(30, 1) * 0.98 + 0.01
+    p, y = predicted.double().requires_grad_(), label.double()
     entropy = -(y * p.log() + (1 - y) * (1 - p).log())
-    weight = torch.where(y.long() == 0, 0.5, 3.0)
+    weight = torch.where(y.long() == 0, *OF_LABEL)
     want = {"mse": (p - y).square(), "bce": entropy, "wbce": weight * entropy}[kind].sum()
-    torch.testing.assert_close(got, want)
+    want.backward()
+    for name, loss in losses_of(kind, label):
+        got, gradient = loss(predicted.clone())
+        assert gradient.shape == predicted.shape
+        torch.testing.assert_close(got, want.float().detach(), rtol=1e-5, atol=0, msg=at(name))
+        torch.testing.assert_close(gradient, p.grad.float(), rtol=1e-5, atol=1e-5, msg=at(name))
+
+
+@pytest.mark.parametrize("kind", ["bce", "wbce"])
+def test_predictions_of_exactly_0_and_1_lose_what_torch_says(kind):
+    """It cuts logarithms off at -100, so that a sure and wrong prediction ruins no mean."""
+    predicted = torch.tensor([[0.0], [0.0], [1.0], [1.0], [0.25], [0.0], [1e-30]])
+    label = torch.tensor([[0.0], [1.0], [0.0], [1.0], [1.0], [0.5], [1.0]])
+    p = predicted.clone().requires_grad_()
+    weight = torch.where(label.long() == 0, *OF_LABEL) if kind == "wbce" else None
+    want = nn.functional.binary_cross_entropy(p, label, weight, reduction="sum")
+    want.backward()
+    for name, loss in losses_of(kind, label):
+        got, gradient = loss(predicted)
+        torch.testing.assert_close(got, want.detach(), msg=at(name))
+        torch.testing.assert_close(gradient, p.grad, msg=at(name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_that_is_nan_makes_the_loss_nan_and_no_crash(kind):
+    """torch's own asserts in its kernel, after which a GPU is lost to the process."""
+    predicted = torch.tensor([[0.25], [float("nan")], [0.75]])
+    for name, loss in losses_of(kind, torch.tensor([[0.0], [1.0], [1.0]])):
+        got, gradient = loss(predicted)
+        assert got.isnan(), name
+        assert gradient.isnan().view(-1).tolist() == [False, True, False], name
 
 
 def test_accumulation_steps_on_the_mean_and_on_what_is_left():
@@ -223,30 +264,13 @@ def test_accumulation_steps_on_the_mean_and_on_what_is_left():
         ["--optimizer=adagrad"],
         ["--optimizer=rwsadagrad", "--weighted-pooling=learned"],
     ):
-        small = trained(
+        small, _ = trained(
             *model, "--mini-batch-size=4", "--data-size=40", "--mlperf-grad-accum-iter=3", *flags
         )
         assert small.progress.num_steps == 4
         large = accumulate_by_hand(small, groups=(3, 3, 3, 1))
         for name, value in small.model.state_dict().items():
-            torch.testing.assert_close(value, large[name], msg=name)
-
-
-def trained(*argv):
-    """The trainer after its run."""
-    kept = []
-
-    class Kept(dlrm.Trainer):
-        def __init__(self, *args):
-            super().__init__(*args)
-            kept.append(self)
-
-    original, dlrm.Trainer = dlrm.Trainer, Kept
-    try:
-        assert train(*argv).status == 0
-    finally:
-        dlrm.Trainer = original
-    return kept[0]
+            torch.testing.assert_close(value, large[name], msg=at(name))
 
 
 def accumulate_by_hand(trainer, groups):

@@ -1,0 +1,90 @@
+"""All measurements as one table, with the machine and the commit that it holds for.
+
+    bash bench/run.sh [--pairs 5] [--rows 89000000]
+
+Speeds are ratios to the yardstick beside this file, taken in pairs; figures are medians.
+"""
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from bench.training import CASES, make_rows, measure  # noqa: E402
+
+METRICS_ROWS = 89_000_000
+MOST_SECONDS, MOST_GB = 60, 6
+
+
+def machine() -> str:
+    """The machine, the software and the commit, a line each."""
+    model = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.M)
+    memory = re.search(r"^MemTotal:\s*(\d+)", _read("/proc/meminfo"), re.M)
+    gib = f", {int(memory[1]) >> 20} GiB" if memory else ""
+    name = model[1].strip() if model else platform.processor()
+    return "\n".join([
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {name}, {os.cpu_count()}"
+        f" cores{gib}; the programs use 2 threads",
+        f"torch {torch.__version__}, Python {platform.python_version()}, commit {_commit()}",
+    ])  # fmt: skip
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if Path(path).is_file() else ""
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip() or "unknown"
+
+
+def metric_work(num_rows: int) -> tuple[float, float]:
+    """Seconds and peak GB of the metrics of that many scores, in a process of their own."""
+    command = [sys.executable, "bench/evaluation.py", f"--rows={num_rows}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    work = re.search(r"^metric work +([\d.]+) s$", run.stdout, re.M)
+    peak = re.search(r"^peak memory +([\d.]+) GB$", run.stdout, re.M)
+    if run.returncode or not work or not peak:
+        raise SystemExit(f"{' '.join(command)} failed: {run.stderr.strip()}")
+    return float(work[1]), float(peak[1])
+
+
+def row(what: str, ours: str, yardstick: str, ratio: str, wanted: str) -> str:
+    """A line of the table."""
+    return f"{what:<38} {ours:>16} {yardstick:>12} {ratio:>7}  {wanted}"
+
+
+def main() -> int:
+    """Print the table, line by line as it is measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each program a line")
+    parser.add_argument("--rows", type=int, default=METRICS_ROWS, help="scores to evaluate")
+    options = parser.parse_args()
+    print(machine(), row("", "ours", "yardstick", "ratio", "at least"), sep="\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        make_rows(Path(folder))
+        for case in CASES:
+            found = measure(case, Path(folder), options.pairs)
+            ours, theirs = f"{found.ours_ms:.2f} ms", f"{found.yardstick_ms:.2f} ms"
+            what = f"step, batch {case.name}"
+            line = row(what, ours, theirs, f"{found.ratio:.2f}", f"{case.at_least:.2f}")
+            print(line, flush=True)
+    work, peak = metric_work(options.rows)
+    wanted = f"at most {MOST_SECONDS} s, {MOST_GB} GB"
+    print(row(f"metrics of {options.rows:,} rows", f"{work:.1f} s, {peak:.2f} GB", "", "", wanted))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

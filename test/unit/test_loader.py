@@ -1,0 +1,138 @@
+"""The loader gives the batches that were asked for, in order and ahead, and cleans up behind it."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import CRITEO_MODEL, train
+
+import dlrm_data_pytorch as dp
+from command_line import UserError
+from extend_distributed import Process
+
+CPU = torch.device("cpu")
+BATCH, NUM_ROWS = 100, 20_050  # more than two groups, and a last batch of 50
+NUM_BATCHES = 201
+WAIT = 20  # seconds, for what takes none
+
+
+def rank_of(rank, world_size):
+    return Process(rank, world_size, rank, CPU, "gloo")
+
+
+def make(rank=0, world_size=1, bad_row=None):
+    rows = np.random.default_rng(0).integers(0, 50, (NUM_ROWS, 40), dtype=np.int32)
+    rows[:, 0] = np.arange(NUM_ROWS)  # a label that tells which row it is
+    if bad_row is not None:
+        rows[bad_row, 20] = 50
+    return dp.CriteoData(rows, NUM_ROWS, BATCH, (50,) * 26, rank_of(rank, world_size))
+
+
+ORDERS = {
+    "contiguous": list(range(NUM_BATCHES)),
+    "resumed": list(range(150, NUM_BATCHES)),
+    "shuffled": np.random.default_rng(1).permutation(NUM_BATCHES).tolist(),
+    "jumps": [0, 1, 2, 50, 51, 200, 0, 199, 200],
+    "one": [200],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (0, 3), (2, 3)])
+@pytest.mark.parametrize("order", ORDERS)
+def test_batches_come_in_the_order_asked_for(order, rank, world_size):
+    numbers = ORDERS[order]
+    data, alone = make(rank, world_size), make(rank, world_size)
+    assert data.batches_at_a_time > 1 and 2 * data.batches_at_a_time < NUM_BATCHES
+    got = list(dp.load(data, iter(numbers), 0, CPU))
+    assert len(got) == len(numbers)
+    for number, batch in zip(numbers, got, strict=True):
+        want = alone[number]
+        assert torch.equal(batch.block, want.block), number
+        assert batch.num_rows == want.num_rows == len(batch.block)
+        assert batch.rows_per_rank == want.rows_per_rank
+        assert sum(batch.rows_per_rank) == (50 if number == 200 else 100)
+    assert data.rows_read == sum(batch.num_rows for batch in got)
+
+
+class Recorder:
+    """Batches of a number each; tells which groups were begun."""
+
+    def __init__(self, num_groups):
+        self.batches_at_a_time, self.rows_read = 2, 0
+        self.read_so_far = []
+        self.begun = [threading.Event() for _ in range(num_groups)]
+
+    def read(self, numbers):
+        self.read_so_far.append(list(numbers))
+        self.begun[len(self.read_so_far) - 1].set()
+        return list(numbers)
+
+
+def test_what_comes_next_is_made_before_it_is_asked_for():
+    """And no more than the groups that may lie ready."""
+    data = Recorder(num_groups=6)
+    batches = dp.load(data, range(12), 0, CPU)
+    assert next(batches) == 0
+    assert data.begun[dp.GROUPS_AHEAD].wait(WAIT), "nothing is made ahead"
+    assert data.read_so_far == [[0, 1], [2, 3], [4, 5]][: dp.GROUPS_AHEAD + 1]
+    assert next(batches) == 1 and not data.begun[dp.GROUPS_AHEAD + 1].is_set()
+    assert next(batches) == 2 and data.begun[dp.GROUPS_AHEAD + 1].wait(WAIT)
+    assert list(batches) == list(range(3, 12))
+
+
+def test_an_error_while_reading_reaches_who_asks():
+    """The batches of groups before it come first."""
+    data, got = make(bad_row=8150), []
+    with pytest.raises(UserError, match="row 8150 of the epoch in .*: id 50 of table 6 is outside"):
+        for batch in dp.load(data, range(NUM_BATCHES), 0, CPU):
+            got.append(int(batch.block[0, 0]))
+    assert got == list(range(0, BATCH * data.batches_at_a_time, BATCH))
+
+
+@pytest.mark.parametrize("leave", ["close", "break", "end", "error"])
+def test_no_thread_is_left(leave):
+    before = set(threading.enumerate())
+    bad_row = 8150 if leave == "error" else None
+    batches = dp.load(make(bad_row=bad_row), range(NUM_BATCHES), 0, CPU)
+    next(batches)
+    assert set(threading.enumerate()) - before, "who made the batch?"
+    if leave == "close":
+        batches.close()
+    elif leave == "end":
+        assert len(list(batches)) == NUM_BATCHES - 1
+    elif leave == "error":
+        with pytest.raises(UserError):
+            list(batches)
+    else:
+        for _ in batches:
+            break
+        del batches
+    assert not set(threading.enumerate()) - before
+
+
+def test_a_run_that_stops_early_leaves_no_thread(kaggle):
+    flags = [*CRITEO_MODEL, f"--data_path={kaggle}", "--mini-batch-size=64", "--test-freq=3"]
+    result = train(*flags, "--mlperf-acc-threshold=0.1")
+    assert result.status == 0 and "training stops" in result.out
+    makers = [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    assert not makers, "of batches; others, as a progress bar's, may stay"
+
+
+@pytest.mark.parametrize("number", [0, 7, 200])
+def test_an_error_names_the_row_of_the_epoch_whoevers_share_it_is(number):
+    """The second of two ranks, which has only its own rows, in memory."""
+    process = rank_of(1, 2)
+    shares = [dp.share_of_rows(min(BATCH, NUM_ROWS - k * BATCH), 1, 2) for k in range(NUM_BATCHES)]
+    number_of = np.concatenate(
+        [k * BATCH + np.arange(*share) for k, share in enumerate(shares)]
+    )  # of the rank's rows in the epoch
+    rows = np.zeros((len(number_of), 40), np.int32)
+    bad = int(np.flatnonzero(number_of // BATCH == number)[3])
+    rows[bad, 20] = 50
+    data = dp.CriteoData(rows, NUM_ROWS, BATCH, (50,) * 26, process, shares_only=True)
+    first = number // 8 * 8
+    for numbers in ([number], range(first, min(first + 8, NUM_BATCHES))):
+        with pytest.raises(UserError, match=f"row {number_of[bad]} of the epoch"):
+            data.read(list(numbers))

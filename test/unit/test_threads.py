@@ -1,0 +1,59 @@
+"""numba's kernels and torch's operators run on one pool of threads, or the kernels on one."""
+
+import sys
+
+import pytest
+from conftest import ROOT, shell
+
+USE = """
+cpu_kernels.set_up(2)
+target = torch.zeros(4, 2)
+cpu_kernels.add_to_rows(target, torch.tensor([1, 3, 1]), torch.ones(3, 2), 0.5)
+assert target.tolist() == [[0, 0], [1, 1], [0, 0], [0.5, 0.5]], target
+print(cpu_kernels.shares_threads_with_torch(), torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+def run(program):
+    """What a fresh process prints, as words."""
+    settings = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    finished = shell(sys.executable, "-c", program, env=settings, timeout=100)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def one_pool():
+    """Skips where numba and torch cannot share one: not Linux, or numba has no OpenMP layer."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the kernels share torch's threads on Linux only")
+    if shell(sys.executable, "-c", "import numba.np.ufunc.omppool").returncode:
+        pytest.skip("numba.np.ufunc.omppool cannot be imported: no libgomp on this system?")
+    if run("import numba; print(numba.config.NUMBA_NUM_THREADS)") == ["1"]:
+        pytest.skip("this machine has one thread")
+
+
+def test_the_program_and_its_kernels_share_torchs_threads(one_pool):
+    imports = "import dlrm_s_pytorch, cpu_kernels, ctypes, numba, torch"
+    levels = "print(numba.threading_layer(), ctypes.CDLL(None).omp_get_max_active_levels())"
+    assert run(f"{imports}\n{USE}\n{levels}") == ["True", "2", "2", "omp", "1"]
+
+
+def test_another_librarys_openmp_changes_nothing(one_pool):
+    """scikit-learn brings a libgomp of its own."""
+    imports = "import dlrm_s_pytorch, cpu_kernels, ctypes, numba, sklearn.metrics, torch"
+    levels = "print(ctypes.CDLL(None).omp_get_max_active_levels())"
+    assert run(f"{imports}\n{USE}\n{levels}") == ["True", "2", "2", "1"]
+
+
+def test_torch_keeps_its_threads_beside_the_kernels(one_pool):
+    """More kernels after operators, and operators after kernels: neither changes the other's."""
+    again = "(torch.ones(999, 999) @ torch.ones(999, 999)).sum()"
+    words = run(f"import dlrm_s_pytorch, cpu_kernels, numba, torch\n{USE}\n{again}\n{USE}")
+    assert words == ["True", "2", "2"] * 2
+
+
+def test_with_torch_imported_first_kernels_keep_to_one_thread():
+    """Two pools on the same cores would wait for each other."""
+    words = run(f"import torch\nimport cpu_kernels, numba\n{USE}")
+    assert words == ["False", "2", "1"] or words == ["True", "2", "2"]
