@@ -30,7 +30,7 @@ def machine() -> str:
     """The machine, the software and the commit, a line each."""
     model = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.M)
     memory = re.search(r"^MemTotal:\s*(\d+)", _read("/proc/meminfo"), re.M)
-    gib = f", {int(memory[1]) >> 20} GiB" if memory else ""
+    gib = f", {int(memory[1]) / 2**20:.0f} GiB" if memory else ""
     name = model[1].strip() if model else platform.processor()
     return "\n".join([
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {name}, {os.cpu_count()}"
