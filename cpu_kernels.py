@@ -53,7 +53,7 @@ def _openmp_libraries() -> list[Path]:
 def shares_threads_with_torch() -> bool:
     """Do numba and torch use one OpenMP library, and so the same threads?"""
     libraries = _openmp_libraries()
-    torchs_own = any("torch" in str(path.parent) for path in libraries)
+    torchs_own = any({"torch", "torch.libs"} & set(path.parts) for path in libraries)
     others = any(not path.name.startswith("libgomp") for path in libraries)
     return bool(libraries) and not torchs_own and not others
 

@@ -52,7 +52,7 @@ def main():
     dist.init_process_group("gloo")
     dlrm.Trainer = Watched
     if dist.get_world_size() > 1:  # several ranks' steps in pieces equal one rank's whole ones
-        dlrm.CPU_PIECE_ROWS = 20
+        dlrm.CPU_PIECE_ROWS = 30
     found = {}
     for name, argv in json.loads(cases.read_text()).items():
         out = io.StringIO()
