@@ -228,15 +228,13 @@ def dot_products(vectors: "Tensor", itself: bool, out: "Tensor") -> None:
         out: (B, D + pairs): pair (i, j) with j < i stands at D + i(i-1)/2 + j, or with
             `itself` (j <= i) at D + i(i+1)/2 + j.
     """
-    _dot_products(*_arrays(vectors, out), int(itself), numba.get_num_threads())
+    _dot_products(*_arrays(vectors, out), int(itself))
 
 
 @parallel_kernel
-def _dot_products(vectors: Floats, out: Floats, itself: int, num_parts: int) -> None:
-    num_rows = len(vectors)
-    for part in numba.prange(num_parts):
-        for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
-            _dot_products_of_row(vectors, b, itself, out)
+def _dot_products(vectors: Floats, out: Floats, itself: int) -> None:
+    for b in numba.prange(len(vectors)):
+        _dot_products_of_row(vectors, b, itself, out)
 
 
 @kernel
@@ -262,16 +260,13 @@ def mirror_pairs(gradient: "Tensor", dim: int, itself: bool, out: "Tensor") -> N
         itself: as there.
         out: (B, V, V).
     """
-    arrays = _arrays(gradient.contiguous(), out)
-    _mirror_pairs(*arrays, dim, int(itself), numba.get_num_threads())
+    _mirror_pairs(*_arrays(gradient.contiguous(), out), dim, int(itself))
 
 
 @parallel_kernel
-def _mirror_pairs(gradient: Floats, out: Floats, dim: int, itself: int, num_parts: int) -> None:
-    num_rows = len(out)
-    for part in numba.prange(num_parts):
-        for b in range(num_rows * part // num_parts, num_rows * (part + 1) // num_parts):
-            _mirror_pairs_of_row(gradient, b, dim, itself, out)
+def _mirror_pairs(gradient: Floats, out: Floats, dim: int, itself: int) -> None:
+    for b in numba.prange(len(out)):
+        _mirror_pairs_of_row(gradient, b, dim, itself, out)
 
 
 @kernel

@@ -692,7 +692,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = prepare_data(options, process)
     if options.dry_run:
         return check_only(options, prepared)
-    cpu_kernels.set_up(torch.get_num_threads())
+    if process.device.type == "cpu":
+        cpu_kernels.set_up(torch.get_num_threads())
     with ext_dist.joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
         seed_everything(options)
         data = make_data(options, prepared, process)

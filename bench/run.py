@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from bench.training import CASES, make_rows, measure  # noqa: E402
+from bench.training import CASES, make_rows, measure, output  # noqa: E402
 
 METRICS_ROWS = 89_000_000
 MOST_SECONDS, MOST_GB = 60, 6
@@ -51,12 +51,10 @@ def _commit() -> str:
 
 def metric_work(num_rows: int) -> tuple[float, float]:
     """Seconds and peak GB of the metrics of that many scores, in a process of their own."""
-    command = [sys.executable, "bench/evaluation.py", f"--rows={num_rows}"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    work = re.search(r"^metric work +([\d.]+) s$", run.stdout, re.M)
-    peak = re.search(r"^peak memory +([\d.]+) GB$", run.stdout, re.M)
-    if run.returncode or not work or not peak:
-        raise SystemExit(f"{' '.join(command)} failed: {run.stderr.strip()}")
+    text = output("bench/evaluation.py", f"--rows={num_rows}")
+    work = re.search(r"^metric work +([\d.]+) s$", text, re.M)
+    peak = re.search(r"^peak memory +([\d.]+) GB$", text, re.M)
+    assert work and peak, text
     return float(work[1]), float(peak[1])
 
 

@@ -92,13 +92,13 @@ def yardstick_ms(case: Case) -> float:
     """Ms a step of the yardstick."""
     shapes = ["--dim", case.dim, "--bot", case.bottom, "--top", case.top]
     steps = ["--batch", case.batch, "--iters", case.steps, "--warmup", max(3, case.steps // 10)]
-    text = _output("bench/yardstick.py", "train", *shapes, *steps, "--threads", 2)
+    text = output("bench/yardstick.py", "train", *shapes, *steps, "--threads", 2)
     return float(YARDSTICK.findall(text)[-1])
 
 
 def our_ms(case: Case, data: Path) -> float:
     """Ms a step of the program, of the second of two log lines."""
-    text = _output(
+    text = output(
         "dlrm_s_pytorch.py",
         f"--data_path={data}",
         "--memory-map",
@@ -116,7 +116,8 @@ def our_ms(case: Case, data: Path) -> float:
     return float(PROGRAM.findall(text)[-1])
 
 
-def _output(*words: object) -> str:
+def output(*words: object) -> str:
+    """What a Python program of this repository prints, on 2 threads; ends this one if it fails."""
     command = [sys.executable, *(str(word) for word in words)]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
