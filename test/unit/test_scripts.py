@@ -169,12 +169,20 @@ def test_a_device_that_is_missing_is_an_error(copy, tmp_path):
         assert done.returncode == 2 and words in done.stderr
 
 
-def test_fewer_cards_than_ranks_is_an_error_that_names_the_ways_out(copy, tmp_path):
-    few = tmp_path / "few"
-    shutil.copytree(copy, few, ignore=shutil.ignore_patterns("demo_data", "output"))
-    with open(few / "extend_distributed.py", "a") as file:
-        file.write("\n\ndef count_cards(device_type):\n    return 2\n")
+def changed_copy(copy, tmp_path, name, function):
+    """A copy of the repository in which `function` replaces one of a file; data lie beside it."""
+    changed = tmp_path / "changed"
+    shutil.copytree(copy, changed, ignore=shutil.ignore_patterns("demo_data", "output"))
+    with open(changed / name, "a") as file:
+        file.write(f"\n\n{function}")
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    return changed
+
+
+def test_fewer_cards_than_ranks_is_an_error_that_names_the_ways_out(copy, tmp_path):
+    few = changed_copy(
+        copy, tmp_path, "extend_distributed.py", "def count_cards(device_type):\n    return 2\n"
+    )
     done = script(
         few, "train_full_8p.sh", f"--data_path={tmp_path}/data", "--device=gpu", cwd=tmp_path
     )
@@ -204,11 +212,8 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
 
 def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
     """A bug, not a user's mistake: the script shows the end of the log of the rank that has it."""
-    broken = tmp_path / "broken"
-    shutil.copytree(copy, broken, ignore=shutil.ignore_patterns("demo_data", "output"))
-    with open(broken / "losses.py", "a") as file:
-        file.write("\n\ndef make_loss(*_):\n    raise ZeroDivisionError('a bug')\n")
-    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    fault = "def make_loss(*_):\n    raise ZeroDivisionError('a bug')\n"
+    broken = changed_copy(copy, tmp_path, "losses.py", fault)
     options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=2"]
     done = script(broken, "train_full_8p.sh", *options, cwd=tmp_path)
     assert done.returncode == 1
