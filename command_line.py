@@ -121,6 +121,19 @@ def number_in(kind: type, low: float, high: float = float("inf")) -> Callable[[s
     return parse
 
 
+def environment_int(name: str, default: int) -> int:
+    """A whole number of the environment, as launchers set it.
+
+    Raises:
+        UserError: it is none.
+    """
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name}={text!r} in the environment: expected a whole number") from None
+
+
 def reports_errors(program: Program) -> Program:
     """Make a program's `main(argv)` give an exit status whatever happens.
 

@@ -1,203 +1,69 @@
 """What the disk holds: raw Criteo text becomes rows of small integers that training maps or loads.
 
-raw text -> parsed rows -> sub-sampled -> ids -> (shuffled) -> three files of int32 rows.
-Also a program of its own:
+    raw text -> parsed pieces -> ids of all categories -> rows in their places -> prepared data
+
+Each arrow is a stage of many tasks that threads, processes and machines share through a folder of
+finished pieces (work_folder); what was finished before a run ended is not done again. Also a
+program of its own:
 
     python data_utils.py --data_path=DIR --max-ind-range=10000000 --memory-map
     python data_utils.py --make-demo=DIR --demo-rows=1000000
 
-What it leaves on disk, and how to read it, stands in prepared_data.
+docs/preparation.md describes the stages and the format.
 """
 
-import argparse
 import contextlib
+import ctypes
 import errno
-import fcntl
 import json
 import os
 import shutil
+import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 import criteo_demo
+import data_report
 import original_files
-from command_line import ArgumentParser, UserError, number_in, reports_errors
-from criteo_text import (
-    FIRST_SPARSE,
-    KAGGLE_PARTS,
-    NUM_FIELDS,
-    NUM_SPARSE,
-    OK,
-    ROW_BYTES,
-    IdMap,
-    Rows,
-    cut_evenly,
-    cut_into_parts,
-    describe_bad_field,
-    parse_rows,
+from category_ids import IdMap
+from command_line import ArgumentParser, UserError, environment_int, reports_errors
+from criteo_files import RawFile, find_raw_files
+from criteo_pieces import (
+    PIECE_BYTES,
+    OriginalPieces,
+    Piece,
+    Place,
+    Rules,
+    TextPieces,
+    count_tasks,
 )
-from external_shuffle import ExternalShuffle
+from criteo_text import FIRST_SPARSE, KAGGLE_PARTS, NUM_SPARSE, cut_evenly
+from external_shuffle import Encoded, Shuffle, Target
 from prepared_data import (
     FORMAT_VERSION,
+    SPLITS,
     DataSpec,
     Prepared,
-    day_numbers,
+    add_data_options,
     find_prepared,
-    fingerprint,
-    from_meta,
     recipe,
+    spec_from_options,
 )
+from row_layout import FLAT, Layout
+from work_folder import LAST_PIECE, Crew, FolderGoneError, Task, WorkFolder, Writer, key_of
 
-RAW_NAMES = {"kaggle": "train.txt", "terabyte": "day"}
-PROCESSED_NAMES = {
-    "kaggle": "kaggleAdDisplayChallenge_processed.npz",
-    "terabyte": "terabyte_processed.npz",
-}
-MAX_LINE_BYTES = 1 << 16
-PIECE_BYTES = 4 << 20  # text parsed at a time by one thread
-PATIENCE = 30.0  # seconds without anybody preparing after which a waiting rank looks itself
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Piece = tuple[int, Rows]  # (part, rows of it)
-
-
-# ---------------------------------------------------------------- options
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that `spec_from_options` reads; shared by this program and the trainer."""
-    group = parser.add_argument_group("Criteo data")
-    flag = group.add_argument
-    flag("--data-set", choices=("kaggle", "terabyte"), help="kaggle: train.txt; terabyte: day_<d>")
-    flag("--data_path", default="", metavar="DIR", help="folder of day_0, day_1, ... or train.txt")
-    flag("--raw-data-file", default="", metavar="PATH", help=".../train.txt, or .../day without _0")
-    flag("--processed-data-file", default="", metavar="PATH", help="where prepared data is or goes")
-    flag("--data-randomize", choices=("total", "day", "none"), default="total", help="row shuffle")
-    flag("--max-ind-range", type=int, default=-1, help="> 0: most rows; categories modulo this")
-    flag(
-        "--data-sub-sample-rate",
-        type=number_in(float, 0, 1),
-        default=0.0,
-        help="drop a row of label 0 with this probability",
-    )
-    flag("--memory-map", action="store_true", help="map the rows from disk instead of loading them")
-    flag("--dataset-multiprocessing", action="store_true", help="prepare with all cores")
-    flag("--mlperf-bin-loader", action="store_true", help="write, read one flat int32 file a split")
-    flag("--numpy-rand-seed", type=number_in(int, 0, 2**32 - 1), default=123, help="of all draws")
-
-
-def spec_from_options(options: argparse.Namespace) -> DataSpec:
-    """The flags of `add_data_options` as a DataSpec.
-
-    Raises:
-        UserError: no data is named, or the folder holds none, or two kinds.
-    """
-    data_set, raw = options.data_set, options.raw_data_file
-    if options.data_path:
-        data_set, raw = _find_raw(Path(options.data_path), data_set)
-    data_set = data_set or "kaggle"
-    if not raw and not options.processed_data_file:
-        raise UserError(
-            "no data is named: give --data_path=DIR or --raw-data-file=PATH", everywhere=True
-        )
-    processed = Path(options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set])
-    raw = Path(raw or processed.parent / RAW_NAMES[data_set])
-    if not 1 <= options.max_ind_range <= 2**32 and options.max_ind_range != -1:
-        raise UserError(
-            f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit",
-            True,
-        )
-    return DataSpec(
-        data_set=data_set,
-        raw=raw,
-        processed=processed,
-        max_ind_range=options.max_ind_range,
-        sub_sample_rate=options.data_sub_sample_rate,
-        randomize=options.data_randomize,
-        memory_map=options.memory_map,
-        flat=options.mlperf_bin_loader,
-        parallel=options.dataset_multiprocessing,
-        seed=options.numpy_rand_seed,
-    )
-
-
-def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
-    """Which data set a folder holds, and what its raw files' names begin with."""
-    if not folder.is_dir():
-        raise UserError(f"--data_path={folder}: no such folder", everywhere=True)
-    found = [data_set] if data_set else [name for name in RAW_NAMES if _holds(folder, name)]
-    if len(found) > 1:
-        both = "train.txt and day files: say --data-set=kaggle or terabyte"
-        raise UserError(f"--data_path={folder} holds {both}", everywhere=True)
-    if not found:
-        none = "found neither day_0, day_1, ... nor train.txt there"
-        raise UserError(f"--data_path={folder}: {none}", everywhere=True)
-    return found[0], folder / RAW_NAMES[found[0]]
-
-
-def _holds(folder: Path, data_set: str) -> bool:
-    """Is there raw data of that kind, or what was prepared from it?"""
-    raw = folder / RAW_NAMES[data_set]
-    prepared = Path(PROCESSED_NAMES[data_set]).stem
-    theirs = [*folder.glob(f"{prepared}*"), *folder.glob(f"{raw.stem}_*_reordered.npz")]
-    return raw.is_file() or bool(day_numbers(raw)) or bool(theirs)
-
-
-def find_sources(spec: DataSpec) -> list[Path]:
-    """The raw files, in order.
-
-    Raises:
-        UserError: a file is missing, unreadable or empty, or days are too few or have a gap.
-    """
-    sources = [spec.raw] if spec.data_set == "kaggle" else _find_days(spec.raw)
-    for path in sources:
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; --data_path or --raw-data-file names the raw data",
-                everywhere=True,
-            )
-        if not os.access(path, os.R_OK):
-            raise UserError(f"{path}: no permission to read it", everywhere=True)
-        if path.stat().st_size == 0:
-            raise UserError(
-                f"{path} is empty: expected lines of label, 13 integers, 26 hex strings",
-                everywhere=True,
-            )
-    return sources
-
-
-def _find_days(raw: Path) -> list[Path]:
-    days = day_numbers(raw)
-    gaps = sorted(set(range(days[-1] + 1)) - set(days)) if days else []
-    if not days:
-        raise UserError(
-            f"{raw}_0: no such file; --data_path or --raw-data-file names the raw data",
-            everywhere=True,
-        )
-    if gaps:
-        missing = ", ".join(f"{raw.name}_{day}" for day in gaps[:5]) + (
-            " ..." if len(gaps) > 5 else ""
-        )
-        raise UserError(
-            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}):"
-            " days are numbered from 0",
-            True,
-        )
-    if len(days) < 2:
-        raise UserError(
-            f"{raw.parent} holds only {raw.name}_0: at least two days are needed, the last tests",
-            True,
-        )
-    return [raw.with_name(f"{raw.name}_{day}") for day in days]
+STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of pieces
+WORK_MEMORY = 1 << 30  # bytes for the work of all threads and processes of a machine
+BYTES_OF_A_PARSER = 3 * PIECE_BYTES  # what a thread takes that parses or encodes
+PARSED_ROW, IDS_ROW, PREPARED_ROW = 100, 12, 100  # bytes a row on disk, about, on Criteo's data
 
 
 # ---------------------------------------------------------------- preparation
@@ -206,308 +72,420 @@ def _find_days(raw: Path) -> list[Path]:
 def prepare(spec: DataSpec) -> Prepared:
     """The prepared data of `spec`, made now if it is not there: complete or absent, never half.
 
+    All ranks of a launch, on one machine or on many that share the folder, do the work together.
+
     Raises:
-        UserError: raw or prepared data is wrong, or the disk is full or read-only.
+        UserError: raw or prepared data is wrong, or the disk is too small, full or read-only.
     """
+    folder = WorkFolder(spec.work_folder)
     if prepared := find_prepared(spec):
+        folder.remove_if_idle()  # a run that was killed at its end may have left it
         return prepared
-    sources, imported = _find_what_to_read(spec)  # before anything is written
+    original = original_files.find(spec.raw, spec.processed, spec.mapped)
+    raw = [] if original else find_raw_files(spec.raw, spec.data_set)
+    job = Preparation(spec, raw, original, folder)
     try:
+        _check_space(spec, raw, original)
         spec.directory.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(spec.directory.parent, wait=True):
-            return find_prepared(spec) or _build(spec, sources, imported)
+        with folder.joined(job.key, STAGES):
+            return find_prepared(spec) or job.run()
+    except (FolderGoneError, FileNotFoundError, FileExistsError) as error:
+        return _made_by_others(spec, error)
     except OSError as error:
-        raise UserError(_disk_trouble(spec, error), everywhere=True) from error
+        raise UserError(_disk_trouble(spec, error)) from error
 
 
-def wait_until_prepared(spec: DataSpec) -> Prepared:
-    """For a rank that leaves preparation to another one on its machine.
-
-    It polls, in no collective, so without a time limit. Where nobody has been preparing for
-    PATIENCE seconds, that rank has failed, and this one finds out why.
-    """
-    if prepared := find_prepared(spec):
-        return prepared
-    _find_what_to_read(spec)
-    last_seen = time.monotonic()
-    while (prepared := find_prepared(spec)) is None:
-        time.sleep(0.2)
-        with _lock(spec.directory.parent, wait=False) as is_free:
-            last_seen = last_seen if is_free else time.monotonic()
-        if time.monotonic() - last_seen > PATIENCE:
-            return prepare(spec)
-    return prepared
+def _made_by_others(spec: DataSpec, error: Exception) -> Prepared:
+    """The prepared data, where pieces of it are gone because others have just finished it."""
+    name = getattr(error, "filename", None) or spec.work_folder
+    if not Path(name).is_relative_to(spec.work_folder):
+        raise error  # a raw file, say
+    for _ in range(100):  # moving flat files takes a moment
+        if prepared := find_prepared(spec):
+            return prepared
+        time.sleep(0.01)
+    raise UserError(f"{spec.work_folder} was removed by somebody: start again") from error
 
 
-@contextlib.contextmanager
-def _lock(folder: Path, wait: bool) -> Iterator[bool]:
-    """Hold the folder itself as a lock, which leaves no file behind; gives whether it is held.
+def _check_space(
+    spec: DataSpec, raw: Sequence[RawFile], original: original_files.Original | None
+) -> None:
+    """Raise a UserError where the disk has no room for what preparation writes, at its most."""
+    folder = spec.directory.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    rows = sum(original.rows_per_part) if original else _rows_about(spec, raw)
+    prepared = FLAT.row_bytes if spec.flat else PREPARED_ROW
+    shuffled = prepared if spec.order != "file" else 0
+    needed = int(rows * max(PARSED_ROW + 2 * IDS_ROW, IDS_ROW + shuffled + prepared))
+    there = 0
+    for path in spec.work_folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # other ranks are at work there
+            there += path.stat().st_blocks * 512
+    free = shutil.disk_usage(folder).free
+    if needed - there > free:
+        raise UserError(
+            f"preparation needs {_size(needed - there)} at {folder}, {_size(free)} free:"
+            " --processed-data-file can name another disk",
+            everywhere=True,
+        )
 
-    Where the file system locks no folders (NFS), nobody knows: to wait is to go on, and not to
-    wait is not to hold it.
-    """
-    if not folder.is_dir():
-        yield True  # not made yet, so nobody has the lock
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            is_held = True
-        except OSError:
-            is_held = False
-        yield is_held
-    finally:
-        os.close(handle)
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.0f} GB" if number >= 1e10 else f"{number / 1e6:.0f} MB"
 
 
-def _find_what_to_read(spec: DataSpec) -> tuple[list[Path], original_files.Original | None]:
-    """The original's prepared files where they lie there, else the raw ones."""
-    imported = original_files.find(spec.raw, spec.processed, spec.mapped)
-    return (imported.files, imported) if imported else (find_sources(spec), None)
+def _rows_about(spec: DataSpec, raw: Sequence[RawFile]) -> float:
+    """Rows that will be kept, from the first lines of each file."""
+    rows = 0.0
+    for file in raw:
+        text, unpacked = file.sample(1 << 16)
+        lines = text.count(b"\n") or 1
+        clicks = (text.startswith(b"1") + text.count(b"\n1\t")) / lines
+        kept = clicks + (1 - clicks) * (1 - spec.sub_sample_rate)
+        rows += kept * unpacked * file.size / max(len(text) / lines, 1)
+    return rows
 
 
 def _disk_trouble(spec: DataSpec, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"no space left for the prepared data in {spec.directory.parent}:"
-            " --processed-data-file can name a disk"
+            f"no space left for the prepared data in {spec.directory.parent}; what is finished is"
+            " kept: make room and start again, or name another --processed-data-file"
         )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"cannot write to {spec.directory.parent}: name a writable --processed-data-file"
     return f"cannot prepare data: {error}"
 
 
-def _build(
-    spec: DataSpec, sources: list[Path], imported: original_files.Original | None
-) -> Prepared:
-    partial = spec.directory.with_name(spec.directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        begin = time.perf_counter()
-        meta = _import(spec, imported, partial) if imported else _convert(spec, sources, partial)
-        meta |= {
-            "format": FORMAT_VERSION,
-            "recipe": recipe(spec),
-            "imported": imported is not None,
-        }
-        meta |= {"sources": [fingerprint(path) for path in sources]}
-        _write_synced(partial / "meta.json", json.dumps(meta, indent=1).encode())
-        _announce(spec, meta, time.perf_counter() - begin)
-        if spec.flat:
-            return _publish_flat(spec, partial, meta)
-        os.rename(partial, spec.directory)
-        return from_meta(spec.directory, meta)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def crew_of_this_launch(parallel: bool) -> Crew:
+    """This process among the ranks of its launch; with `parallel` its share of the cores."""
+    here = max(environment_int("LOCAL_WORLD_SIZE", 1), 1)
+    cores = len(os.sched_getaffinity(0)) // here if parallel else 1
+    world_size = max(environment_int("WORLD_SIZE", 1), 1)
+    return Crew(max(cores, 1), environment_int("RANK", 0) % world_size, world_size)
 
 
-def _announce(spec: DataSpec, meta: dict[str, Any], seconds: float) -> None:
-    rows = meta["rows"]
-    total = sum(rows.values())
-    print(
-        f"Prepared {total} rows"
-        f" ({rows['train']} train, {rows['test']} test, {rows['val']} validation)"
-        f" in {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s: {spec.directory.parent}",
-        flush=True,
-    )
+def _with_memory(crew: Crew, bytes_of_one: int) -> Crew:
+    """No more threads than WORK_MEMORY lets this machine have."""
+    here = max(environment_int("LOCAL_WORLD_SIZE", 1), 1)
+    most = max(WORK_MEMORY // max(bytes_of_one, 1) // here, 1)
+    return replace(crew, threads=min(crew.threads, most))
 
 
-def _publish_flat(spec: DataSpec, partial: Path, meta: dict[str, Any]) -> Prepared:
-    """Move the files to the original's flat names; what `find_flat` wants last goes last."""
-    counts = Path(f"{spec.raw}_fea_count.npz")
-    if counts.exists() or not os.access(counts.parent, os.W_OK):  # not ours to overwrite
-        counts = Path(f"{spec.stem}_fea_count.npz")
-    aside = counts.with_name(counts.name + ".partial.npz")
-    np.savez(aside, counts=np.array(meta["counts"]))
-    os.replace(aside, counts)
-    os.replace(partial / "meta.json", f"{spec.stem}_meta.json")
-    for split in ("train", "val", "test"):
-        os.replace(partial / f"{split}.bin", f"{spec.stem}_{split}.bin")
-    prepared = find_prepared(spec)
-    assert prepared is not None
-    return prepared
-
-
-def _convert(spec: DataSpec, sources: list[Path], folder: Path) -> dict[str, Any]:
-    """Raw text to the three files in `folder`; gives rows and counts."""
-    threads = (os.cpu_count() or 1) if spec.parallel else 1
-    ids = [IdMap(spec.max_ind_range) for _ in range(NUM_SPARSE)]
-    sizes = [path.stat().st_size for path in sources]
-    with ThreadPoolExecutor(threads) as pool, _progress(sum(sizes)) as bar:
-        pieces = _parse_files(spec, sources, pool, bar)
-        if spec.data_set == "kaggle":
-            parts = cut_evenly(sum(_count_lines(path) for path in sources), KAGGLE_PARTS)
-            pieces = cut_into_parts((rows for _, rows in pieces), parts)
-            sizes = [sizes[0] // KAGGLE_PARTS] * KAGGLE_PARTS
-        kept = _sub_sample(pieces, spec.sub_sample_rate, np.random.RandomState(spec.seed))
-        encoded = ((part, _encode(rows, ids, pool)) for part, rows in kept)
-        written = _write_splits(encoded, folder, sizes, spec.order, spec.seed)
-    return written | {"counts": [column.num_ids for column in ids]}
-
-
-def _import(spec: DataSpec, original: original_files.Original, folder: Path) -> dict[str, Any]:
-    """The original's own arrays to the three files in `folder`; what it shuffled stays as it is."""
-    if 0 < spec.max_ind_range < max(original.counts):
-        raise UserError(
-            f"{original.files[0]} has a table of {max(original.counts)} rows,"
-            f" --max-ind-range={spec.max_ind_range} allows fewer:"
-            " give the flag that it was made with",
-            everywhere=True,
-        )
-    order = "file" if original.shuffled else spec.order
-    sizes = [ROW_BYTES * rows for rows in original.rows_per_part]
-    written = _write_splits(original_files.read(original), folder, sizes, order, spec.seed)
-    return written | {"counts": list(original.counts)}
-
-
-def _progress(total: int) -> "tqdm[Any]":
-    return tqdm(total=total, unit="B", unit_scale=True, desc="preparing", disable=None)
-
-
-def _parse_files(
-    spec: DataSpec, sources: list[Path], pool: ThreadPoolExecutor, bar: "tqdm[Any]"
-) -> Iterator[Piece]:
-    """Parsed rows with the number of their file, in order; two pieces a thread are under way."""
-
-    def parse(item: tuple[int, Path, int, bytes]) -> Piece:
-        number, path, line, text = item
-        return number, _parse_piece(path, line, text, spec.max_ind_range)
-
-    work = (
-        (number, path, *piece)
-        for number, path in enumerate(sources)
-        for piece in _read_pieces(path, bar)
-    )
-    return _map_in_order(pool, parse, work)
-
-
-def _read_pieces(path: Path, bar: "tqdm[Any]") -> Iterator[tuple[int, bytes]]:
-    """(first line's number from 1, whole lines) of a file, about PIECE_BYTES at a time."""
-    line, rest = 1, b""
-    with open(path, "rb") as file:
-        while block := file.read(PIECE_BYTES):
-            bar.update(len(block))
-            whole, newline, tail = (rest + block).rpartition(b"\n")
-            if len(tail) > MAX_LINE_BYTES:  # no line of ours: what there is of it says so
-                tail = tail[:MAX_LINE_BYTES]
-                yield line + whole.count(b"\n") + len(newline), tail
-            rest = tail
-            if newline:
-                yield line, whole + newline
-                line += whole.count(b"\n") + 1
-    if rest:
-        yield line, rest
-
-
-def _parse_piece(path: Path, first_line: int, text: bytes, max_ind_range: int) -> Rows:
-    rows = np.empty((text.count(b"\n") + 1, NUM_FIELDS), np.int32)
-    num_rows, status, field, offset = parse_rows(
-        np.frombuffer(text, np.uint8), rows, max(max_ind_range, 0)
-    )
-    if status != OK:
-        line = text[offset:].split(b"\n", 1)[0]
-        raise UserError(
-            f"{path}, line {first_line + num_rows}: {describe_bad_field(status, field, line)}", True
-        )
-    return rows[:num_rows]
-
-
-def _map_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
-    """`map` on the pool's threads, in order, with few items under way: memory stays bounded."""
-    ahead = 2 * pool._max_workers
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _count_lines(path: Path) -> int:
-    lines, last = 0, b"\n"
-    with open(path, "rb") as file:
-        while block := file.read(PIECE_BYTES):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
-
-
-def _sub_sample(
-    pieces: Iterable[Piece], rate: float, random: np.random.RandomState
-) -> Iterator[Piece]:
-    """Drop rows of label 0 whose number is below `rate`; rows of label 1 draw one too."""
-    for part, rows in pieces:
-        if rate > 0:
-            number = random.uniform(size=len(rows))
-            rows = rows[(rows[:, 0] != 0) | (number >= rate)]
-        yield part, rows
-
-
-def _encode(rows: Rows, ids: list[IdMap], pool: ThreadPoolExecutor) -> Rows:
-    """Replace categories by their ids, in place, columns side by side."""
-    list(
-        pool.map(
-            lambda column: ids[column].encode(rows[:, FIRST_SPARSE + column]), range(NUM_SPARSE)
-        )
-    )
-    return rows
-
-
-def _write_splits(
-    pieces: Iterable[Piece], folder: Path, sizes: list[int], order: str, seed: int
-) -> dict[str, Any]:
-    """Write train.bin, test.bin and val.bin; gives the rows of each part and of each split.
+class Preparation:
+    """The stages from raw files, or the original's arrays, to prepared data.
 
     Args:
-        pieces: rows of parts 0, 1, ... in order; the last part is for evaluation.
-        sizes: about how many bytes each part has.
-        order: of the training rows: file, day (shuffled within each part) or total (over all
-            training parts).
-        seed: of the shuffle, which has a generator of its own.
+        spec: what to make.
+        raw: files of text, or none where `original` is given.
+        original: arrays that the original program left.
+        folder: for finished pieces.
     """
-    rows_per_part = [0] * len(sizes)
-    last = len(sizes) - 1
-    shuffle = ExternalShuffle(folder, order, np.random.default_rng(seed), sizes[:-1])
-    with open(folder / "train.bin", "wb") as train, open(folder / "test.bin", "wb") as evaluation:
-        for part, rows in pieces:
-            rows_per_part[part] += len(rows)
-            if part == last:
-                evaluation.write(rows.tobytes())
-            else:
-                shuffle.write(part, rows, train)
-        shuffle.finish(train)
-        for file in (train, evaluation):
-            file.flush()
-            os.fsync(file.fileno())
-    num_test = (rows_per_part[last] + 1) // 2
-    _split_file(folder / "test.bin", folder / "val.bin", ROW_BYTES * num_test)
-    written = {
-        "train": sum(rows_per_part[:last]),
-        "test": num_test,
-        "val": rows_per_part[last] - num_test,
-    }
-    if not written["train"] or not written["test"]:
-        raise UserError(
-            f"too few rows: {written['train']} to train and {written['test']} to test are left",
-            everywhere=True,
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        raw: Sequence[RawFile],
+        original: original_files.Original | None,
+        folder: WorkFolder,
+    ) -> None:
+        self._spec, self._raw, self._original, self._folder = spec, raw, original, folder
+        self._files = [RawFile.at(path) for path in original.files] if original else list(raw)
+        self._crew = crew_of_this_launch(spec.parallel)
+        self._rules = Rules(spec.max_ind_range, spec.sub_sample_rate, spec.seed, spec.max_bad_lines)
+        self._pieces: list[Piece] = []
+        self._bar, self._shown, self._rows_seen = tqdm(disable=True), Counter[str](), 0
+        self._begin = time.perf_counter()
+        facts = [FORMAT_VERSION, recipe(spec), self._rules.facts, spec.flat]
+        self.key = key_of(facts, [file.fingerprint for file in self._files])
+
+    def run(self) -> Prepared:
+        """All stages; gives the prepared data, whoever finished it."""
+        totals = self._parse()
+        self._check_bad_lines(totals)
+        counts = self._number(totals)
+        target = self._target(totals, counts)
+        shuffle = self._place(totals, target)
+        publish = Task(LAST_PIECE, key_of(self.key, LAST_PIECE),
+                       lambda _: self._publish(totals, counts, target, shuffle))  # fmt: skip
+        self._folder.ensure(publish)
+        prepared = find_prepared(self._spec)
+        assert prepared is not None
+        return prepared
+
+    def _run(self, stage: str, tasks: Sequence[Task], crew: Crew, done: Any = None) -> None:
+        """Have tasks done, with a progress bar over their bytes, or over them."""
+        total = sum(task.size for task in tasks)
+        unit = "B" if total > len(tasks) else " columns"
+        with tqdm(
+            total=total, unit=unit, unit_scale=True, desc=stage, disable=None, leave=False
+        ) as bar:
+
+            def finished(task: Task) -> None:
+                self._show(task.name, task.size - self._shown[task.name], 0)
+                if done is not None:
+                    done(task)
+
+            self._bar, self._shown, self._rows_seen = bar, Counter(), 0
+            self._folder.run(tasks, crew, finished)
+        _give_memory_back()
+
+    def _show(self, name: str, size: int, lines: int) -> None:
+        """Move the bar: of the task of that name so much is done."""
+        self._shown[name] += size
+        self._rows_seen += lines
+        if self._rows_seen and not self._bar.disable:
+            speed = self._rows_seen / max(self._bar.format_dict["elapsed"], 1e-9)
+            self._bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
+        self._bar.update(size)
+
+    # ------------------------------------------------------------ text to pieces
+
+    def _parse(self) -> dict[str, Any]:
+        """The first stage: all pieces, and what they add up to."""
+        crew = _with_memory(self._crew, BYTES_OF_A_PARSER)
+        sources = self._sources(crew)
+        summary = Task("parsed/totals", key_of(self.key, "totals"), lambda _: self._totals(sources))
+        if not self._folder.has(summary):
+            tasks = [task for source in sources for task in source.tasks()]
+            self._run("parsing", tasks, crew)
+            self._folder.ensure(summary)
+        self._pieces = [piece for source in sources for piece in source.pieces()]
+        return self._folder.intact(self._folder.meta, summary)
+
+    def _sources(self, crew: Crew) -> list[Any]:
+        """What makes the pieces: of each file of text, or of the original's arrays."""
+        if self._original:
+            return [OriginalPieces(self._original, self._folder, self._show)]
+        counts: list[list[int]] = [[] for _ in self._raw]
+        ends: tuple[int, ...] = ()
+        first_lines = [-1] * len(self._raw)
+        if self._spec.data_set == "kaggle" or self._spec.sub_sample_rate > 0:
+            counts = self._count_lines(crew)
+            lines = [sum(of_file) for of_file in counts]
+            first_lines = [sum(lines[:number]) for number in range(len(lines))]
+            if self._spec.data_set == "kaggle":
+                ends = tuple(int(end) for end in np.cumsum(cut_evenly(lines[0], KAGGLE_PARTS)))
+        return [
+            TextPieces(
+                file, Place(number, first, ends), counted, self._rules, self._folder, self._show
+            )
+            for number, (file, first, counted) in enumerate(
+                zip(self._raw, first_lines, counts, strict=True)
+            )
+        ]
+
+    def _count_lines(self, crew: Crew) -> list[list[int]]:
+        """Lines of each piece of each file."""
+        tasks = [count_tasks(file, number) for number, file in enumerate(self._raw)]
+        self._run("counting", [task for of_file in tasks for task in of_file], crew)
+        return [
+            [n for task in of_file for n in self._folder.intact(self._folder.meta, task)["lines"]]
+            for of_file in tasks
+        ]
+
+    def _totals(self, sources: Sequence[Any]) -> dict[str, Any]:
+        """Sums over all pieces, and the runs of each."""
+        totals: dict[str, Any] = {"runs": [], "first_bad": "", "lines_per_file": []}
+        sums: Counter[str] = Counter()
+        bad: Counter[str] = Counter()
+        missing, largest = np.zeros(40, np.int64), np.zeros(FIRST_SPARSE, np.int64)
+        for source in sources:
+            lines = sums["lines"]
+            for piece in source.pieces():
+                meta = self._of_piece(piece, self._folder.meta)
+                totals["runs"].append(meta["runs"])
+                totals["first_bad"] = totals["first_bad"] or meta["first_bad"]
+                for name in ("rows", "lines", "clicks", "kept_clicks", "bytes"):
+                    sums[name] += meta[name]
+                bad.update(meta["bad"])
+                missing += meta["missing"]
+                np.maximum(largest, meta["largest"], out=largest)
+            totals["lines_per_file"].append(sums["lines"] - lines)
+        return totals | dict(sums) | {
+            "bad": dict(bad), "missing": missing.tolist(), "largest": largest.tolist()
+        }  # fmt: skip
+
+    def _of_piece(self, piece: Piece, read: Callable[[Task], Any]) -> Any:
+        """What `read` gives of a parsed piece, which is made again if it is damaged."""
+        maker = None if piece.maker is piece.task else piece.maker
+        return self._folder.intact(read, piece.task, maker)
+
+    def _check_bad_lines(self, totals: dict[str, Any]) -> None:
+        found, most = sum(totals["bad"].values()), self._spec.max_bad_lines
+        if found > most:
+            raise UserError(
+                f"{found} bad lines, --max-bad-lines={most}; the first: {totals['first_bad']}",
+                everywhere=True,
+            )
+
+    # ------------------------------------------------------------ categories to ids
+
+    def _id_tasks(self) -> list[Task]:
+        """A task a column: a section for each piece with the ids of its distinct values."""
+        return [
+            Task(
+                f"ids/{column:02}",
+                key_of(self.key, "ids", column),
+                lambda writer, column=column: self._number_column(column, writer),
+            )
+            for column in range(NUM_SPARSE)
+        ]
+
+    def _number(self, totals: dict[str, Any]) -> list[int]:
+        """The second stage: ids of all categories; gives the rows of each table."""
+        if self._original:
+            return list(self._original.counts)
+        tasks = self._id_tasks()
+        self._run("numbering", tasks, self._crew)
+        return [self._folder.intact(self._folder.meta, task)["count"] for task in tasks]
+
+    def _number_column(self, column: int, writer: Writer) -> dict[str, Any]:
+        ids = IdMap(self._spec.max_ind_range)
+        for piece in self._pieces:
+            content = self._of_piece(piece, lambda task: self._folder.section(task, 1 + column))
+            writer.section([ids.ids(np.frombuffer(content, np.int32))])
+        return {"count": ids.num_ids}
+
+    # ------------------------------------------------------------ rows to their places
+
+    def _target(self, totals: dict[str, Any], counts: Sequence[int]) -> Target:
+        """The files that training reads.
+
+        Raises:
+            UserError: there is nothing to train or to test with, or a table is too large.
+        """
+        spec, original = self._spec, self._original
+        if original and 0 < spec.max_ind_range < max(counts):
+            raise UserError(
+                f"{original.files[0]} has a table of {max(counts)} rows,"
+                f" --max-ind-range={spec.max_ind_range} allows fewer:"
+                " give the flag that it was made with",
+                everywhere=True,
+            )
+        num_parts = KAGGLE_PARTS if spec.data_set == "kaggle" else len(self._files)
+        if original:
+            num_parts = len(original.rows_per_part)
+        rows_per_part = [0] * num_parts
+        for runs in totals["runs"]:
+            for part, rows in runs:
+                rows_per_part[part] += rows
+        largest = [*totals["largest"], *(count - 1 for count in counts)]
+        layout = FLAT if spec.flat else Layout.holding(largest)
+        order = "file" if original and original.shuffled else spec.order
+        target = Target(self._folder.path / "final", layout, order, spec.seed, tuple(rows_per_part))
+        if not target.rows["train"] or not target.rows["test"]:
+            raise UserError(
+                f"too few rows: {target.rows['train']} to train and {target.rows['test']} to test"
+                " are left",
+                everywhere=True,
+            )
+        return target
+
+    def _place(self, totals: dict[str, Any], target: Target) -> Shuffle:
+        """The third stage: every row to its place in the files."""
+        target.make_files()
+        shuffle = Shuffle(self._folder, target, totals["runs"], self._encoded, self.key)
+        pieces = {
+            task.name: piece.task
+            for task, piece in zip(shuffle.scatter_tasks, self._pieces, strict=True)
+        }
+        crew = _with_memory(self._crew, BYTES_OF_A_PARSER)
+        self._run("placing", shuffle.scatter_tasks, crew,
+                  lambda task: self._folder.discard(pieces[task.name]))  # fmt: skip
+        if target.groups:
+            crew = _with_memory(self._crew, target.bucket_bytes * 5 // 4)
+            self._run("shuffling", shuffle.gather_tasks(), crew)
+        return shuffle
+
+    def _encoded(self, number: int) -> Encoded:
+        """A parsed piece's rows, with the ids of its distinct values."""
+        piece = self._pieces[number]
+        layout = Layout.from_columns(self._of_piece(piece, self._folder.meta)["columns"])
+        content = self._of_piece(piece, lambda task: self._folder.section(task, 0))
+        rows = np.frombuffer(content, np.uint8).reshape(-1, layout.row_bytes)
+        if self._original:
+            return Encoded(rows, layout, None)
+        ids = [
+            self._folder.intact(lambda task: self._folder.section(task, number), task)
+            for task in self._id_tasks()
+        ]
+        return Encoded(rows, layout, [np.frombuffer(of_column, np.int32) for of_column in ids])
+
+    # ------------------------------------------------------------ the end
+
+    def _publish(
+        self, totals: dict[str, Any], counts: list[int], target: Target, shuffle: Shuffle
+    ) -> dict[str, Any]:
+        """The last stage, by one: all is checked and synced, and appears by a rename."""
+        spec, final = self._spec, target.folder
+        if find_prepared(spec):  # made by a run that was killed just behind the rename
+            return {}
+        shuffle.make_whole(shuffle.scatter_tasks)
+        shuffle.make_whole(shuffle.gather_tasks())
+        for file in self._files:
+            file.check_unchanged()
+        meta = {
+            "format": FORMAT_VERSION,
+            "columns": target.layout.columns,
+            "rows": target.rows,
+            "rows_per_part": target.rows_per_part,
+            "counts": counts,
+            "recipe": recipe(spec),
+            "imported": self._original is not None,
+            "sources": [file.fingerprint for file in self._files],
+        }
+        report = data_report.make_report(totals, counts, target.layout.columns, target.rows)
+        _write_synced(final / "report.json", json.dumps(report, indent=1).encode())
+        _write_synced(final / "meta.json", json.dumps(meta, indent=1).encode())
+        target.sync()
+        if spec.flat:
+            _publish_flat(spec, final, counts)
+        else:
+            _sync_folder(final)
+            os.rename(final, spec.directory)
+            _sync_folder(spec.directory.parent)
+        self._announce(report)
+        return {}
+
+    def _announce(self, report: dict[str, Any]) -> None:
+        rows, total = report["rows"], report["rows_kept"]
+        seconds = time.perf_counter() - self._begin
+        print(
+            f"Prepared {total} rows"
+            f" ({rows['train']} train, {rows['test']} test, {rows['val']} validation)"
+            f" in {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s:"
+            f" {self._spec.directory.parent}",
+            flush=True,
         )
-    return {"rows": written, "rows_per_part": rows_per_part}
+        names = [str(file.path) for file in self._raw]
+        doubts = data_report.doubts(self._spec.data_set, names, report["lines_per_file"])
+        if skipped := sum(report["bad_lines"].values()):
+            doubts.append(f"bad lines skipped: {skipped}; the first: {report['first_bad_line']}")
+        for doubt in doubts:
+            print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 
-def _split_file(first: Path, second: Path, at: int) -> None:
-    """Move what `first` has from byte `at` on to `second`."""
-    with open(first, "r+b") as head, open(second, "wb") as tail:
-        head.seek(at)
-        shutil.copyfileobj(head, tail, PIECE_BYTES)
-        head.truncate(at)
-        for file in (head, tail):
-            file.flush()
-            os.fsync(file.fileno())
+def _publish_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
+    """Move the files to the original's flat names; what `find_flat` wants last goes last."""
+    found = Path(f"{spec.raw}_fea_count.npz")
+    if found.exists() or not os.access(found.parent, os.W_OK):  # not ours to overwrite
+        found = Path(f"{spec.stem}_fea_count.npz")
+    aside = f"{found}.{socket.gethostname()}.{os.getpid()}.partial.npz"
+    np.savez(aside, counts=np.array(counts))
+    os.replace(aside, found)
+    for name in ("report", "meta"):
+        os.replace(folder / f"{name}.json", f"{spec.stem}_{name}.json")
+    for split in SPLITS:
+        os.replace(folder / f"{split}.bin", f"{spec.stem}_{split}.bin")
+    _sync_folder(spec.stem.parent)
+
+
+def _give_memory_back() -> None:
+    """glibc keeps what was freed, by thread; the next stage has other threads."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -515,6 +493,15 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # ---------------------------------------------------------------- the program
@@ -537,7 +524,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = prepare(spec)
     if already:
         print(f"Prepared already: {prepared.files['train'].parent}")
+    _print_report(spec)
     return 0
+
+
+def _print_report(spec: DataSpec) -> None:
+    """The table of what was found, by the first rank, where preparation left one."""
+    path = Path(f"{spec.stem}_report.json") if spec.flat else spec.directory / "report.json"
+    if environment_int("RANK", 0) == 0 and path.is_file():
+        print(data_report.table(json.loads(path.read_text())), f"As JSON: {path}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from command_line import UserError
-from criteo_text import FIRST_SPARSE, NUM_DENSE, NUM_SPARSE, Rows
+from criteo_text import FIRST_SPARSE, NUM_DENSE, NUM_SPARSE, Bytes
 from data_utils import Prepared
 from extend_distributed import Bags, Process, share_of_rows, split_rows
+from row_layout import Layout
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's rows of a batch as one contiguous int32 block, and how many each rank has.
+    """A rank's rows of a batch as one contiguous block of bytes, and how many each rank has.
 
     The block is all that travels to the device; `decode` makes the model's tensors of it there.
     """
@@ -82,7 +83,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class CriteoBatch(Batch):
-    """Block (b, 40): label, 13 integers, 26 ids."""
+    """Block (b, bytes of a row) uint8 of rows in a layout: label, 13 integers, 26 ids."""
+
+    layout: Layout
 
     def pieces(self, most_rows: int) -> list[Batch]:
         """As Batch.pieces, of nearly equal size; the blocks are views."""
@@ -92,20 +95,39 @@ class CriteoBatch(Batch):
         of_ranks = zip(*(split_rows(rows, number) for rows in self.rows_per_rank), strict=True)
         blocks = self.block.split(split_rows(self.num_rows, number))
         return [
-            CriteoBatch(block, len(block), rows)
+            CriteoBatch(block, len(block), rows, self.layout)
             for block, rows in zip(blocks, of_ranks, strict=True)
         ]
 
     def decode(self) -> Features:
         """Integers x become log(x + 1); every bag holds one id."""
-        dense = self.block[:, 1:FIRST_SPARSE].float().add_(1).log_()
-        ids = self.block[:, FIRST_SPARSE:].reshape(-1)
-        return Features(dense, Bags(ids), self.block[:, :1].float())
+        if self.block.device.type == "cpu":
+            arrays = self.layout.decode(self.block.numpy())
+            dense, ids, label = (torch.from_numpy(array) for array in arrays)
+        else:
+            columns = _unpacked(self.block, self.layout)
+            dense, ids = columns[:, 1:FIRST_SPARSE].float(), columns[:, FIRST_SPARSE:]
+            label = columns[:, :1].float()
+        return Features(dense.add_(1).log_(), Bags(ids.reshape(-1)), label)
+
+
+def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Rows (b, bytes of a row) uint8 as int32 (b, 40), by operators that any device has."""
+    columns = {}
+    for width, begin, end in layout.groups:
+        part = rows[:, begin:end].clone(memory_format=torch.contiguous_format)  # so it is aligned
+        if width == 4:
+            columns[width] = part.view(torch.int32)
+        elif width == 2:  # unsigned, which not all devices know
+            columns[width] = part.view(torch.int16).int() & 0xFFFF
+        else:
+            columns[width] = part.int()
+    return torch.cat([columns[width][:, begin:end] for width, begin, end in layout.runs], dim=1)
 
 
 @dataclass(frozen=True)
 class BagBatch(Batch):
-    """Block: bits of dense (b, m) and label (b), lengths of bags (b, T), ids."""
+    """Block, int32: bits of dense (b, m) and label (b), lengths of bags (b, T), ids."""
 
     num_dense: int
     num_tables: int
@@ -205,27 +227,27 @@ class CriteoData:
     """Batches of prepared Criteo rows.
 
     Args:
-        rows: (n, 40) int32: the split's rows, or with `shares_only` the rank's rows of batch 0,
-            1, ... in order.
+        prepared: layout of a row, and rows of each table; an id outside is an error.
+        rows: (n, bytes of a row) uint8: the split's rows, or with `shares_only` the rank's rows of
+            batch 0, 1, ... in order.
         num_rows: rows of the split, over all ranks.
         batch_size: rows of a batch, over all ranks.
-        counts: rows of each table; an id outside is an error.
         process: whose share of each batch to read.
         shares_only: what `rows` holds.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        prepared: Prepared,
+        rows: Bytes,
         num_rows: int,
         batch_size: int,
-        counts: Sequence[int],
         process: Process,
         shares_only: bool = False,
     ) -> None:
+        self._layout, self._counts = prepared.layout, prepared.counts
         self._rows, self._num_rows, self._batch_size = np.asarray(rows), num_rows, batch_size
         self._file = getattr(rows, "filename", None) or "the data"
-        self._counts = np.array(counts, np.int64)
         self._process, self._shares_only = process, shares_only
         self.rows_read = 0
         self.batches_at_a_time = max(1, ROWS_AT_A_TIME // batch_size)
@@ -248,7 +270,7 @@ class CriteoData:
         self.rows_read += len(rows)
         blocks = torch.from_numpy(rows).split(sizes)
         return [
-            CriteoBatch(block, len(block), self._rows_per_rank(number))
+            CriteoBatch(block, len(block), self._rows_per_rank(number), self._layout)
             for number, block in zip(numbers, blocks, strict=True)
         ]
 
@@ -269,11 +291,10 @@ class CriteoData:
             first = number * self._batch_size + begin
         return first, first + end - begin
 
-    def _check_ids(self, rows: Rows, numbers: Sequence[int], sizes: Sequence[int]) -> None:
-        ids = rows[:, FIRST_SPARSE:]
-        outside = (ids < 0) | (ids >= self._counts)
-        if outside.any():
-            row, table = (int(at[0]) for at in np.nonzero(outside))
+    def _check_ids(self, rows: Bytes, numbers: Sequence[int], sizes: Sequence[int]) -> None:
+        found = self._layout.find_outside(rows, self._counts)
+        if found is not None:
+            row, table, outside = found
             ends = np.cumsum(sizes)
             batch = int(np.searchsorted(ends, row, side="right"))
             in_share = row - int(ends[batch]) + sizes[batch]
@@ -282,7 +303,7 @@ class CriteoData:
             place = numbers[batch] * self._batch_size + begin + in_share
             raise UserError(
                 f"row {place} of the epoch in {self._file}:"
-                f" id {ids[row, table]} of table {table} is outside its"
+                f" id {outside} of table {table} is outside its"
                 f" {self._counts[table]} rows; delete the prepared data to have it made again"
             )
 
@@ -334,8 +355,8 @@ def criteo_split(
     if in_memory:
         wanted = _rows_of_share(len(rows), batch_size, process)
         loaded = rows[wanted if order is None else order[wanted]]
-        return CriteoData(loaded, len(rows), batch_size, prepared.counts, process, shares_only=True)
-    return CriteoData(rows, len(rows), batch_size, prepared.counts, process)
+        return CriteoData(prepared, loaded, len(rows), batch_size, process, shares_only=True)
+    return CriteoData(prepared, rows, len(rows), batch_size, process)
 
 
 def criteo_data(

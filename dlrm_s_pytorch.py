@@ -604,18 +604,11 @@ def make_process(options: argparse.Namespace) -> ext_dist.Process:
     return ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
 
 
-def prepare_data(
-    options: argparse.Namespace, process: ext_dist.Process
-) -> data_utils.Prepared | None:
-    """Criteo data on disk; each machine's first rank makes it, the others wait in no collective."""
+def prepare_data(options: argparse.Namespace) -> data_utils.Prepared | None:
+    """Criteo data on disk; all ranks make it together, in no collective."""
     if options.data_generation != "dataset":
         return None
-    spec = data_utils.spec_from_options(options)
-    return (
-        data_utils.prepare(spec)
-        if process.local_rank == 0
-        else data_utils.wait_until_prepared(spec)
-    )
+    return data_utils.prepare(data_utils.spec_from_options(options))
 
 
 def make_data(
@@ -689,7 +682,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with --inference-only; gives the exit status."""
     options = parse_options(argv)
     process = make_process(options)
-    prepared = prepare_data(options, process)
+    prepared = prepare_data(options)
     if options.dry_run:
         return check_only(options, prepared)
     if process.device.type == "cpu":

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from command_line import UserError
+from command_line import UserError, environment_int
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -47,8 +47,8 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
     Raises:
         UserError: the device is not there, or the backend does not serve it.
     """
-    rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
-    local_rank = _environment_int("LOCAL_RANK", 0)
+    rank, world_size = environment_int("RANK", 0), environment_int("WORLD_SIZE", 1)
+    local_rank = environment_int("LOCAL_RANK", 0)
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if world_size > 1 and missing:
         raise UserError(
@@ -59,14 +59,6 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
         raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: expected 0 to {world_size - 1}")
     device = _find_device(device_type, card if card >= 0 else local_rank)
     return Process(rank, world_size, local_rank, device, _backend_for(device_type, backend))
-
-
-def _environment_int(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{name}={text!r} in the environment: expected a whole number") from None
 
 
 def count_cards(device_type: str) -> int:

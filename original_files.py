@@ -11,7 +11,7 @@ Their arrays hold integers clipped at 0, ids instead of categories, in any numer
 
 import contextlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,11 +26,10 @@ from criteo_text import (
     NUM_DENSE,
     NUM_FIELDS,
     NUM_SPARSE,
-    ROW_BYTES,
     Rows,
     cut_evenly,
-    cut_into_parts,
 )
+from row_layout import FLAT
 
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError)
 ROWS_AT_A_TIME = 1 << 17
@@ -76,10 +75,10 @@ def find_flat(
 
 
 def _flat_rows(path: Path) -> int:
-    rows, rest = divmod(path.stat().st_size, ROW_BYTES)
+    rows, rest = divmod(path.stat().st_size, FLAT.row_bytes)
     if rest:
         raise UserError(
-            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {ROW_BYTES}",
+            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {FLAT.row_bytes}",
             True,
         )
     return rows
@@ -92,9 +91,21 @@ def read(original: Original) -> Iterator[tuple[int, Rows]]:
             for rows in _read_file(path, original.counts):
                 yield part, rows
         return
-    yield from cut_into_parts(
+    yield from _cut_into_parts(
         _read_file(original.files[0], original.counts), original.rows_per_part
     )
+
+
+def _cut_into_parts(
+    pieces: Iterable[Rows], rows_per_part: Sequence[int]
+) -> Iterator[tuple[int, Rows]]:
+    """(part, rows) of consecutive parts, however the pieces (n, 40) lie across their ends."""
+    ends = np.cumsum(rows_per_part)
+    row = 0
+    for rows in pieces:
+        for chunk in np.split(rows, ends[(ends > row) & (ends < row + len(rows))] - row):
+            yield int(np.searchsorted(ends, row, side="right")), chunk
+            row += len(chunk)
 
 
 def _prefixes(raw: Path) -> list[Path]:

@@ -9,22 +9,23 @@ that slows down slows both, and what counts is the median of the pairs' ratios.
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.common import output  # noqa: E402
 from bench.yardstick import ROWS, Rows  # noqa: E402
+from criteo_text import FIRST_SPARSE, Columns  # noqa: E402
 from prepared_data import FORMAT_VERSION, SPLITS  # noqa: E402
+from row_layout import Layout  # noqa: E402
 
 NUM_ROWS = 1 << 20
 YARDSTICK = re.compile(r"([\d.]+) ms/it")
@@ -62,20 +63,34 @@ class Figures:
 
 
 def make_rows(folder: Path, num_rows: int = NUM_ROWS) -> None:
-    """Prepared rows as `prepared_data` describes them, drawn as the yardstick's."""
+    """Prepared rows in the data folder `folder`, drawn as the yardstick's."""
     drawn = Rows(num_rows)
-    rows = np.concatenate([drawn.label[:, None], drawn.dense, drawn.sparse], 1).astype(np.int32)
-    prepared = folder / "kaggleAdDisplayChallenge_processed.prepared"
-    prepared.mkdir(parents=True)
+    columns = np.concatenate([drawn.label[None], drawn.dense.T, drawn.sparse.T])
+    write_prepared(folder / "kaggleAdDisplayChallenge_processed.prepared", columns, ROWS)
+
+
+def write_prepared(folder: Path, columns: Columns, counts: Sequence[int]) -> None:
+    """Prepared data as `prepared_data` describes it, to train on; some rows are tested on as well.
+
+    Args:
+        folder: to make.
+        columns: (40, n) int32.
+        counts: rows of each table.
+    """
+    largest = [*columns[:FIRST_SPARSE].max(1), *(count - 1 for count in counts)]
+    layout = Layout.holding(largest)
+    rows = layout.pack(columns)
+    folder.mkdir(parents=True)
     parts = dict(zip(SPLITS, (rows, rows[:1000], rows[:0]), strict=True))
     for split, part in parts.items():
-        part.tofile(prepared / f"{split}.bin")
+        part.tofile(folder / f"{split}.bin")
     meta = {
         "format": FORMAT_VERSION,
+        "columns": layout.columns,
         "imported": True,  # from nowhere: no raw file and no flags to compare with
         "sources": [],
-        "counts": ROWS,
-        "rows_per_part": [num_rows, 1000],
+        "counts": [int(count) for count in counts],
+        "rows_per_part": [len(rows), len(parts["test"])],
         "rows": {split: len(part) for split, part in parts.items()},
         "recipe": {
             "--data-set": "kaggle",
@@ -85,7 +100,7 @@ def make_rows(folder: Path, num_rows: int = NUM_ROWS) -> None:
             "--numpy-rand-seed": None,
         },
     }
-    (prepared / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def yardstick_ms(case: Case) -> float:
@@ -114,16 +129,6 @@ def our_ms(case: Case, data: Path) -> float:
         "--tensor-board-filename=",
     )
     return float(PROGRAM.findall(text)[-1])
-
-
-def output(*words: object) -> str:
-    """What a Python program of this repository prints, on 2 threads; ends this one if it fails."""
-    command = [sys.executable, *(str(word) for word in words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}: {run.stderr.strip()}")
-    return run.stdout
 
 
 def measure(case: Case, data: Path, num_pairs: int) -> Figures:

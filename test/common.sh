@@ -164,12 +164,12 @@ make_demo_data() { # the demo's day files, once
 }
 
 data_kind() { # prints terabyte, kaggle or demo; raw or prepared data tells
-    local kaggle=("$DATA_PATH"/train.txt "$DATA_PATH"/kaggleAdDisplayChallenge_processed*)
+    local kaggle=("$DATA_PATH"/train.txt* "$DATA_PATH"/kaggleAdDisplayChallenge_processed*)
     if [ -n "$DEMO" ]; then
         echo demo
     elif [[ " ${EXTRA[*]}" =~ \ --data[-_]set[=\ ](kaggle|terabyte) ]]; then
         echo "${BASH_REMATCH[1]}"
-    elif [ -e "$DATA_PATH/day_0" ]; then
+    elif [ -e "$DATA_PATH/day_0" ] || [ -e "$DATA_PATH/day_0.gz" ]; then
         echo terabyte
     elif [ -e "${kaggle[0]}" ] || [ -e "${kaggle[1]}" ]; then
         echo kaggle

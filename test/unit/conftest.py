@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,8 +151,16 @@ def kaggle_copy(tmp_path):
     return folder
 
 
-def write_days(folder, num_days, num_rows, seed=0):
-    """Tiny day files; gives the rows as written: lists of fields as text."""
+def rows_of(prepared, split):
+    """The split's rows, however they lie on disk, as int32 (n, 40)."""
+    return prepared.layout.unpack(np.asarray(prepared.rows(split)))
+
+
+def write_days(folder, num_days, num_rows, seed=0, largest=(50,)):
+    """Tiny day files; gives the rows as written: lists of fields as text.
+
+    The integers' columns take turns with the values of `largest`.
+    """
     import random
 
     draw = random.Random(seed)
@@ -160,7 +169,10 @@ def write_days(folder, num_days, num_rows, seed=0):
     for day in range(num_days):
         rows = []
         for _ in range(num_rows):
-            integers = [draw.choice(["", str(draw.randint(-2, 50))]) for _ in range(13)]
+            integers = [
+                draw.choice(["", str(draw.randint(-2, largest[k % len(largest)]))])
+                for k in range(13)
+            ]
             categories = [
                 draw.choice(["", f"{draw.randint(0, 9) * 0x1999999A:08x}"]) for _ in range(26)
             ]

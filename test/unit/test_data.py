@@ -1,5 +1,6 @@
 """Batches: what is drawn, who reads what, what the block decodes to."""
 
+import json
 import shutil
 
 import numpy as np
@@ -10,6 +11,9 @@ from conftest import CRITEO_MODEL, GOLDEN, SMALL_MODEL, train
 import dlrm_data_pytorch as dp
 from extend_distributed import Process, place_tables, share_of_rows, split_rows
 from prepared_data import Prepared
+from row_layout import FLAT, Layout
+
+MIXED = Layout((1, 2, 4) * 13 + (2,))
 
 
 def rank_of(rank, world_size):
@@ -77,7 +81,7 @@ def test_shares_of_ranks_add_up_to_the_batch(world_size):
     assert sum(share.rows_read for share in shares) == whole.rows_read == 30
 
 
-def made_up(num_rows, counts=(50,) * 26):
+def made_up(num_rows):
     random = np.random.default_rng(0)
     rows = random.integers(0, 50, (num_rows, 40), dtype=np.int32)
     rows[:, 0] = np.arange(num_rows)  # a label that tells which row it is
@@ -89,10 +93,11 @@ def made_up(num_rows, counts=(50,) * 26):
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_loaded_and_mapped_shares_hold_the_right_rows(tmp_path, world_size, batch_size, shuffled):
     rows = made_up(53)
+    packed = MIXED.pack(rows.T)
     files = {split: tmp_path / f"{split}.bin" for split in ("train", "test", "val")}
     for path in files.values():
-        rows.tofile(path)
-    prepared = Prepared(files, (50,) * 26, (30, 23, 53))
+        packed.tofile(path)
+    prepared = Prepared(files, (50,) * 26, (30, 23, 53), MIXED)
     order = np.random.default_rng(1).permutation(53) if shuffled else None
     epoch = rows if order is None else rows[order]
     for in_memory in (True, False) if order is None else (True,):
@@ -105,16 +110,19 @@ def test_loaded_and_mapped_shares_hold_the_right_rows(tmp_path, world_size, batc
         for number in range(len(splits[0])):
             got = torch.cat([split[number].block for split in splits]).numpy()
             np.testing.assert_array_equal(
-                got, epoch[number * batch_size : (number + 1) * batch_size]
+                MIXED.unpack(got), epoch[number * batch_size : (number + 1) * batch_size]
             )
         assert sum(split.rows_read for split in splits) == 53
         if in_memory:
             assert sum(len(split._rows) for split in splits) == 53, "a rank loads its rows only"
 
 
-def test_a_criteo_block_decodes_to_logarithms_ids_and_labels():
+@pytest.mark.parametrize("layout", [FLAT, MIXED], ids=["flat", "mixed"])
+def test_a_criteo_block_decodes_to_logarithms_ids_and_labels(layout):
     rows = made_up(4)
-    features = dp.CriteoBatch(torch.from_numpy(rows), 4, (4,)).decode()
+    largest = np.array([2 ** min(8 * width, 31) - 1 for width in layout.widths])
+    rows[3] = [3, *largest[1:]]
+    features = dp.CriteoBatch(torch.from_numpy(layout.pack(rows.T)), 4, (4,), layout).decode()
     want = torch.log(torch.tensor(rows[:, 1:14], dtype=torch.float) + 1)
     assert torch.equal(features.dense, want)
     assert features.bags.ids.view(4, 26).tolist() == rows[:, 14:].tolist()
@@ -122,7 +130,7 @@ def test_a_criteo_block_decodes_to_logarithms_ids_and_labels():
 
 
 def test_training_order_draws_what_the_original_drew():
-    prepared = Prepared({}, (), (5, 4, 3))
+    prepared = Prepared({}, (), (5, 4, 3), FLAT)
     np.random.seed(1)
     total = dp.draw_training_order(prepared, "total")
     after = np.random.rand()
@@ -244,7 +252,14 @@ def test_prepared_data_is_read_where_it_lies(tmp_path):
     """The README's few lines of numpy."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "d")
     train(*CRITEO_MODEL, f"--data_path={tmp_path}/d", "--num-batches=1")
-    rows = np.memmap(
-        tmp_path / "d" / "kaggleAdDisplayChallenge_processed.prepared" / "train.bin", "int32", "r"
-    ).reshape(-1, 40)
-    assert rows.shape == (6003, 40) and set(np.unique(rows[:, 0])) == {0, 1}
+    folder = tmp_path / "d" / "kaggleAdDisplayChallenge_processed.prepared"
+    meta = json.loads((folder / "meta.json").read_text())
+    rows = np.memmap(folder / "train.bin", [tuple(column) for column in meta["columns"]], "r")
+    assert rows.shape == (6003,) and len(rows.dtype.names) == 40
+    lines = (tmp_path / "d" / "train.txt").read_text().splitlines()[:6003]
+    fields = [line.split("\t") for line in lines]
+    assert rows["label"].tolist() == [int(field[0]) for field in fields]
+    assert rows["I1"].tolist() == [max(int(field[1] or 0), 0) for field in fields]
+    ids = {}
+    values = [int(field[39] or "0", 16) for field in fields]
+    assert rows["C26"].tolist() == [ids.setdefault(value, len(ids)) for value in values]

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import train
+from conftest import rows_of, train
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -81,7 +81,7 @@ def test_the_default_size_leaves_room_above_a_logistic_regression(tmp_path):
             "terabyte", tmp_path / "d" / "day", tmp_path / "p", max_ind_range=100000, parallel=True
         )
     )
-    train_rows, test_rows = prepared.rows("train")[:100000], prepared.rows("test")
+    train_rows, test_rows = rows_of(prepared, "train")[:100000], rows_of(prepared, "test")
     model = LogisticRegression(max_iter=300).fit(np.log1p(train_rows[:, 1:14]), train_rows[:, 0])
     score = model.predict_proba(np.log1p(test_rows[:, 1:14]))[:, 1]
     assert roc_auc_score(test_rows[:, 0], score) <= bayes - 0.05

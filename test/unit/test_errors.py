@@ -1,5 +1,6 @@
 """A user's mistake is one clear line, exit status 2, and nothing left behind."""
 
+import json
 import os
 import sys
 
@@ -161,13 +162,17 @@ def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
 def test_an_error_in_a_loader_worker_is_its_own_line(tmp_path, kaggle_copy):
     flags = [*CRITEO_MODEL, f"--data_path={kaggle_copy}", "--memory-map", "--data-randomize=none"]
     assert train(*flags, "--num-batches=1").status == 0
-    path = kaggle_copy / "kaggleAdDisplayChallenge_processed.prepared" / "train.bin"
-    rows = np.memmap(path, np.int32, "r+").reshape(-1, 40)
-    rows[5, 14] = 10**8
+    folder = kaggle_copy / "kaggleAdDisplayChallenge_processed.prepared"
+    meta = json.loads((folder / "meta.json").read_text())
+    rows = np.memmap(folder / "train.bin", [tuple(column) for column in meta["columns"]], "r+")
+    outside = np.iinfo(rows["C1"].dtype).max
+    assert outside >= meta["counts"][0]
+    rows["C1"][5] = outside
     rows.flush()
     alone, helped = train(*flags), train(*flags, "--num-workers=2")
     assert alone.status == helped.status == 2
     assert helped.err == alone.err and alone.err.startswith("error: row 5 of the epoch in")
+    assert f"id {outside} of table 0 is outside" in alone.err
 
 
 def test_eval_split_without_rows_is_an_error(tmp_path):

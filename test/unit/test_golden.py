@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, assert_same_losses, golden, train
+from conftest import GOLDEN, assert_same_losses, golden, rows_of, train
 
 import data_utils
 from command_line import ArgumentParser
@@ -52,8 +52,8 @@ def test_criteo_losses_metrics_counts_and_sums(case, tmp_path):
     )
     assert list(prepared.counts) == case["counts"]
     assert list(prepared.rows_per_part) == case["rows_per_split"]
-    first = prepared.rows("train")[: prepared.rows_per_part[0]]
-    last = np.concatenate([prepared.rows("test"), prepared.rows("val")])
+    first = rows_of(prepared, "train")[: prepared.rows_per_part[0]]
+    last = np.concatenate([rows_of(prepared, "test"), rows_of(prepared, "val")])
     for rows, want in ((first, case["split_first"]), (last, case["split_last"])):
         assert len(rows) == want["rows"]
         assert rows[:, 0].sum() == want["y"]

@@ -10,11 +10,14 @@ from conftest import CRITEO_MODEL, train
 import dlrm_data_pytorch as dp
 from command_line import UserError
 from extend_distributed import Process
+from prepared_data import Prepared
+from row_layout import FLAT, Layout
 
 CPU = torch.device("cpu")
 BATCH, NUM_ROWS = 100, 20_050  # more than two groups, and a last batch of 50
 NUM_BATCHES = 201
 WAIT = 20  # seconds, for what takes none
+LAYOUT = Layout.holding([NUM_ROWS, *[50] * 39])  # 2 bytes for the label, 1 for the others
 
 
 def rank_of(rank, world_size):
@@ -26,7 +29,9 @@ def make(rank=0, world_size=1, bad_row=None):
     rows[:, 0] = np.arange(NUM_ROWS)  # a label that tells which row it is
     if bad_row is not None:
         rows[bad_row, 20] = 50
-    return dp.CriteoData(rows, NUM_ROWS, BATCH, (50,) * 26, rank_of(rank, world_size))
+    prepared = Prepared({}, (50,) * 26, (), LAYOUT)
+    process = rank_of(rank, world_size)
+    return dp.CriteoData(prepared, LAYOUT.pack(rows.T), NUM_ROWS, BATCH, process)
 
 
 ORDERS = {
@@ -87,7 +92,7 @@ def test_an_error_while_reading_reaches_who_asks():
     data, got = make(bad_row=8150), []
     with pytest.raises(UserError, match="row 8150 of the epoch in .*: id 50 of table 6 is outside"):
         for batch in dp.load(data, range(NUM_BATCHES), 0, CPU):
-            got.append(int(batch.block[0, 0]))
+            got.append(int(LAYOUT.unpack(batch.block.numpy())[0, 0]))
     assert got == list(range(0, BATCH * data.batches_at_a_time, BATCH))
 
 
@@ -131,7 +136,9 @@ def test_an_error_names_the_row_of_the_epoch_whoevers_share_it_is(number):
     rows = np.zeros((len(number_of), 40), np.int32)
     bad = int(np.flatnonzero(number_of // BATCH == number)[3])
     rows[bad, 20] = 50
-    data = dp.CriteoData(rows, NUM_ROWS, BATCH, (50,) * 26, process, shares_only=True)
+    prepared = Prepared({}, (50,) * 26, (), FLAT)
+    packed = rows.view(np.uint8)
+    data = dp.CriteoData(prepared, packed, NUM_ROWS, BATCH, process, shares_only=True)
     first = number // 8 * 8
     for numbers in ([number], range(first, min(first + 8, NUM_BATCHES))):
         with pytest.raises(UserError, match=f"row {number_of[bad]} of the epoch"):

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import CRITEO_MODEL, train, write_days
+from conftest import CRITEO_MODEL, rows_of, train, write_days
 from test_preparation import by_hand, prepare, spec
 
 import data_utils
@@ -66,6 +66,8 @@ def test_processed_npz_of_kaggle_without_day_counts(days):
         )
     )
     assert prepared.rows_per_part == (22, 22, 22, 21, 21, 21, 21)
+    rows = [rows_of(prepared, split) for split in ("train", "test", "val")]
+    np.testing.assert_array_equal(np.concatenate(rows), np.concatenate(parts))
     assert list(prepared.counts) == counts
 
 

@@ -14,6 +14,7 @@ import dlrm_data_pytorch as dp
 import dlrm_s_pytorch as dlrm
 import report
 from extend_distributed import Process
+from row_layout import FLAT
 
 ALONE = Process(0, 1, 0, torch.device("cpu"), "gloo")
 ROWS = 20  # a batch of 128 is 7 pieces, of 18 and 19 rows
@@ -33,7 +34,8 @@ def test_pieces_are_the_batch_in_order_and_as_many_on_each_rank(shares, most, nu
     """A rank of fewer rows has pieces of none, as each piece is an exchange of all ranks."""
     for rank, num_rows in enumerate(shares):
         block = torch.arange(num_rows * 40, dtype=torch.int32).view(num_rows, 40)
-        pieces = dp.CriteoBatch(block, num_rows, shares).pieces(most)
+        block = block.view(torch.uint8)
+        pieces = dp.CriteoBatch(block, num_rows, shares, FLAT).pieces(most)
         assert len(pieces) == number and max(piece.num_rows for piece in pieces) <= most
         assert torch.equal(torch.cat([piece.block for piece in pieces]), block)
         for piece in pieces:
@@ -93,10 +95,11 @@ def make_trainer(optimizer, batch_rows):
     unused = range(1000)
     data = dp.Data(unused, unused, (TABLE_ROWS,) * NUM_TABLES, BOTTOM[0])
     random = np.random.default_rng(0)
-    block = torch.from_numpy(random.integers(0, TABLE_ROWS, (batch_rows, 40), dtype=np.int32))
-    block[:, 0] %= 2
+    rows = random.integers(0, TABLE_ROWS, (batch_rows, 40), dtype=np.int32)
+    rows[:, 0] %= 2
+    block = torch.from_numpy(rows.view(np.uint8))
     trainer = dlrm.Trainer(options, ALONE, data, report.Reporter())
-    return trainer, dp.CriteoBatch(block, batch_rows, (batch_rows,))
+    return trainer, dp.CriteoBatch(block, batch_rows, (batch_rows,), FLAT)
 
 
 def peak_of(action, folder):

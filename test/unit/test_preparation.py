@@ -3,6 +3,7 @@
 Three tiny days against arrays made by hand.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, train, write_days
+from conftest import ROOT, rows_of, train, write_days
 
+import criteo_files
+import criteo_pieces
 import data_utils
 import external_shuffle
-from command_line import ArgumentParser, UserError
+import work_folder
+from command_line import ArgumentParser
 
 
 def spec(*argv):
@@ -47,21 +51,42 @@ def by_hand(days, max_ind_range=-1):
 
 
 def sorted_rows(rows):
-    return sorted(map(tuple, np.asarray(rows).tolist()))
+    return sorted(map(tuple, rows.tolist()))
+
+
+def assert_equals_by_hand(prepared, days, max_ind_range=-1):
+    """Prepared in the order of the files, and nothing dropped."""
+    parts, counts = by_hand(days, max_ind_range)
+    half = (len(parts[-1]) + 1) // 2
+    np.testing.assert_array_equal(rows_of(prepared, "train"), np.concatenate(parts[:-1]))
+    np.testing.assert_array_equal(rows_of(prepared, "test"), parts[-1][:half])
+    np.testing.assert_array_equal(rows_of(prepared, "val"), parts[-1][half:])
+    assert list(prepared.counts) == counts
+    assert prepared.rows_per_part == tuple(len(part) for part in parts)
+
+
+def folder_names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Days of a few lines come in many pieces, and pieces in many blocks."""
+    monkeypatch.setattr(criteo_pieces, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(criteo_files, "BLOCK_BYTES", 300)
 
 
 @pytest.mark.parametrize("max_ind_range", [-1, 7])
 @pytest.mark.parametrize("parallel", [[], ["--dataset-multiprocessing"]])
-def test_three_days_equal_arrays_made_by_hand(tmp_path, max_ind_range, parallel, monkeypatch):
-    monkeypatch.setattr(data_utils, "PIECE_BYTES", 1000)  # so that days come in many pieces
-    days = write_days(tmp_path, 3, 41)
+@pytest.mark.parametrize("largest", [50, 300, 70_000, 2**31 - 1])
+def test_three_days_equal_arrays_made_by_hand(
+    tmp_path, largest, parallel, max_ind_range, small_pieces
+):
+    """Of columns of 1 byte, and of 1, 2 and 4 bytes mixed."""
+    days = write_days(tmp_path, 3, 41, largest=(50, largest, 300))
     flags = [f"--data_path={tmp_path}", f"--max-ind-range={max_ind_range}", *parallel]
     prepared = data_utils.prepare(spec(*flags))
-    parts, counts = by_hand(days, max_ind_range)
-    np.testing.assert_array_equal(prepared.rows("train"), np.concatenate(parts[:2]))
-    np.testing.assert_array_equal(prepared.rows("test"), parts[2][:21])
-    np.testing.assert_array_equal(prepared.rows("val"), parts[2][21:])
-    assert list(prepared.counts) == counts
+    assert_equals_by_hand(prepared, days, max_ind_range)
     assert prepared.rows_per_part == (41, 41, 41)
 
 
@@ -73,6 +98,7 @@ def test_values_above_two_to_the_31_and_every_form_of_hex(tmp_path):
         )
     prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
     assert set(prepared.counts) == {1}
+    assert rows_of(prepared, "train")[:, 0].tolist() == [1, 0]
 
 
 def test_line_ends_and_a_missing_last_newline(tmp_path):
@@ -81,10 +107,10 @@ def test_line_ends_and_a_missing_last_newline(tmp_path):
     (tmp_path / "day_1").write_bytes(f"{line}\n{line}".encode())
     prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
     assert prepared.rows_per_part == (2, 2)
-    assert len(np.unique(prepared.rows("train"), axis=0)) == 1
+    assert np.unique(rows_of(prepared, "train"), axis=0).tolist() == [[1] + [3] * 13 + [0] * 26]
 
 
-def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
+def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path, small_pieces):
     days = write_days(tmp_path, 1, 31)
     os.rename(tmp_path / "day_0", tmp_path / "train.txt")
     prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
@@ -103,21 +129,24 @@ def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
     ends = np.cumsum((0, 5, 5, 5, 4, 4, 4, 4))
     want = tuple(sum(keep[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True))
     assert rate.rows_per_part == want
+    kept = [row for row, wanted in zip(days[0], keep, strict=True) if wanted]
+    parts, counts = by_hand([kept])
+    rows = np.concatenate([rows_of(rate, split) for split in ("train", "test", "val")])
+    np.testing.assert_array_equal(rows, parts[0])
+    assert list(rate.counts) == counts
 
 
 @pytest.mark.parametrize("order", ["total", "day"])
 def test_mapped_data_is_shuffled_on_disk_by_the_seed(tmp_path, order, monkeypatch):
-    monkeypatch.setattr(
-        external_shuffle, "BUCKET_BYTES", 2000
-    )  # so that the shuffle has many buckets
+    for name in ("SMALLEST_BUCKET", "LARGEST_BUCKET"):  # so that the shuffle has many buckets
+        monkeypatch.setattr(external_shuffle, name, 500)
     parts, _ = by_hand(write_days(tmp_path, 3, 60))
     made = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         flags = ["--memory-map", f"--data-randomize={order}", f"--numpy-rand-seed={seed}"]
         place = f"--processed-data-file={tmp_path}/{name}"
-        made[name] = np.array(
-            data_utils.prepare(spec(f"--data_path={tmp_path}", *flags, place)).rows("train")
-        )
+        prepared = data_utils.prepare(spec(f"--data_path={tmp_path}", *flags, place))
+        made[name] = rows_of(prepared, "train")
     np.testing.assert_array_equal(made["a"], made["b"])
     assert not np.array_equal(made["a"], made["c"])
     together = np.concatenate(parts[:2])
@@ -129,42 +158,17 @@ def test_mapped_data_is_shuffled_on_disk_by_the_seed(tmp_path, order, monkeypatc
         assert sorted_rows(made["a"][:60]) != sorted_rows(parts[0])
 
 
-def test_every_row_is_equally_likely_everywhere(tmp_path, monkeypatch):
-    """Chi-square of source against target eighths over 200 seeds.
-
-    64 cells, 49 degrees of freedom.
-    """
-    monkeypatch.setattr(external_shuffle, "BUCKET_BYTES", 3000)
-    rows = np.zeros((64, 40), np.int32)
-    rows[:, 1] = np.arange(64)
-    counts = np.zeros((8, 8))
-    for seed in range(200):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        pieces = [(0, rows[:30]), (0, rows[30:]), (1, rows[:2])]
-        data_utils._write_splits(iter(pieces), folder, [64 * 160, 320], "total", seed)
-        order = np.fromfile(folder / "train.bin", np.int32).reshape(-1, 40)[:, 1]
-        np.add.at(counts, (order // 8, np.arange(64) // 8), 1)
-    expected = 200 * 64 / 64
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert 25 < chi_square < 85  # 99.9 % of draws lie in here
-
-
 def test_done_once_and_complete_or_absent(tmp_path):
     write_days(tmp_path, 2, 30)
     first = prepare(f"--data_path={tmp_path}")
     assert first.status == 0 and "Prepared 60 rows (30 train, 15 test, 15 validation)" in first.out
     again = prepare(f"--data_path={tmp_path}")
     assert "Prepared already" in again.out and "60 rows" not in again.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "day_0",
-        "day_1",
-        "terabyte_processed.prepared",
-    ]
+    assert folder_names(tmp_path) == ["day_0", "day_1", "terabyte_processed.prepared"]
 
 
 def test_killed_while_it_prepares_nothing_half_is_used(tmp_path):
-    write_days(tmp_path, 2, 30)
+    days = write_days(tmp_path, 2, 30)
     program = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import data_utils\n"
         "data_utils._write_synced = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -172,9 +176,10 @@ def test_killed_while_it_prepares_nothing_half_is_used(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", program, ROOT, tmp_path], check=False)
     assert killed.returncode == -9
-    assert not (tmp_path / "terabyte_processed.prepared").exists()
+    assert folder_names(tmp_path) == ["day_0", "day_1", "terabyte_processed.prepared.partial"]
     assert prepare(f"--data_path={tmp_path}").status == 0
-    assert not (tmp_path / "terabyte_processed.prepared.partial").exists()
+    assert folder_names(tmp_path) == ["day_0", "day_1", "terabyte_processed.prepared"]
+    assert_equals_by_hand(data_utils.find_prepared(spec(f"--data_path={tmp_path}")), days)
 
 
 BAD_LINES = {
@@ -196,19 +201,40 @@ BAD_LINES = {
 }
 
 
+def put_line(path, number, text):
+    """Replace a line of a file, numbered from 1."""
+    lines = path.read_text().splitlines()
+    lines[number - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_bad_line_names_file_line_and_column(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(data_utils, "PIECE_BYTES", 500)
-    write_days(tmp_path, 2, 20)
+def test_a_bad_line_names_file_line_and_column(tmp_path, name, small_pieces):
+    """What was finished stays; once the line is mended, the next run ends as if it was first."""
+    days = write_days(tmp_path, 2, 20)
     text, message = BAD_LINES[name]
-    lines = (tmp_path / "day_1").read_text().splitlines()
-    lines[13] = text
-    (tmp_path / "day_1").write_text("\n".join(lines) + "\n")
+    put_line(tmp_path / "day_1", 14, text)
     result = prepare(f"--data_path={tmp_path}")
     assert result.status == 2
     assert f"{tmp_path}/day_1, line 14: " in result.err and message in result.err
+    assert result.err.endswith("--max-bad-lines=N skips and counts up to N such lines\n")
     assert result.err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["day_0", "day_1"]
+    assert folder_names(tmp_path) == ["day_0", "day_1", "terabyte_processed.prepared.partial"]
+    put_line(tmp_path / "day_1", 14, "\t".join(days[1][13]))
+    prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
+    assert_equals_by_hand(prepared, days)
+    assert folder_names(tmp_path) == ["day_0", "day_1", "terabyte_processed.prepared"]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_bad_line_before_anything_is_finished_leaves_nothing(tmp_path, number):
+    write_days(tmp_path, 2, 20)
+    put_line(tmp_path / "day_0", number, "label\tI1\tI2")
+    result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert f"{tmp_path}/day_0, line {number}: column 1: got 'label'" in result.err
+    assert ("header" in result.err) == (number == 1)
+    assert folder_names(tmp_path) == ["day_0", "day_1"]
 
 
 def test_flags_that_do_not_match_say_which_and_how_to_rebuild(tmp_path):
@@ -249,9 +275,7 @@ def test_damaged_prepared_data_is_noticed(tmp_path):
     with open(folder / "train.bin", "r+b") as file:
         file.truncate(100)
     result = prepare(f"--data_path={tmp_path}")
-    assert (
-        result.status == 2 and "train.bin is damaged (expected 3200 bytes, got 100)" in result.err
-    )
+    assert result.status == 2 and "train.bin is damaged (expected 800 bytes, got 100)" in result.err
     (folder / "meta.json").write_text("{}")
     result = prepare(f"--data_path={tmp_path}")
     assert result.status == 2 and "meta.json is damaged" in result.err
@@ -298,39 +322,46 @@ def test_no_permission(tmp_path):
     tmp_path.chmod(0o755)
 
 
+@pytest.mark.parametrize("where", ["pieces", "rows", "end"])
 @pytest.mark.parametrize(
-    "number,words", [("ENOSPC", "no space left"), ("EROFS", "--processed-data-file")]
+    "number,words",
+    [(errno.ENOSPC, ("no space left", "is kept")), (errno.EROFS, ("--processed-data-file",))],
+    ids=["full", "read-only"],
 )
-def test_a_full_or_read_only_disk_leaves_nothing(tmp_path, monkeypatch, number, words):
-    import errno
-
-    write_days(tmp_path, 2, 20)
+def test_a_full_or_read_only_disk_is_one_line_and_the_next_run_goes_on(
+    tmp_path, where, number, words
+):
+    days = write_days(tmp_path, 2, 20)
 
     def refuse(*_):
-        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(data_utils, "_write_synced", refuse)
-    result = prepare(f"--data_path={tmp_path}")
-    assert result.status == 2 and words in result.err and result.err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["day_0", "day_1"]
+    owner, name = {
+        "pieces": (work_folder.Writer, "section"),
+        "rows": (external_shuffle.os, "pwrite"),
+        "end": (data_utils, "_write_synced"),
+    }[where]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, refuse)
+        result = prepare(f"--data_path={tmp_path}")
+    assert result.status == 2 and all(word in result.err for word in words)
+    assert result.err.count("\n") == 1
+    kept = [] if where == "pieces" else ["terabyte_processed.prepared.partial"]
+    assert folder_names(tmp_path) == ["day_0", "day_1", *kept]
+    assert prepare(f"--data_path={tmp_path}").status == 0
+    assert_equals_by_hand(data_utils.find_prepared(spec(f"--data_path={tmp_path}")), days)
+    assert folder_names(tmp_path) == ["day_0", "day_1", "terabyte_processed.prepared"]
 
 
 def test_meta_says_what_it_was_made_from(tmp_path):
     write_days(tmp_path, 2, 20)
     prepare(f"--data_path={tmp_path}", "--max-ind-range=9", "--data-sub-sample-rate=0.1")
     meta = json.loads((tmp_path / "terabyte_processed.prepared" / "meta.json").read_text())
-    assert meta["format"] == 1 and meta["recipe"]["--max-ind-range"] == 9
+    assert meta["format"] == 2 and meta["recipe"]["--max-ind-range"] == 9
+    assert meta["columns"][0] == ["label", "|u1"] and len(meta["columns"]) == 40
     assert meta["recipe"]["--numpy-rand-seed"] == 123
     assert [source["name"] for source in meta["sources"]] == ["day_0", "day_1"]
     assert max(meta["counts"]) <= 9
-
-
-def test_a_waiting_rank_does_not_wait_for_one_that_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_utils, "PATIENCE", 0.5)
-    write_days(tmp_path, 2, 20)
-    (tmp_path / "day_1").write_text("x\n")
-    with pytest.raises(UserError, match="line 1"):
-        data_utils.wait_until_prepared(spec(f"--data_path={tmp_path}"))
 
 
 def test_a_wide_range_takes_no_table_and_keeps_values_apart(tmp_path):
@@ -338,13 +369,11 @@ def test_a_wide_range_takes_no_table_and_keeps_values_apart(tmp_path):
     for wide in (2**31 + 11, 2**32):
         place = f"--processed-data-file={tmp_path}/{wide}"
         made = data_utils.prepare(spec(f"--data_path={tmp_path}", f"--max-ind-range={wide}", place))
-        parts, counts = by_hand(days, wide)
-        assert list(made.counts) == counts
-        np.testing.assert_array_equal(made.rows("train"), parts[0])
+        assert_equals_by_hand(made, days, wide)
     assert "--max-ind-range" in prepare(f"--data_path={tmp_path}", "--max-ind-range=9999999999").err
 
 
-def test_a_file_without_lines_is_refused_early(tmp_path, monkeypatch):
+def test_a_file_without_lines_is_refused_early(tmp_path):
     write_days(tmp_path, 2, 20)
     (tmp_path / "day_1").write_bytes(b"\0" * 9_000_000)
     result = prepare(f"--data_path={tmp_path}")

@@ -1,0 +1,45 @@
+"""What the measurements share: programs of this repository, run apart, and lines of the table."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(
+    *words: object,
+    environment: dict[str, str] | None = None,
+    first: Callable[[], None] | None = None,
+) -> "subprocess.Popen[str]":
+    """A Python program of this repository on 2 threads; `first` is called in its process."""
+    command = [sys.executable, *(str(word) for word in words)]
+    variables = os.environ | {"OMP_NUM_THREADS": "2"} | (environment or {})
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True, preexec_fn=first
+    )
+
+
+def finish(program: "subprocess.Popen[str]") -> str:
+    """What it has printed when it ends; ends this program too if it fails."""
+    text, errors = program.communicate()
+    if program.returncode:
+        command = " ".join(str(word) for word in program.args)  # type: ignore[union-attr]
+        raise SystemExit(f"{command} ended with {program.returncode}: {errors.strip()}")
+    return text
+
+
+def output(*words: object) -> str:
+    """What a program prints."""
+    return finish(start(*words))
+
+
+def row(what: str, ours: str, yardstick: str = "", ratio: str = "", wanted: str = "") -> str:
+    """A line of the table."""
+    return f"{what:<38} {ours:>16} {yardstick:>12} {ratio:>7}  {wanted}".rstrip()
+
+
+HEADER = row("", "ours", "yardstick", "ratio", "at least")
