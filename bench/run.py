@@ -1,6 +1,6 @@
 """All measurements as one table, with the machine and the commit that it holds for.
 
-    bash bench/run.sh [--pairs 5] [--rows 89000000]
+    bash bench/run.sh [--pairs 5] [--rows 89000000] [--prepare-rows 10000000]
 
 Speeds are ratios to the yardstick beside this file, taken in pairs; figures are medians.
 """
@@ -15,12 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-from bench.training import CASES, make_rows, measure, output  # noqa: E402
+from bench import preparation  # noqa: E402
+from bench.common import HEADER, ROOT, output, row  # noqa: E402
+from bench.training import CASES, make_rows, measure  # noqa: E402
 
 METRICS_ROWS = 89_000_000
 MOST_SECONDS, MOST_GB = 60, 6
@@ -58,18 +59,14 @@ def metric_work(num_rows: int) -> tuple[float, float]:
     return float(work[1]), float(peak[1])
 
 
-def row(what: str, ours: str, yardstick: str, ratio: str, wanted: str) -> str:
-    """A line of the table."""
-    return f"{what:<38} {ours:>16} {yardstick:>12} {ratio:>7}  {wanted}"
-
-
 def main() -> int:
     """Print the table, line by line as it is measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5, help="runs of each program a line")
     parser.add_argument("--rows", type=int, default=METRICS_ROWS, help="scores to evaluate")
+    parser.add_argument("--prepare-rows", type=int, default=10_000_000, help="to prepare")
     options = parser.parse_args()
-    print(machine(), row("", "ours", "yardstick", "ratio", "at least"), sep="\n", flush=True)
+    print(machine(), HEADER, sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder))
         for case in CASES:
@@ -80,7 +77,14 @@ def main() -> int:
             print(line, flush=True)
     work, peak = metric_work(options.rows)
     wanted = f"at most {MOST_SECONDS} s, {MOST_GB} GB"
-    print(row(f"metrics of {options.rows:,} rows", f"{work:.1f} s, {peak:.2f} GB", "", "", wanted))
+    cost = f"{work:.1f} s, {peak:.2f} GB"
+    print(row(f"metrics of {options.rows:,} rows", cost, wanted=wanted), flush=True)
+    print("\n".join(output("bench/loader.py").splitlines()[1:]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = options.prepare_rows
+        yardstick_rows = min(rows, preparation.YARDSTICK_ROWS)
+        for line in preparation.lines(Path(folder), rows, options.pairs, yardstick_rows):
+            print(line, flush=True)
     return 0
 
 
