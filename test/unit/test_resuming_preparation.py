@@ -301,9 +301,8 @@ def test_threads_and_blocks_do_not_show_in_the_bytes(data, order, data_set, monk
     assert data.bytes_of(*ORDERS[order]) == want
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
     assert data_utils.crew_of_this_launch(True).threads == 3
-    for block in (97, BLOCK):
-        monkeypatch.setattr(criteo_files, "BLOCK_BYTES", block)
-        assert data.bytes_of(*ORDERS[order], "--dataset-multiprocessing") == want
+    monkeypatch.setattr(criteo_files, "BLOCK_BYTES", 97)
+    assert data.bytes_of(*ORDERS[order], "--dataset-multiprocessing") == want
 
 
 def rows_of(data, *flags):
@@ -712,7 +711,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("stage", STOPS)
 def test_damaged_pieces_are_found_and_made_again(data, stage):
-    """One at a time, and all together; the bytes are those of a run without damage."""
+    """One of them, or all together; the bytes are those of a run without damage."""
     owner, name, pattern = STOPS[stage]
     if stage == "in_turn":
         data.pack(0)
@@ -721,9 +720,9 @@ def test_damaged_pieces_are_found_and_made_again(data, stage):
     stopped_at(owner, name, *flags, data=data)
     kept, draw, wrong = data.folder / "kept", random.Random(2), []
     os.rename(data.partial(), kept)
-    for kind, damage in DAMAGES.items():
+    for number, (kind, damage) in enumerate(DAMAGES.items()):
         paths = sorted(kept.glob(pattern))
-        for chosen in ([draw.choice(paths)], paths):
+        for chosen in ([draw.choice(paths)], paths)[: 2 if number % 2 else 1]:
             shutil.copytree(kept, data.partial())
             for path in chosen:
                 damage(data.partial() / path.relative_to(kept))
@@ -757,7 +756,7 @@ def test_damage_that_many_find_at_once_is_mended_once_for_all(data, stage, monke
     stopped_at(owner, name, *flags, data=data)
     kept, wrong = data.folder / "kept", []
     os.rename(data.partial(), kept)
-    for number, how_many in enumerate([1, 1, 1, 3, 3, 3]):
+    for number, how_many in enumerate([1, 1, 3, 3]):
         shutil.copytree(kept, data.partial())
         for path in data.partial().glob(pattern):
             flip(0.1)(path)
@@ -858,7 +857,7 @@ def test_ranks_that_come_at_any_time_end_with_the_same_bytes(data, kind, locks):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "no locks")
 
-    for _ in range(7):
+    for _ in range(5):
         delays = [draw.random() * draw.choice([0.02, 0.15]) for _ in range(4)]
 
         def first(rank, delays=delays):
@@ -988,15 +987,7 @@ def test_who_finds_prepared_data_leaves_another_job_its_folder(data):
     assert (first.result().status, first.result().err) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "owner, name",
-    [
-        (TextPieces, "_parse"),
-        (Preparation, "_number"),
-        (Preparation, "_place"),
-        (Shuffle, "_gather"),
-    ],
-)
+@pytest.mark.parametrize("owner, name", [(TextPieces, "_parse"), (Preparation, "_place")])
 def test_a_folder_that_somebody_removes_is_told_of_in_a_line(data, owner, name):
     """While a piece is made, or between two."""
     real = getattr(owner, name)
