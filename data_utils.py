@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from prepared_data import (
     DataSpec,
     Prepared,
     add_data_options,
+    check_range,
     find_prepared,
     recipe,
     spec_from_options,
@@ -82,6 +84,8 @@ def prepare(spec: DataSpec) -> Prepared:
         folder.remove_if_idle()  # a run that was killed at its end may have left it
         return prepared
     original = original_files.find(spec.raw, spec.processed, spec.mapped)
+    if original:
+        check_range(spec, original.files[0], original.counts)
     raw = [] if original else find_raw_files(spec.raw, spec.data_set)
     job = Preparation(spec, raw, original, folder)
     try:
@@ -204,7 +208,7 @@ class Preparation:
         """All stages; gives the prepared data, whoever finished it."""
         totals = self._parse()
         self._check_bad_lines(totals)
-        counts = self._number(totals)
+        counts = self._number()
         target = self._target(totals, counts)
         shuffle = self._place(totals, target)
         publish = Task(LAST_PIECE, key_of(self.key, LAST_PIECE),
@@ -322,6 +326,7 @@ class Preparation:
 
     # ------------------------------------------------------------ categories to ids
 
+    @cached_property
     def _id_tasks(self) -> list[Task]:
         """A task a column: a section for each piece with the ids of its distinct values."""
         return [
@@ -333,13 +338,12 @@ class Preparation:
             for column in range(NUM_SPARSE)
         ]
 
-    def _number(self, totals: dict[str, Any]) -> list[int]:
+    def _number(self) -> list[int]:
         """The second stage: ids of all categories; gives the rows of each table."""
         if self._original:
             return list(self._original.counts)
-        tasks = self._id_tasks()
-        self._run("numbering", tasks, self._crew)
-        return [self._folder.intact(self._folder.meta, task)["count"] for task in tasks]
+        self._run("numbering", self._id_tasks, self._crew)
+        return [self._folder.intact(self._folder.meta, task)["count"] for task in self._id_tasks]
 
     def _number_column(self, column: int, writer: Writer) -> dict[str, Any]:
         ids = IdMap(self._spec.max_ind_range)
@@ -354,16 +358,9 @@ class Preparation:
         """The files that training reads.
 
         Raises:
-            UserError: there is nothing to train or to test with, or a table is too large.
+            UserError: there is nothing to train or to test with.
         """
         spec, original = self._spec, self._original
-        if original and 0 < spec.max_ind_range < max(counts):
-            raise UserError(
-                f"{original.files[0]} has a table of {max(counts)} rows,"
-                f" --max-ind-range={spec.max_ind_range} allows fewer:"
-                " give the flag that it was made with",
-                everywhere=True,
-            )
         num_parts = KAGGLE_PARTS if spec.data_set == "kaggle" else len(self._files)
         if original:
             num_parts = len(original.rows_per_part)
@@ -409,7 +406,7 @@ class Preparation:
             return Encoded(rows, layout, None)
         ids = [
             self._folder.intact(lambda task: self._folder.section(task, number), task)
-            for task in self._id_tasks()
+            for task in self._id_tasks
         ]
         return Encoded(rows, layout, [np.frombuffer(of_column, np.int32) for of_column in ids])
 

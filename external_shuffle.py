@@ -201,15 +201,14 @@ class Shuffle:
         for k, (part, count) in enumerate(self._runs[number]):
             rows = piece.rows[begin : begin + count]
             begin += count
-            group = self._target.group(part)
+            group, row = self._target.group(part), self._first_rows[number][k]
             if group < 0:
                 repacked = piece.layout.repack(
                     rows, piece.ids, self._target.layout, np.arange(count)
                 )
-                written += self._write_in_order(part, self._first_rows[number][k], repacked)
+                written += self._write_in_order(part, row, repacked)
                 continue
             num_buckets = self._target.num_buckets(group)
-            row = self._first_rows[number][k]
             random = np.random.default_rng([self._target.seed, SCATTER, part, row])
             ends = np.zeros(num_buckets, np.int64)
             places = _places(random.integers(0, num_buckets, count), ends)

@@ -196,7 +196,7 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
         meta = json.loads(meta_file.read_text())
         _check_meta(spec, meta)
         prepared = from_meta(spec.directory, meta)
-        _check_range(spec, spec.directory, prepared.counts)
+        check_range(spec, spec.directory, prepared.counts)
     except _DAMAGES as error:
         raise UserError(
             f"{meta_file} is damaged ({error}): {_how_to_rebuild(spec)}", everywhere=True
@@ -235,13 +235,14 @@ def _find_flat(spec: DataSpec) -> Prepared | None:
             _check_meta(spec, json.loads(meta_file.read_text()))
     except _DAMAGES as error:
         raise UserError(f"{meta_file} is damaged ({error}): delete it", everywhere=True) from error
-    _check_range(spec, files["train"], counts)
+    check_range(spec, files["train"], counts)
     if not num_train or not files["test"].stat().st_size:
         raise UserError(f"{files['train']} or {files['test']} is empty: expected rows", True)
     return Prepared(files, counts, (num_train, num_eval), FLAT)
 
 
-def _check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
+def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
+    """Raise a UserError where a table of `path` is larger than --max-ind-range allows."""
     if 0 < spec.max_ind_range < max(counts):
         raise UserError(
             f"{path} has a table of {max(counts)} rows, --max-ind-range={spec.max_ind_range}"
