@@ -144,14 +144,14 @@ choose_device() { # sets DEVICE: npu, else gpu, else cpu; the demo takes the cpu
     [ "$cards" -ge "$NPROC" ] || fail "$NPROC ranks want $NPROC cards, found $cards ($DEVICE): give --nproc=$cards or --device cpu"
 }
 
-find_cann() { # is a CANN set_env.sh here? (test/env_npu.sh looks where it may be)
+find_cann() { # is a CANN set_env.sh here, whole or not? (test/env_npu.sh looks where it may be)
     # shellcheck source=test/env_npu.sh
-    (source "$ROOT/test/env_npu.sh") >/dev/null 2>&1
+    (source "$ROOT/test/env_npu.sh" || [ -n "$CANN_FOLDER" ]) >/dev/null 2>&1
 }
 
 source_cann() {
     # shellcheck source=test/env_npu.sh
-    source "$ROOT/test/env_npu.sh" || true # torch_npu says in its own words what it misses
+    source "$ROOT/test/env_npu.sh" || true # it says what is missing; the program ends where an NPU is asked for
 }
 
 # ---------------------------------------------------------------- data and flags
