@@ -19,6 +19,7 @@ from torch import nn
 from command_line import UserError
 from embedding_engine import EmbeddingTables
 from extend_distributed import Process, send_to_first
+from optim.loss_scale import NoScale
 
 NAN = float("nan")
 
@@ -63,6 +64,7 @@ class Trained:
     num_epochs: int
     num_batches: int
     num_test_batches: int
+    scale: NoScale = field(default_factory=NoScale)
 
 
 def full_state_dict(trained: Trained) -> dict[str, torch.Tensor]:
@@ -114,6 +116,7 @@ def save(path: str, trained: Trained, progress: Progress) -> None:
         "opt_state_dict": optimizer_state,
         "progress": {name: value for name, value in asdict(progress).items() if name != "saved"},
         "generators": _generators(),
+        "loss_scale": trained.scale.state(),
     }
     _write(Path(path), content)
 
@@ -214,6 +217,7 @@ def load(path: str, trained: Trained, accumulate: int, resume: bool) -> Progress
             _check_length(path, content, trained)
             _load_optimizer(path, content, trained)
             _restore_generators(content.get("generators"))
+            trained.scale.restore(content.get("loss_scale", []))
     except _DAMAGES as error:
         raise UserError(
             f"--load-model={path} is damaged or foreign ({_reason(error)})", everywhere=True

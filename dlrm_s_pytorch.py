@@ -20,7 +20,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,12 @@ from torch import nn
 
 import checkpoint
 import data_utils
+import devices
 import dlrm_data_pytorch as dp
 import extend_distributed as ext_dist
+import random_data
 import report
+import self_check
 from command_line import (
     ArgumentParser,
     UserError,
@@ -48,6 +51,7 @@ from interaction import CatInteraction, DotInteraction
 from losses import LossMeter, make_loss
 from metrics import Metrics
 from mlp import MLP
+from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from profiling import PROFILED_STEPS, Phase, profiled
 
@@ -63,8 +67,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
     data = (_add_data, data_utils.add_data_options)
-    training = (_add_training, _add_device, _add_reporting, _add_model_files, _add_mlperf)
-    groups = (_add_model, _add_compressed, _add_loss, *data, *training)
+    training = (_add_training, _add_device, _add_execution)
+    results = (_add_reporting, _add_model_files, _add_mlperf)
+    groups = (_add_model, _add_compressed, _add_loss, *data, *training, *results)
     for add_group in groups:
         add_group(parser)
     options = parser.parse_args(argv)
@@ -157,9 +162,25 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
     flag("--use-gpu", action="store_true", help="CUDA")
     flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
+    flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="MLPs' lower precision")
     flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
     flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
     flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
+    flag("--self-check", action="store_true", help="try all parts on the device, print PASS or not")
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
+
+    def flag(name: str, help_text: str, default: bool | None = True) -> None:
+        group.add_argument(name, type=true_or_false, default=default, help=help_text)
+
+    flag("--fused-optimizer", "one kernel updates both MLPs (sgd)")
+    flag("--one-lookup", "one lookup for all tables, not one a table (also on the CPU)")
+    flag("--static-shapes", "fill up short batches, so that all shapes are alike")
+    flag("--pin-memory", "batches wait in page-locked memory")
+    flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
+    flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
 
 
 def _add_reporting(parser: argparse.ArgumentParser) -> None:
@@ -310,20 +331,24 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     """Embedding bags, bottom MLP, interaction, top MLP; named as in the original's checkpoints."""
 
     def __init__(
-        self, architecture: Architecture, process: ext_dist.Process, optimizer: str
+        self,
+        architecture: Architecture,
+        process: ext_dist.Process,
+        optimizer: str,
+        execution: devices.Execution = devices.Execution(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__()
         self.architecture = architecture
         shards = ext_dist.place_tables(architecture.num_rows, process.world_size)
         exchange = ext_dist.Exchange(process, shards)
         self.emb_l = EmbeddingTables(
-            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling
+            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling, execution
         )
         self.emb_l.initialise(architecture.num_rows)
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
-        self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device)
-        self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device)
+        self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
+        self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device, execution.lower)
         self.interact = make_interaction(architecture, process.device)
 
     def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
@@ -366,12 +391,20 @@ class Trainer:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
         self.piece_rows = CPU_PIECE_ROWS if process.device.type == "cpu" else sys.maxsize
-        self.model = DLRM_Net(architecture, process, options.optimizer)
-        make = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.Adagrad
-        self.optimizer = make(self.model.dense_parameters(), lr=options.learning_rate)
+        self.execution = make_execution(options, process.device)
+        self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
+        self.optimizer = devices.make_optimizer(
+            options.optimizer, self.model.dense_parameters(), options.learning_rate,
+            self.execution.fused_optimizer,
+        )  # fmt: skip
+        self.scale = make_loss_scale(self.execution.lower, process.device)
+        self.model.emb_l.loss_scale = self.scale
         # nothing to add up over ranks, nothing to remember: a gradient can be its own update
         self._can_update_at_once = (
-            process.device.type == "cpu" and process.world_size == 1 and options.optimizer == "sgd"
+            process.device.type == "cpu"
+            and process.world_size == 1
+            and options.optimizer == "sgd"
+            and self.execution.lower is None
         )
         self.schedule = _schedule(options)
         self.loss = make_loss(options.loss_function, options.loss_weights, process.device)
@@ -380,7 +413,7 @@ class Trainer:
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.trained = checkpoint.Trained(
             process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
-            options.nepochs, self.num_batches, len(data.test),
+            options.nepochs, self.num_batches, len(data.test), self.scale,
         )  # fmt: skip
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
 
@@ -418,7 +451,7 @@ class Trainer:
             Phase("load", dp, "load", each=True),
             Phase("copy", dp.Batch, "to"),
             Phase("copy", dp.CriteoBatch, "decode"),
-            Phase("copy", dp.BagBatch, "decode"),
+            Phase("copy", random_data.BagBatch, "decode"),
             Phase("embedding", model.emb_l, "forward"),
             Phase("MLPs", model.bot_l, "forward"),
             Phase("MLPs", model.top_l, "forward"),
@@ -439,7 +472,7 @@ class Trainer:
         self.reporter.begin_epoch(epoch, self.num_batches, begin)
         self._clock, self._timed_steps = time.perf_counter(), 0
         numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
-        loader = dp.load(self.data.train, numbers, self.options.num_workers, self.process.device)
+        loader = self._load(self.data.train, numbers, self.options.num_workers)
         for it, batch in enumerate(loader, begin + 1):
             loss = self.train_step(batch, it)
             if it <= replayed:  # only to have the gradients of an unfinished accumulation again
@@ -462,15 +495,17 @@ class Trainer:
         tables = self.model.emb_l
         tables.lr = lr
         losses, num_rows = [], sum(batch.rows_per_rank)
-        pieces = batch.to(self.process.device).pieces(self.piece_rows)
+        pieces = self._pieces(batch, self.options.mini_batch_size)
         at_once = self._can_update_at_once and updates and group == len(pieces) == 1
         self.model.sgd_in_backward(lr if at_once else None)
+        if it % accumulate == 1 or accumulate == 1:
+            self.scale.begin()
         for piece in pieces:  # all see the same rows, so these change with the last one
             tables.update_in_backward = updates and piece is pieces[-1]
             features = piece.decode()
             predicted = self.model(features, piece.rows_per_rank)
-            loss, gradient = self.loss(predicted.detach(), features.label)
-            predicted.backward(gradient.div_(num_rows * group))
+            loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
+            predicted.backward(self.scale.scaled(gradient.div_(num_rows * group)))
             losses.append(loss)
         if updates:
             for parameters in self.optimizer.param_groups:
@@ -481,11 +516,29 @@ class Trainer:
             self.progress.resume_iter = it
         return sum(losses[1:], losses[0]) / num_rows
 
+    def _pieces(self, batch: dp.Batch, batch_size: int) -> list[dp.Batch]:
+        """What the model sees of a batch at a time, on the device."""
+        batch = batch.to(self.process.device)
+        if self.execution.static_shapes:
+            return [batch.filled(-(-batch_size // self.process.world_size))]
+        return batch.pieces(self.piece_rows)
+
+    def _load(
+        self, data: dp.BatchData, numbers: Sequence[int], num_workers: int
+    ) -> Iterable[dp.Batch]:
+        return dp.load(data, numbers, num_workers, self.process.device, self.execution)
+
     def _update_dense(self) -> None:
+        """And, where the loss is scaled, what waits for its overflows."""
         parameters = self.model.dense_parameters()
-        ext_dist.sum_over_ranks(self.process, [p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        ext_dist.sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
+        self.scale.unscale_(gradients)
+        self.scale.zero_if_overflown(gradients)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.model.emb_l.apply_kept()
+        self.scale.end()
 
     def _after_step(self, it: int, epoch: int) -> bool:
         """Print, evaluate and save where it is time; False when training shall stop."""
@@ -546,12 +599,14 @@ class Trainer:
             if self.options.test_num_workers >= 0
             else self.options.num_workers
         )
-        loader = dp.load(self.data.test, range(len(self.data.test)), workers, self.process.device)
+        loader = self._load(self.data.test, range(len(self.data.test)), workers)
         scores = ScoreMeter(self.process)
         for batch in loader:
-            for piece in batch.to(self.process.device).pieces(self.piece_rows):
+            for piece in self._pieces(batch, evaluation_batch_size(self.options)):
                 features = piece.decode()
-                scores.add(self.model(features, piece.rows_per_rank), features.label)
+                predicted = self.model(features, piece.rows_per_rank)
+                count = piece.num_rows - piece.num_filled
+                scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite", True)
@@ -601,7 +656,30 @@ def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> li
 def make_process(options: argparse.Namespace) -> ext_dist.Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
-    return ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
+    process = ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
+    devices.lower_precision(process.device, options.amp)
+    devices.set_jit_compile(process.device, options.jit_compile)
+    return process
+
+
+def make_execution(options: argparse.Namespace, device: torch.device) -> devices.Execution:
+    """How flags and device let the device be used."""
+    on_card = device.type != "cpu"
+    return devices.Execution(
+        lower=devices.lower_precision(device, options.amp),
+        one_lookup=options.one_lookup,
+        fused_optimizer=options.fused_optimizer,
+        static_shapes=on_card and options.static_shapes,
+        pin_memory=on_card and options.pin_memory,
+        copy_stream=on_card and options.copy_stream,
+    )
+
+
+def evaluation_batch_size(options: argparse.Namespace) -> int:
+    """Rows of an evaluation batch, over all ranks."""
+    same = options.test_mini_batch_size < 0
+    size: int = options.mini_batch_size if same else options.test_mini_batch_size
+    return size
 
 
 def prepare_data(options: argparse.Namespace) -> data_utils.Prepared | None:
@@ -616,17 +694,12 @@ def make_data(
 ) -> dp.Data:
     """Batches to train and to evaluate with."""
     if prepared is not None:
-        test_batch = (
-            options.mini_batch_size
-            if options.test_mini_batch_size < 0
-            else options.test_mini_batch_size
-        )
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
-        sizes = (options.mini_batch_size, test_batch)
+        sizes = (options.mini_batch_size, evaluation_batch_size(options))
         return dp.criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-    spec = dp.RandomSpec(
+    spec = random_data.RandomSpec(
         num_rows=options.arch_embedding_size,
         num_dense=options.arch_mlp_bot[0],
         batch_size=options.mini_batch_size,
@@ -644,7 +717,7 @@ def make_data(
         trace=options.data_trace_file if options.data_generation == "synthetic" else "",
         trace_padding=options.data_trace_enable_padding,
     )
-    return dp.random_data(spec, process)
+    return random_data.make(spec, process)
 
 
 def seed_everything(options: argparse.Namespace) -> None:
@@ -682,6 +755,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with --inference-only; gives the exit status."""
     options = parse_options(argv)
     process = make_process(options)
+    if options.self_check:
+        return self_check.run(main, sys.argv[1:] if argv is None else argv, process, options)
     prepared = prepare_data(options)
     if options.dry_run:
         return check_only(options, prepared)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from command_line import UserError
+from devices import Execution
 from extend_distributed import Bags, Exchange, Shard
+from optim.loss_scale import NoScale
 from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
 
 VALUES_AT_A_TIME = 1 << 22  # initial values drawn at a time
@@ -55,6 +57,8 @@ class EmbeddingTables(nn.Module):
         exchange: moves ids to tables and vectors to rows.
         optimizer: sgd, adagrad or rwsadagrad.
         learned_pooling: each row has a weight in the sum over its bag, trained too.
+        execution: how the device is used; vectors travel between ranks in its lower precision,
+            as the interaction takes them, tables and updates stay float32.
 
     Attributes:
         weight: (rows of this rank, D), the shards one after the other, in order of their tables.
@@ -62,6 +66,8 @@ class EmbeddingTables(nn.Module):
         lr: rate of the next update.
         update_in_backward: False keeps row gradients (accumulation) for the next backward pass
             that updates.
+        loss_scale: of the gradients that come in. Where it is on they are kept until
+            `apply_kept`, as only the end of the backward pass knows whether the step counts.
     """
 
     def __init__(
@@ -71,9 +77,11 @@ class EmbeddingTables(nn.Module):
         exchange: Exchange,
         optimizer: str,
         learned_pooling: bool,
+        execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__()
         self.shards, self.dim, self.exchange = tuple(shards), dim, exchange
+        self._execution = execution
         device = exchange.process.device
         self.mine = [shard for shard in shards if shard.rank == exchange.process.rank]
         sizes = [shard.end - shard.begin for shard in self.mine]
@@ -91,11 +99,14 @@ class EmbeddingTables(nn.Module):
         self._anchor = torch.zeros((), device=device, requires_grad=True)
         self.lr = 0.0
         self.update_in_backward = True
+        self.loss_scale = NoScale()
 
     def forward(self, bags: Bags, rows_per_rank: Sequence[int]) -> torch.Tensor:
         """Bags of this rank's b rows -> pooled vectors (b, T, D)."""
         bags = self._to_weight_rows(self.exchange.ids_to_tables(bags, rows_per_rank))
         pooled = _Lookup.apply(self._anchor, self, bags)
+        if self._execution.lower is not None:
+            pooled = pooled.to(self._execution.lower)
         return self.exchange.vectors_to_rows(
             pooled.view(sum(rows_per_rank), len(self.mine), self.dim), rows_per_rank
         )
@@ -116,7 +127,7 @@ class EmbeddingTables(nn.Module):
         """Sums over bags of weight rows: (bags, D)."""
         weights = None if self.pooling is None else F.embedding(bags.ids, self.pooling)
         if bags.lengths is None:
-            vectors = F.embedding(bags.ids, self.weight)
+            vectors = self._look_up(bags.ids)
             return vectors if weights is None else vectors * weights
         lengths = bags.lengths.reshape(-1)
         offsets = lengths.cumsum(0) - lengths
@@ -124,6 +135,14 @@ class EmbeddingTables(nn.Module):
         return F.embedding_bag(
             bags.ids, self.weight, offsets, mode="sum", per_sample_weights=weights
         )
+
+    def _look_up(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B * T,) rows of the weight matrix -> their vectors (B * T, D)."""
+        if self._execution.one_lookup or not self.mine:
+            return F.embedding(rows, self.weight)
+        of_tables = rows.view(-1, len(self.mine)).unbind(1)
+        vectors = [F.embedding(of_table, self.weight) for of_table in of_tables]
+        return torch.stack(vectors, dim=1).view(-1, self.dim)
 
     def take_gradient(self, bags: Bags, gradient: torch.Tensor) -> None:
         """Gradient of the pooled vectors (bags, D) -> gradients of rows, applied now or kept."""
@@ -141,10 +160,21 @@ class EmbeddingTables(nn.Module):
             self._give(self.pooling_optimizer, bags.ids, of_pooling)
 
     def _give(self, optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor) -> None:
-        if self.update_in_backward:
+        if self.loss_scale.is_on:
+            self.loss_scale.unscale_([gradients])
+            optimizer.keep(rows, gradients)
+        elif self.update_in_backward:
             optimizer.apply(rows, gradients, self.lr)
         else:
             optimizer.keep(rows, gradients)
+
+    def apply_kept(self) -> None:
+        """Update with what `loss_scale` had kept, unless the step has overflowed."""
+        if not self.loss_scale.is_on:
+            return
+        for optimizer in (self.optimizer, self.pooling_optimizer):
+            if optimizer is not None:
+                optimizer.apply_kept(self.lr, self.loss_scale)
 
     @torch.no_grad()
     def initialise(self, num_rows: Sequence[int]) -> None:

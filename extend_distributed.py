@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from command_line import UserError, environment_int
+from devices import find_device
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -57,51 +58,8 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
         )
     if not 0 <= rank < world_size:
         raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: expected 0 to {world_size - 1}")
-    device = _find_device(device_type, card if card >= 0 else local_rank)
+    device = find_device(device_type, card if card >= 0 else local_rank)
     return Process(rank, world_size, local_rank, device, _backend_for(device_type, backend))
-
-
-def count_cards(device_type: str) -> int:
-    """Cards of that type (cuda, npu) that torch finds here."""
-    module = torch.get_device_module(device_type)
-    return module.device_count() if module.is_available() else 0
-
-
-def _find_device(device_type: str, card: int) -> torch.device:
-    if device_type == "cpu":
-        return torch.device("cpu")
-    flag = "--use-gpu" if device_type == "cuda" else "--use-npu"
-    if device_type == "npu":
-        import_torch_npu()
-    count = count_cards(device_type)
-    if count == 0:
-        cuda = (
-            f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        )
-        looked = f"torch {torch.__version__}, " + (cuda if device_type == "cuda" else "torch_npu")
-        raise UserError(
-            f"{flag}: no {device_type} device found (looked with {looked}); without {flag} the CPU"
-            " trains",
-            everywhere=True,
-        )
-    if card >= count:
-        found = f"found {count}, {device_type}:0 to {device_type}:{count - 1}"
-        raise UserError(f"{flag}: card {card} is asked for, {found}")
-    torch.get_device_module(device_type).set_device(card)
-    return torch.device(device_type, card)
-
-
-def import_torch_npu() -> None:
-    """Import torch_npu, which makes the npu device known to torch; UserError where it cannot."""
-    try:
-        import torch_npu  # type: ignore[import-not-found]  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--use-npu: torch_npu cannot be imported ({reason}):"
-            " install requirements-npu.txt and source CANN's set_env.sh (test/env_npu.sh does)",
-            everywhere=True,
-        ) from error
 
 
 def _backend_for(device_type: str, backend: str) -> str:
@@ -138,13 +96,14 @@ def joined(process: Process) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _says_that_a_rank_has_gone(error):
+        if says_that_a_rank_has_gone(error):
             raise UserError("another rank has ended: its own log says why") from error
         raise
     dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
 
 
-def _says_that_a_rank_has_gone(error: RuntimeError) -> bool:
+def says_that_a_rank_has_gone(error: BaseException) -> bool:
+    """It is what a collective raises when another rank has ended."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
@@ -347,3 +306,11 @@ def from_first(process: Process, numbers: Sequence[float]) -> list[float]:
     if process.world_size > 1:
         dist.broadcast(values, 0)
     return [float(value) for value in values]
+
+
+def text_from_first(process: Process, text: str) -> str:
+    """Rank 0's text on every rank."""
+    found = [text]
+    if process.world_size > 1:
+        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+    return found[0]

@@ -43,12 +43,15 @@ class DotInteraction(nn.Module):
     def products(self, vectors: torch.Tensor) -> torch.Tensor:
         """(B, V, D) -> (B, D + pairs): what `forward` gives, without a gradient."""
         dim = vectors.shape[2]
-        if self._on_cpu:
+        if self._takes_kernels(vectors):
             out = vectors.new_empty(len(vectors), dim + len(self.pairs))
             cpu_kernels.dot_products(vectors, self.itself, out)
             return out
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
         return torch.cat([vectors[:, 0], products.index_select(1, self.pairs)], dim=1)
+
+    def _takes_kernels(self, vectors: torch.Tensor) -> bool:
+        return self._on_cpu and vectors.dtype == torch.float32
 
     def gradients(
         self, gradient: torch.Tensor, vectors: torch.Tensor
@@ -59,7 +62,7 @@ class DotInteraction(nn.Module):
         product, where the derivatives of both factors of V V' would take two.
         """
         num_rows, num_vectors, dim = vectors.shape
-        if self._on_cpu:
+        if self._takes_kernels(vectors):
             symmetric = vectors.new_empty(num_rows, num_vectors, num_vectors)
             cpu_kernels.mirror_pairs(gradient, dim, self.itself, symmetric)
         else:

@@ -12,8 +12,11 @@ from command_line import UserError
 
 LOSSES_ON_DEVICE = 1024  # steps whose losses wait on the device before they are read
 
-# predictions (b, 1), labels (b, 1) -> the loss, summed over rows, and its gradient (b, 1)
-Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# predictions (b, 1), labels (b, 1), which rows count (1 or 0; None: all) ->
+# the loss, summed over rows, and its gradient (b, 1)
+Loss = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+]
 
 
 def make_loss(kind: str, weights: Sequence[float], device: torch.device) -> Loss:
@@ -28,18 +31,23 @@ def make_loss(kind: str, weights: Sequence[float], device: torch.device) -> Loss
         return _squared_error
     of_label = torch.tensor(weights if kind == "wbce" else (1.0, 1.0), device=device)
     entropy = _cross_entropy_on_cpu if device.type == "cpu" else _cross_entropy
-    return lambda predicted, label: entropy(predicted, label, of_label)
+    return lambda predicted, label, counts: entropy(predicted, label, of_label, counts)
 
 
 def _squared_error(
-    predicted: torch.Tensor, label: torch.Tensor
+    predicted: torch.Tensor, label: torch.Tensor, counts: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     difference = predicted - label
+    if counts is not None:
+        difference = difference * counts
     return difference.square().sum(), 2 * difference
 
 
 def _cross_entropy(
-    predicted: torch.Tensor, label: torch.Tensor, of_label: torch.Tensor
+    predicted: torch.Tensor,
+    label: torch.Tensor,
+    of_label: torch.Tensor,
+    counts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As torch's binary_cross_entropy, but nan gives nan: there it is an assertion in a kernel.
 
@@ -47,6 +55,8 @@ def _cross_entropy(
     denominator at 1e-12, as there.
     """
     weight = F.embedding(label.long().clamp_(0, 1).squeeze(1), of_label[:, None])
+    if counts is not None:
+        weight = weight * counts
     of_one = predicted.log().clamp_(min=-100)
     of_zero = predicted.neg().log1p_().clamp_(min=-100)
     loss = -(torch.lerp(of_zero, of_one, label) * weight).sum()
@@ -55,9 +65,13 @@ def _cross_entropy(
 
 
 def _cross_entropy_on_cpu(
-    predicted: torch.Tensor, label: torch.Tensor, of_label: torch.Tensor
+    predicted: torch.Tensor,
+    label: torch.Tensor,
+    of_label: torch.Tensor,
+    counts: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same in one pass: a dozen operators on a few rows are a fortieth of a small step."""
+    assert counts is None, "batches are not filled up on the CPU"
     gradient = torch.empty_like(predicted)
     loss = cpu_kernels.cross_entropy(predicted, label, of_label, gradient)
     return torch.tensor(loss), gradient

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 NARROW = 64  # layers with fewer inputs or outputs than this gain nothing from oneDNN,
@@ -29,13 +30,21 @@ class MLP(nn.Sequential):
         widths: of the inputs and of each layer.
         last: nn.ReLU() or nn.Sigmoid().
         device: where it computes.
+        lower: type of the products and of what a ReLU gives; None: float32. Parameters and
+            gradients stay float32, and so does a Sigmoid: bfloat16 cannot tell 0.997 from 1.
 
     Attributes:
         sgd_in_backward: on the CPU, a learning rate: the backward pass takes the SGD step in the
             products that would make the gradients, which then never exist. None: it makes them.
     """
 
-    def __init__(self, widths: Sequence[int], last: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        last: nn.Module,
+        device: torch.device,
+        lower: torch.dtype | None = None,
+    ) -> None:
         layers: list[nn.Module] = []
         for n, m in itertools.pairwise(widths):
             linear = nn.Linear(n, m)
@@ -47,7 +56,8 @@ class MLP(nn.Sequential):
         layers[-1] = last
         super().__init__(*layers)
         self.to(device)
-        self._on_cpu = device.type == "cpu"
+        self._lower = lower
+        self._in_one_node = device.type == "cpu" and lower is None
         assert type(last) in (nn.ReLU, nn.Sigmoid)
         self._names = [type(activation).__name__ for activation in list(self)[1::2]]
         self._in_order = tuple(self.parameters())  # torch looks for them anew each time
@@ -55,10 +65,20 @@ class MLP(nn.Sequential):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, first width) -> (B, last width)."""
-        if not self._on_cpu:
-            outputs: torch.Tensor = super().forward(inputs)
-            return outputs
-        return _Layers.apply(inputs, self, *self._in_order)
+        if self._in_one_node:
+            return _Layers.apply(inputs, self, *self._in_order)
+        if self._lower is not None:
+            return self._in_lower_precision(inputs, self._lower)
+        outputs: torch.Tensor = super().forward(inputs)
+        return outputs
+
+    def _in_lower_precision(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
+        parameters = [parameter.to(lower) for parameter in self._in_order]
+        outputs = outputs.to(lower)
+        for name, weight, bias in zip(self._names, parameters[::2], parameters[1::2], strict=True):
+            outputs = F.linear(outputs, weight, bias)
+            outputs = outputs.relu() if name == "ReLU" else outputs.float().sigmoid()
+        return outputs
 
 
 class _Layers(torch.autograd.Function):

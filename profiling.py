@@ -7,6 +7,8 @@ their time. Without the flag nothing of this is in their way.
 import contextlib
 import functools
 import inspect
+import shutil
+import time
 import types
 import warnings
 from bisect import bisect_right
@@ -23,6 +25,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, record_function
 
 from command_line import UserError
+from devices import npu_profiler
 from extend_distributed import Process
 
 PROFILED_STEPS = 50
@@ -91,35 +94,40 @@ class Row:
 # ---------------------------------------------------------------- marks
 
 
-def _mark_calls(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+# makes a range of that name, for the time of a block
+Mark = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+def _mark_calls(name: str, function: Callable[..., Any], mark: Mark) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def marked(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
+        with mark(name):
             return function(*args, **kwargs)
 
     return marked
 
 
-def _mark_items(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _mark_items(name: str, function: Callable[..., Any], mark: Mark) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def marked(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with record_function(name):  # with the first item: a loader starts its workers here
+        with mark(name):  # with the first item: a loader starts its workers here
             items = iter(function(*args, **kwargs))
             item = next(items, _NOTHING)
         while item is not _NOTHING:
             yield item
-            with record_function(name):
+            with mark(name):
                 item = next(items, _NOTHING)
 
     return marked
 
 
 @contextlib.contextmanager
-def _marked(phase: Phase) -> Iterator[None]:
+def _marked(phase: Phase, mark: Mark = record_function) -> Iterator[None]:
     """The phase's method is replaced for the time of the block."""
     owner, method = phase.owner, phase.method
     before = vars(owner).get(method, _NOTHING)
-    marked: Any = (_mark_items if phase.each else _mark_calls)(phase.name, getattr(owner, method))
+    replace = _mark_items if phase.each else _mark_calls
+    marked: Any = replace(phase.name, getattr(owner, method), mark)
     plain = isinstance(inspect.getattr_static(owner, method), types.FunctionType)
     if isinstance(owner, type) and not plain:  # what a class gives of these takes no self
         marked = staticmethod(marked)
@@ -290,6 +298,79 @@ def _make_profiler(process: Process, write: Callable[..., None]) -> torch.profil
     return torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write)
 
 
+class Stopwatch:
+    """Times of phases and steps by the host's clock, and ranges of their names in any trace.
+
+    For profilers whose events cannot be read back.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Range] = []
+        self._calls: list[Range] = []
+        self._begin = self._now()
+
+    @staticmethod
+    def _now() -> float:
+        return time.perf_counter_ns() / 1000
+
+    @contextlib.contextmanager
+    def mark(self, name: str) -> Iterator[None]:
+        """A call of a phase; on any thread."""
+        begin = self._now()
+        with record_function(name):
+            yield
+        self._calls.append(Range(name, begin, self._now()))
+
+    def end_step(self) -> None:
+        """A step is done, the next one begins."""
+        now = self._now()
+        self.steps.append(Range("ProfilerStep", self._begin, now))
+        self._begin = now
+
+    def recording(self) -> Recording:
+        """What was seen."""
+        return Recording(self.steps, self._calls, [])
+
+
+@contextlib.contextmanager
+def _profiled_npu(
+    name: str, phases: Sequence[Phase], say: Callable[[str], Any]
+) -> Iterator[Callable[[], None]]:
+    """As `profiled`, by torch_npu's profiler.
+
+    Its own files, with operators and kernels, lie in the folder {name}_npu.
+    """
+    watch, marks = Stopwatch(), contextlib.ExitStack()
+    folder, trace_file, table_file = f"{name}_npu", Path(f"{name}.json"), Path(f"{name}.prof")
+
+    def write() -> None:
+        marks.close()
+        by_phase = table(phases, watch.recording())
+        table_file.write_text(f"{by_phase}\n\noperators and kernels: {folder}\n", encoding="utf-8")
+        traces = sorted(Path(folder).glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"))
+        if not traces:
+            raise UserError(
+                f"--enable-profiling: torch_npu's profiler has left no trace in {folder}"
+            )
+        shutil.copyfile(traces[-1], trace_file)
+        say(f"{by_phase}\nprofile: {table_file}, {trace_file}, {folder}")
+
+    def after_step() -> None:
+        if len(watch.steps) < PROFILED_STEPS:
+            watch.end_step()
+            profiler.step()
+            if len(watch.steps) == PROFILED_STEPS:
+                write()
+
+    with marks:
+        for phase in phases:
+            marks.enter_context(_marked(phase, watch.mark))
+        with npu_profiler(PROFILED_STEPS, folder) as profiler:
+            yield after_step
+        if len(watch.steps) < PROFILED_STEPS:
+            write()
+
+
 @contextlib.contextmanager
 def profiled(
     enabled: bool,
@@ -316,6 +397,12 @@ def profiled(
         return
     name = "dlrm_s_pytorch" + (f"_{process.rank}" if process.world_size > 1 else "")
     trace_file, table_file = Path(f"{name}.json"), Path(f"{name}.prof")
+    _claim(trace_file)
+    _claim(table_file)
+    if process.device.type == "npu":
+        with _profiled_npu(name, phases, say) as after_npu_step:
+            yield after_npu_step
+        return
 
     def write(profiler: torch.profiler.profile) -> None:
         marks.close()
@@ -329,8 +416,6 @@ def profiled(
         if profiler.step_num < PROFILED_STEPS:
             profiler.step()
 
-    _claim(trace_file)
-    _claim(table_file)
     with contextlib.ExitStack() as marks:
         for phase in phases:
             marks.enter_context(_marked(phase))

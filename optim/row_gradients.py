@@ -38,23 +38,33 @@ class SortedRowGradients:
 
     As shapes cannot follow the values, pairs are summed early only where they are more than the
     table's rows: k batches keep k times the ids of one, or a pair a row.
+
+    Args:
+        num_rows: of the table.
+        distinct: `take` sums the gradients of equal rows.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self._num_rows = num_rows
+    def __init__(self, num_rows: int, distinct: bool = True) -> None:
+        self._num_rows, self._distinct = num_rows, distinct
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Keep gradients (n, D) of rows (n,); those that are not finite count as 0."""
         self._kept.append((rows, without_non_finite(gradients)))
         if len(self._kept) > 1 and len(self) > self._num_rows:
-            self._kept = [self.take()]
+            self._kept = [self._sums()]
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What was kept, as `sum_duplicates` gives it; nothing is kept any more."""
+        """What was kept, as `sum_duplicates` gives it or as it came; nothing is kept any more."""
+        return self._sums() if self._distinct else self._pairs()
+
+    def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         rows, gradients = (torch.cat(column) for column in zip(*self._kept, strict=True))
         self._kept = []
-        rows, sums = sum_duplicates(rows, gradients)
+        return rows, gradients
+
+    def _sums(self) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, sums = sum_duplicates(*self._pairs())
         return rows[: self._num_rows], sums[: self._num_rows]  # the other slots are left over
 
     def __len__(self) -> int:
@@ -108,8 +118,13 @@ def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
     return longer
 
 
-def row_gradients(weight: torch.Tensor) -> SlottedRowGradients | SortedRowGradients:
-    """What keeps gradients of the rows of `weight` (R, D) on its device."""
+def row_gradients(weight: torch.Tensor, distinct: bool) -> SlottedRowGradients | SortedRowGradients:
+    """What keeps gradients of the rows of `weight` (R, D) on its device.
+
+    Args:
+        weight: of the table.
+        distinct: equal rows have to be summed; on the CPU they always are.
+    """
     if weight.device.type == "cpu":
         return SlottedRowGradients(len(weight), weight.shape[1])
-    return SortedRowGradients(len(weight))
+    return SortedRowGradients(len(weight), distinct)

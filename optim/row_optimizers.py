@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 import cpu_kernels
+from optim.loss_scale import NoScale
 from optim.row_gradients import row_gradients, without_non_finite
 
 EPS = 1e-10
@@ -20,12 +21,15 @@ class RowOptimizer:
     Attributes:
         weight: (R, D).
         state: what the rule remembers of each row, by name.
+        is_linear: a row's gradients need not be summed before the rule is applied.
     """
+
+    is_linear = False
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
         self.state: dict[str, torch.Tensor] = {}
-        self._kept = row_gradients(weight)
+        self._kept = row_gradients(weight, distinct=not self.is_linear)
         self._on_cpu = weight.device.type == "cpu"
 
     def keep(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
@@ -38,13 +42,25 @@ class RowOptimizer:
         self._kept.add(rows, gradients)
         self._update(*self._kept.take(), lr)
 
+    def apply_kept(self, lr: float, loss_scale: NoScale) -> None:
+        """Update `weight` with what is kept, unless the step has overflowed."""
+        if len(self._kept):
+            rows, sums = self._kept.take()
+            loss_scale.zero_if_overflown([sums])
+            self._update(rows, sums, lr)
+
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
-        """The rule for distinct rows (m,); rows may come again with sums (m, D) of zero."""
+        """The rule for distinct rows (m,); rows may come again with sums (m, D) of zero.
+
+        A linear rule takes rows that come again with gradients of their own too.
+        """
         raise NotImplementedError
 
 
 class RowSGD(RowOptimizer):
     """row -= lr * gradient."""
+
+    is_linear = True
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
         """As RowOptimizer.apply; where nothing is kept sums are spared, as the rule is linear."""

@@ -121,11 +121,11 @@ count_cards() { # npu|cuda: prints how many cards torch finds; 0 where it cannot
 import sys
 
 sys.path.insert(0, sys.argv[2])
-import extend_distributed
+import devices
 
 if sys.argv[1] == "npu":
-    extend_distributed.import_torch_npu()
-print(extend_distributed.count_cards(sys.argv[1]))
+    devices.import_torch_npu()
+print(devices.count_cards(sys.argv[1]))
 PY
 }
 

@@ -1,12 +1,13 @@
 """Runs cases of the program in one process group, so that one launch serves all of them.
 
-    torchrun --nproc_per_node=3 ranks_program.py cases.json results.json
+    torchrun --nproc_per_node=3 ranks_program.py cases.json results.json [backend]
 
 cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed"}},
 lists by rank.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import sys
@@ -49,7 +50,9 @@ def assert_gloo_has_ended():
 
 def main():
     cases, results = Path(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo")
+    if len(sys.argv) > 3:  # that of the emulated npu device
+        importlib.import_module("torch_npu")
+    dist.init_process_group(*(sys.argv[3:] or ["gloo"]))
     dlrm.Trainer = Watched
     if dist.get_world_size() > 1:  # several ranks' steps in pieces equal one rank's whole ones
         dlrm.CPU_PIECE_ROWS = 30

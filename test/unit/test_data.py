@@ -9,6 +9,7 @@ import torch
 from conftest import CRITEO_MODEL, GOLDEN, SMALL_MODEL, train
 
 import dlrm_data_pytorch as dp
+import random_data
 from extend_distributed import Process, place_tables, share_of_rows, split_rows
 from prepared_data import Prepared
 from row_layout import FLAT, Layout
@@ -26,7 +27,7 @@ def random_spec(**changes):
         num_indices=5, num_indices_fixed=False, distribution="uniform", minimum=0, maximum=1,
         mu=-1, sigma=1, round_targets=False, seed=5,
     )  # fmt: skip
-    return dp.RandomSpec(**(settings | changes))
+    return random_data.RandomSpec(**(settings | changes))
 
 
 def bags_of(features):
@@ -37,7 +38,7 @@ def bags_of(features):
 
 
 def test_random_batches_follow_the_contract_draw_by_draw():
-    data = dp.RandomData(random_spec(), rank_of(0, 1))
+    data = random_data.RandomData(random_spec(), rank_of(0, 1))
     random = np.random.RandomState(5)
     assert len(data) == 5
     for number, size in enumerate([7, 7, 7, 7, 2]):
@@ -57,8 +58,8 @@ def test_random_batches_follow_the_contract_draw_by_draw():
 
 def test_random_batches_are_the_same_in_any_order_and_every_epoch():
     data, other = (
-        dp.RandomData(random_spec(), rank_of(0, 1)),
-        dp.RandomData(random_spec(), rank_of(0, 1)),
+        random_data.RandomData(random_spec(), rank_of(0, 1)),
+        random_data.RandomData(random_spec(), rank_of(0, 1)),
     )
     wanted = [data[number].block for number in range(5)]
     for number in (3, 0, 4, 4, 1):
@@ -67,8 +68,11 @@ def test_random_batches_are_the_same_in_any_order_and_every_epoch():
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_shares_of_ranks_add_up_to_the_batch(world_size):
-    whole = dp.RandomData(random_spec(), rank_of(0, 1))
-    shares = [dp.RandomData(random_spec(), rank_of(rank, world_size)) for rank in range(world_size)]
+    whole = random_data.RandomData(random_spec(), rank_of(0, 1))
+    shares = [
+        random_data.RandomData(random_spec(), rank_of(rank, world_size))
+        for rank in range(world_size)
+    ]
     for number in range(5):
         features, parts = whole[number].decode(), [share[number].decode() for share in shares]
         assert torch.equal(torch.cat([part.dense for part in parts]), features.dense)
@@ -202,11 +206,11 @@ def test_padding_of_a_trace_draws_no_new_ids_once_all_distances_are_reachable(tm
     path = tmp_path / "t"
     path.write_text("3,1,2\n0,1,2\n0.5,0.75,1.0\n")
     for padding in (False, True):
-        drawn = dp.StackDistances(path, padding).draw(50, np.random.RandomState(0))
+        drawn = random_data.StackDistances(path, padding).draw(50, np.random.RandomState(0))
         assert set(drawn) <= {1, 2, 3}
-    padded = dp.StackDistances(path, True)
+    padded = random_data.StackDistances(path, True)
     assert padded._draw_distance(2, 0.0) == 0 and padded._draw_distance(2, 0.01) == 1
-    assert dp.StackDistances(path, False)._draw_distance(2, 0.01) == 0
+    assert random_data.StackDistances(path, False)._draw_distance(2, 0.01) == 0
     assert padded._draw_distance(0, 0.99) == 0, "before an id was used only distance 0 can be drawn"
 
 

@@ -205,7 +205,7 @@ OF_LABEL = (0.5, 3.0)  # weights of wbce
 def losses_of(kind, label):
     """(name, predictions -> (sum of losses, gradient)): of the CPU, and of other devices."""
     on_cpu = make_loss(kind, OF_LABEL, torch.device("cpu"))
-    yield "cpu", lambda predicted: on_cpu(predicted, label)
+    yield "cpu", lambda predicted: on_cpu(predicted, label, None)
     if kind != "mse":  # it is the same everywhere
         weights = torch.tensor(OF_LABEL if kind == "wbce" else (1.0, 1.0))
         yield "other", lambda predicted: losses._cross_entropy(predicted, label, weights)

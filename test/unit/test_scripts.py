@@ -181,7 +181,7 @@ def changed_copy(copy, tmp_path, name, function):
 
 def test_fewer_cards_than_ranks_is_an_error_that_names_the_ways_out(copy, tmp_path):
     few = changed_copy(
-        copy, tmp_path, "extend_distributed.py", "def count_cards(device_type):\n    return 2\n"
+        copy, tmp_path, "devices.py", "def count_cards(device_type):\n    return 2\n"
     )
     done = script(
         few, "train_full_8p.sh", f"--data_path={tmp_path}/data", "--device=gpu", cwd=tmp_path

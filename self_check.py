@@ -1,0 +1,187 @@
+"""--self-check: the whole program on a small job, on the device that is asked for.
+
+It says what the device and its libraries are, then trains 20 steps, evaluates, saves and loads, and
+compares with the CPU. What it prints is what a report of a fault needs.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import platform
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import criteo_demo
+import devices
+import extend_distributed as ext_dist
+import report
+from command_line import UserError
+
+STEPS = 20
+FLAGS = (
+    "--data-set=terabyte --max-ind-range=1000 --memory-map --data-randomize=none"
+    " --data-sub-sample-rate=0 --arch-sparse-feature-size=16 --arch-mlp-bot=13-64-16"
+    " --arch-mlp-top=64-32-1 --mini-batch-size=512 --test-mini-batch-size=512 --loss-function=bce"
+    f" --nepochs=1 --num-batches={STEPS} --print-freq=1 --print-time --test-freq={STEPS}"
+    " --mlperf-logging --tensor-board-filename= --lr-num-warmup-steps=0 --lr-num-decay-steps=0"
+).split()
+NUM_ROWS = 16_000  # of three days; the first two have the rows of all steps
+RATE = {"sgd": 0.5, "adagrad": 0.01, "rwsadagrad": 0.01}
+TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2}  # of a loss, beside the CPU's in float32
+
+Program = Callable[[Sequence[str]], int]
+
+
+class _FailedError(Exception):
+    """A check's finding that is not as it has to be."""
+
+
+@dataclass
+class SelfCheck:
+    """The checks, in order; each one uses what those before it left.
+
+    Args:
+        program: main(argv) of the program.
+        words: the command line, without --self-check.
+        process: this rank.
+        options: of the command line.
+        folder: for data and model; all ranks have the same.
+    """
+
+    program: Program
+    words: list[str]
+    process: ext_dist.Process
+    options: argparse.Namespace
+    folder: Path
+    trained: report.LogSummary = field(default_factory=report.LogSummary)
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """(name, what makes the check and tells its finding)."""
+        yield "data", self._data
+        yield f"{STEPS} steps", self._steps
+        yield "evaluation", self._evaluation
+        yield "save", self._save
+        yield "load", self._load
+        yield "as on the CPU", self._as_on_the_cpu
+
+    @property
+    def _model(self) -> Path:
+        return self.folder / "DLRM.pth"
+
+    def _run(self, *flags: str, words: Sequence[str] = ()) -> report.LogSummary:
+        """The lines of a run of the program; elsewhere than on the first rank there are none."""
+        out, err = io.StringIO(), io.StringIO()
+        rate = f"--learning-rate={RATE[self.options.optimizer]}"
+        words = [*(words or self.words), *FLAGS, rate]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = self.program([*words, f"--data_path={self.folder / 'data'}", *flags])
+        if status:
+            said = err.getvalue().strip() or "another rank says why"
+            raise _FailedError(f"exit status {status}: {said.removeprefix('error: ')}")
+        return report.summarise(out.getvalue())
+
+    def _data(self) -> str:
+        if self.process.is_first:
+            criteo_demo.make(criteo_demo.Demo(self.folder / "data", NUM_ROWS, num_days=3, seed=1))
+        ext_dist.from_first(self.process, [0.0])  # the others wait for it
+        return f"{NUM_ROWS} rows"
+
+    def _steps(self) -> str:
+        self.trained = self._run(f"--save-model={self._model}")
+        if not self.process.is_first:
+            return ""
+        losses, times = self.trained.losses, self.trained.ms_per_it
+        if len(losses) != STEPS or not all(map(math.isfinite, losses)):
+            raise _FailedError(f"losses {losses}: expected {STEPS} finite ones")
+        first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+        if last >= first:
+            raise _FailedError(f"the loss went from {first:.4f} to {last:.4f}: expected it to fall")
+        ms = sorted(times[1:])[len(times) // 2]
+        return f"loss {first:.4f} to {last:.4f}, {ms:.2f} ms/it after a first of {times[0]:.0f} ms"
+
+    def _evaluation(self) -> str:
+        if not self.process.is_first:
+            return ""
+        auc = (self.trained.aucs or [math.nan])[-1]
+        if not 0.5 < auc <= 1:
+            raise _FailedError(f"auc {auc}: expected more than 0.5")
+        return f"auc {auc:.4f}"
+
+    def _save(self) -> str:
+        ext_dist.from_first(self.process, [0.0])  # the others come here before it is written
+        if not self._model.is_file():
+            raise _FailedError("there is no model file")
+        return f"{self._model.stat().st_size / 1e6:.1f} MB"
+
+    def _load(self) -> str:
+        loaded = self._run(f"--load-model={self._model}", "--inference-only")
+        if self.process.is_first and loaded.aucs != self.trained.aucs:
+            raise _FailedError(f"auc {loaded.aucs} of the loaded model, {self.trained.aucs} before")
+        return "evaluates to the same"
+
+    def _as_on_the_cpu(self) -> str:
+        amp = self.options.amp
+        if self.process.device.type == "cpu" and amp == "off":
+            return "it is the CPU"
+        switches = ("--use-npu", "--use-gpu")
+        words = [word for word in self.words if word.replace("_", "-") not in switches]
+        on_cpu = self._run("--amp=off", "--dist-backend=gloo", words=words)
+        pairs = zip(self.trained.losses, on_cpu.losses, strict=True)
+        largest = max((abs(one - other) / other for one, other in pairs), default=0.0)
+        if largest > TOLERANCE[amp]:
+            raise _FailedError(
+                f"losses differ by {largest:.1e} of the CPU's, at most {TOLERANCE[amp]:.0e}"
+                f" expected: {self.trained.losses} and {on_cpu.losses}"
+            )
+        return f"losses differ by at most {largest:.1e} of the CPU's"
+
+
+def run(
+    program: Program, words: Sequence[str], process: ext_dist.Process, options: argparse.Namespace
+) -> int:
+    """Make the checks and print PASS, or FAIL and why; gives the exit status, 0 or 1.
+
+    Args:
+        program: main(argv).
+        words: the command line.
+        process: this rank; several make the checks together.
+        options: of the command line.
+    """
+    own = [word for word in words if word.replace("_", "-") != "--self-check"]
+    say = print if process.is_first else lambda *_, **__: None
+    for name, version in devices.versions(process.device).items():
+        say(f"{name:14} {version}")
+    say(f"{'Python':14} {platform.python_version()}, {platform.platform()}")
+    say(f"{'ranks':14} {process.world_size}, {process.backend}")
+    with ext_dist.joined(process), _shared_folder(process) as folder:
+        for name, check in SelfCheck(program, own, process, options, folder).checks():
+            try:
+                finding = check()
+            except (Exception, SystemExit) as error:
+                if ext_dist.says_that_a_rank_has_gone(error):
+                    return 1  # that one says why
+                if not isinstance(error, (_FailedError, UserError)):
+                    traceback.print_exc()
+                what = " ".join(str(error).split()) or type(error).__name__
+                print(f"{name:14} failed\nFAIL: {name}: {what}", flush=True)
+                return 1
+            say(f"{name:14} ok  {finding}", flush=True)
+    say("PASS", flush=True)
+    return 0
+
+
+@contextlib.contextmanager
+def _shared_folder(process: ext_dist.Process) -> Iterator[Path]:
+    """A new folder of all ranks of this machine, removed at the end."""
+    own = tempfile.mkdtemp(prefix="dlrm_self_check_") if process.is_first else ""
+    folder = Path(ext_dist.text_from_first(process, own))
+    try:
+        yield folder
+    finally:
+        if process.is_first:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,5 @@
+"""torch_npu.utils."""
+
+
+def get_cann_version(module="CANN"):
+    return "emulated"
