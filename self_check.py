@@ -153,26 +153,37 @@ def run(
         options: of the command line.
     """
     own = [word for word in words if word.replace("_", "-") != "--self-check"]
-    say = print if process.is_first else lambda *_, **__: None
+
+    def say(line: str) -> None:
+        if process.is_first:
+            print(line, flush=True)
+
     for name, version in devices.versions(process.device).items():
         say(f"{name:14} {version}")
     say(f"{'Python':14} {platform.python_version()}, {platform.platform()}")
     say(f"{'ranks':14} {process.world_size}, {process.backend}")
     with ext_dist.joined(process), _shared_folder(process) as folder:
-        for name, check in SelfCheck(program, own, process, options, folder).checks():
-            try:
-                finding = check()
-            except (Exception, SystemExit) as error:
-                if ext_dist.says_that_a_rank_has_gone(error):
-                    return 1  # that one says why
-                if not isinstance(error, (_FailedError, UserError)):
-                    traceback.print_exc()
-                what = " ".join(str(error).split()) or type(error).__name__
-                print(f"{name:14} failed\nFAIL: {name}: {what}", flush=True)
-                return 1
-            say(f"{name:14} ok  {finding}", flush=True)
-    say("PASS", flush=True)
-    return 0
+        job = SelfCheck(program, own, process, options, folder)
+        passed = all(_passes(name, check, say) for name, check in job.checks())
+    if passed:
+        say("PASS")
+    return int(not passed)
+
+
+def _passes(name: str, check: Callable[[], str], say: Callable[[str], None]) -> bool:
+    """Make one check and tell its finding; False, and why on this rank, where it fails."""
+    try:
+        finding = check()
+    except Exception as error:
+        if ext_dist.says_that_a_rank_has_gone(error):
+            return False  # that one says why
+        if not isinstance(error, (_FailedError, UserError)):
+            traceback.print_exc()
+        what = " ".join(str(error).split()) or type(error).__name__
+        print(f"{name:14} failed\nFAIL: {name}: {what}", flush=True)
+        return False
+    say(f"{name:14} ok  {finding}")
+    return True
 
 
 @contextlib.contextmanager

@@ -37,7 +37,13 @@ def _embedding_bag(trainer, features):
     bags(ids, torch.arange(0, 8, 2, device="npu")).sum().backward()
 
 
+def _race(trainer, features):
+    with torch.npu.stream(torch.npu.Stream()):
+        return features.label * 2
+
+
 FAULTS = {
+    "race": _race,
     "embedding_bag": _embedding_bag,
     "item": lambda trainer, features: features.label.sum().item(),
     "cpu": lambda trainer, features: features.bags.ids.cpu(),

@@ -267,3 +267,29 @@ def test_prepared_data_is_read_where_it_lies(tmp_path):
     ids = {}
     values = [int(field[39] or "0", 16) for field in fields]
     assert rows["C26"].tolist() == [ids.setdefault(value, len(ids)) for value in values]
+
+
+@pytest.mark.parametrize("rank, real", [(0, 2), (2, 1)])
+def test_a_short_batch_is_filled_up_with_rows_that_do_not_count(rank, real):
+    """5 rows on 3 ranks: filled, each has the 4 of a full batch of 12."""
+    counts = (9,) * 26
+    rows = np.random.default_rng(0).integers(0, 9, (17, 40), np.int32)
+    prepared = Prepared({}, counts, (12, 5), MIXED)
+    data = dp.CriteoData(
+        prepared, MIXED.pack(np.ascontiguousarray(rows.T)), 17, 12, rank_of(rank, 3)
+    )
+    full, short = data.read([0, 1])
+    assert full.filled(4) is full and full.counts() is None
+    filled = short.filled(4)
+    assert filled.rows_per_rank == (4, 4, 4) and filled.num_rows == len(filled.block) == 4
+    assert filled.num_filled == 4 - real
+    assert filled.counts().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
+    assert torch.equal(filled.block[:real], short.block)
+    features = filled.decode()
+    assert features.dense[real:].eq(0).all() and features.label[real:].eq(0).all()
+    assert features.bags.ids.view(4, 26)[real:].eq(0).all()
+
+
+def test_one_lookup_or_one_a_table_give_the_same():
+    flags = [*SMALL_MODEL, "--num-indices-per-lookup-fixed=true", "--num-indices-per-lookup=1"]
+    assert train(*flags, "--one-lookup=false").losses == train(*flags).losses

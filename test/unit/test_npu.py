@@ -99,7 +99,7 @@ def make_cases(folder):
         argv = criteo_flags(folder / "data", flags)
         cases[name] = {"argv": [*argv, NPU]}
         cases[f"{name} cpu"] = {"argv": argv}
-    for fault in [*FAULTS, "mixed"]:
+    for fault in [*FAULTS, "mixed", "race"]:
         cases[f"fault {fault}"] = {
             "argv": [*criteo_flags(folder / "data", ""), "--num-batches=5", NPU],
             "fault": fault,
@@ -235,6 +235,10 @@ def test_what_a_step_may_not_do_is_seen(fault, found, kinds):
 
 def test_tensors_of_two_devices_do_not_mix(found):
     assert "Expected all tensors to be on the same device" in found["fault mixed"]["err"]
+
+
+def test_a_stream_may_not_use_what_another_is_still_making(found):
+    assert "another stream without waiting for it" in found["fault race"]["err"]
 
 
 def test_memory_that_is_not_pinned_is_waited_for(found):

@@ -34,12 +34,12 @@ class Stream:
     def query(self):
         return True
 
-    def begin(self):
+    def _begin(self):
         """The number of the next piece of work."""
         self.done += 1
         return self.done
 
-    def check_ready(self, made, recorded, name):
+    def _check_ready(self, made, recorded, name):
         """Raise unless this stream may use what was made by `made` = (stream, piece of work)."""
         stream, work = made
         if stream is self:
@@ -88,8 +88,8 @@ def set_stream(stream):
 
 
 class StreamContext:
-    def __init__(self, stream):
-        self._stream = stream
+    def __init__(self, stream_ctx):
+        self._stream = stream_ctx
 
     def __enter__(self):
         self._before = current_stream()

@@ -33,7 +33,7 @@ class NpuTensor(torch.Tensor):
         )
         made._host = host.detach()
         stream = current_stream()
-        made._made, made._recorded = (stream, stream.begin()), set()
+        made._made, made._recorded = (stream, stream._begin()), set()
         record.result(made)
         return made
 
@@ -77,7 +77,7 @@ def _check(function, tensors):
     name = function._schema.name
     for one in tensors:
         if isinstance(one, NpuTensor):
-            current_stream().check_ready(one._made, one._recorded, name)
+            current_stream()._check_ready(one._made, one._recorded, name)
         elif one.dim() > 0 and name not in TAKES_HOST_TENSORS:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices,"
