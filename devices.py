@@ -22,13 +22,20 @@ FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
 class Execution:
     """How a device is used. But for `lower` none of it changes what is computed.
 
+    Where each comes from, with links, is told in docs/npu.md.
+
     Attributes:
-        lower: type of the MLPs and the interaction; None: float32.
-        one_lookup: one lookup for all tables; else one a table.
-        fused_optimizer: one kernel updates all dense parameters.
+        lower: type of the MLPs and the interaction; None: float32. (Mixed precision, in the
+            Ascend Extension for PyTorch's guide; bfloat16 from Atlas A2 on.)
+        one_lookup: one lookup for all tables; else one a table. (torch_npu's dispatch table: it
+            has kernels for embedding and index_add, none for embedding_bag's backward.)
+        fused_optimizer: one kernel updates all dense parameters. (NpuFusedSGD in torch_npu.optim.)
         static_shapes: a batch that is short is filled up, so that all have the same shapes.
-        pin_memory: batches wait in page-locked memory, from which copies need no host.
+            (CANN's migration guide, "fixing dynamic shapes": each new shape may compile anew.)
+        pin_memory: batches wait in page-locked memory, from which copies need no host. (torch's
+            notes on pinned memory, and torch_npu's own use of it in its GradScaler.)
         copy_stream: the next batch is copied on a stream of its own while a step is at work.
+            (torch.npu.Stream, which waits, records and tells memory as torch.cuda.Stream does.)
     """
 
     lower: torch.dtype | None = None
@@ -125,6 +132,11 @@ def _why_not(error: Exception) -> str:
         return "torch_npu is not installed: pip install -r requirements-npu.txt"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     installed = f"torch_npu {_torch_npu_version()}".strip()
+    if "undefined symbol" in reason:
+        return (
+            f"{installed} and the CANN that is here do not go together ({reason}):"
+            " docs/npu.md has the versions that do"
+        )
     if re.search(r"lib\w+\.so|ASCEND_|set_env\.sh", reason):
         return (
             f"{installed} does not find CANN ({reason}): install CANN and source its set_env.sh"

@@ -162,7 +162,12 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
     flag("--use-gpu", action="store_true", help="CUDA")
     flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
-    flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="MLPs' lower precision")
+    flag(
+        "--amp",
+        choices=("off", "bf16", "fp16"),
+        default="off",
+        help="precision of MLPs and interaction",
+    )
     flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
     flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
     flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")

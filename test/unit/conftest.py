@@ -132,6 +132,15 @@ def shell(*command, cwd=None, env=None, timeout=300):
     )
 
 
+LONG = ("test_scripts.py", "test_npu.py", "test_ranks.py")  # the others fill what they leave
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: two are at work at a time, and the last one would be so alone."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
 def golden(name):
     return json.loads((GOLDEN / name).read_text())
 

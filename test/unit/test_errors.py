@@ -122,6 +122,42 @@ def test_torch_npu_is_not_loaded_by_a_cpu_run(tmp_path):
     assert asked.returncode == 2 and "libhccl.so" in asked.stderr and asked.stderr.count("\n") == 1
 
 
+NOT_IMPORTED = {
+    "libhccl.so: cannot open shared object file: No such file or directory": "does not find CANN",
+    "ASCEND_RUNTIME_PATH : /x/runtime does not exist. Please": "source its set_env.sh",
+    "/x/libtorch_npu.so: undefined symbol: MsprofSysCycleTime": "do not go together",
+    "Two accelerators cannot be used at the same time": "cannot be imported (Two accelerators",
+}
+
+
+@pytest.mark.parametrize("reason", NOT_IMPORTED)
+def test_why_torch_npu_cannot_be_imported_is_one_line(reason, tmp_path):
+    package = tmp_path / "torch_npu"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"raise Exception({reason + chr(10) + 'more'!r})")
+    command = [sys.executable, ROOT / "dlrm_s_pytorch.py", "--use-npu"]
+    done = shell(*command, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert NOT_IMPORTED[reason] in done.stderr and reason in done.stderr
+
+
+@pytest.mark.parametrize("version, goes", [("2.1.0", False), ("{0}.post3", True), ("{0}", True)])
+def test_torch_npu_has_to_be_of_torchs_release(version, goes, tmp_path):
+    import torch
+
+    version = version.format(torch.__version__.partition("+")[0])
+    information = tmp_path / f"torch_npu-{version}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Name: torch_npu\nVersion: {version}\n")
+    (tmp_path / "torch_npu.py").write_text("raise ImportError('as far as this')")
+    command = [sys.executable, ROOT / "dlrm_s_pytorch.py", "--use-npu"]
+    done = shell(*command, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and version in done.stderr
+    assert ("as far as this" in done.stderr) == goes
+    if not goes:
+        assert torch.__version__ in done.stderr and "requirements-npu.txt" in done.stderr
+
+
 @pytest.mark.parametrize("loss", ["mse", "bce", "wbce"])
 def test_a_loss_that_becomes_nan_stops_and_saves_nothing(tmp_path, loss):
     flags = [*SMALL_MODEL, f"--loss-function={loss}", "--learning-rate=1e30", "--test-freq=10"]

@@ -208,7 +208,7 @@ def losses_of(kind, label):
     yield "cpu", lambda predicted: on_cpu(predicted, label, None)
     if kind != "mse":  # it is the same everywhere
         weights = torch.tensor(OF_LABEL if kind == "wbce" else (1.0, 1.0))
-        yield "other", lambda predicted: losses._cross_entropy(predicted, label, weights)
+        yield "other", lambda predicted: losses._cross_entropy(predicted, label, weights, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
