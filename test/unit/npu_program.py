@@ -5,7 +5,8 @@
 cases: {name: {"argv": [...], "environment": {...}, "fault": name in FAULTS or "",
 "first_scale": of --amp=fp16}}
 results: {name: {"status", "out", "err", "settings", "steps": what the steps from the second to the
-last but one asked of the device, "last": what has a shape in the last step that none had before}}
+last but one asked of the device, "last": what has a shape in the last step that none had before,
+"whole": operators of the whole run}}
 """
 
 import contextlib
@@ -62,9 +63,11 @@ class Watched(dlrm.Trainer):
 
     fault = ""
     steps = last = None
+    early = frozenset()
 
     def train_step(self, batch, it):
         if it == 2:
+            Watched.early = set(record.operators)
             record.clear()
         if it == self.num_batches:
             Watched.steps, before = what_was_asked(), set(record.shapes)
@@ -90,6 +93,8 @@ def run(argv, environment=None, fault="", first_scale=loss_scale.FIRST):
         del os.environ[name]
     os.environ.update(environment or {})
     loss_scale.FIRST = first_scale
+    Watched.early = frozenset()
+    record.clear()
     Watched.fault, Watched.steps, Watched.last = fault, None, None
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -100,6 +105,7 @@ def run(argv, environment=None, fault="", first_scale=loss_scale.FIRST):
         "err": err.getvalue(),
         "steps": Watched.steps,
         "last": Watched.last,
+        "whole": sorted({*Watched.early, *record.operators}),
         "settings": dict(torch_npu.npu._settings),
     }
 

@@ -156,8 +156,22 @@ def test_readmes_name_every_flag_and_no_other(name):
     assert "bash test/train_full_8p.sh --demo" in head and "bash test/run_tests.sh" in head
 
 
+@pytest.mark.parametrize("name", ["npu.md", "npu.zh.md"])
+def test_the_npus_page_tells_of_all_its_flags_and_of_no_other(name):
+    told = set(re.findall(r"`(--[a-zA-Z][\w-]*)", (ROOT / "docs" / name).read_text()))
+    (group,) = [g for g in all_parsers()[0]._action_groups if (g.title or "").startswith("NPU")]
+    flags = {flag for action in group._group_actions for flag in action.option_strings}
+    assert flags and flags - told == set()
+    assert told - all_flags() - {"--device", "--device_id", "--nproc", "--demo"} == set()
+
+
 def test_the_repository_speaks_of_itself_alone():
     """No absolute paths, and nothing that points outside of it."""
-    for path in [*SOURCES, *ROOT.glob("*.md"), *(ROOT / "test").glob("*.sh")]:
+    for path in [
+        *SOURCES,
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "test").glob("*.sh"),
+    ]:
         text = path.read_text()
         assert "../shared" not in text and "/work/" not in text and "/root/" not in text, path.name

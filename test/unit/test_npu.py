@@ -113,7 +113,7 @@ def files_and_chips(folder):
     )
     saved = f"--save-model={folder / 'npu.pth'}"
     loads = f"--load-model={folder / 'npu.pth'}"
-    overflow = [*criteo_flags(folder / "data", "--amp=fp16"), "--nepochs=4", "--print-freq=1"]
+    overflow = [*criteo_flags(folder / "data", "--amp=fp16"), "--nepochs=3", "--print-freq=1"]
     tried = [NPU, "--mini-batch-size=2", "--data-size=6"]
     return {
         "whole": {"argv": [*data, NPU]},
@@ -218,6 +218,12 @@ def test_a_step_has_kernels_for_all_and_waits_for_nothing(name, found, kinds):
     assert sum(steps["operators"].values()) > 100
 
 
+def test_evaluating_saving_and_loading_have_kernels_too(found, kinds):
+    for name in ("criteo_adagrad", "saved", "resumed", "fp16_rwsadagrad"):
+        assert "aten::sort" in found[name]["whole"] or "aten::sort.stable" in found[name]["whole"]
+        assert without_kernel(found[name]["whole"], kinds) == []
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_a_step_may_not_do_is_seen(fault, found, kinds):
     """The negative controls of the test above."""
@@ -283,12 +289,12 @@ def test_an_overflow_of_float16_skips_steps_until_the_scale_is_low(found):
         [line[3] for line in losses_of(found[name]["out"])]
         for name in ("overflow", "overflow saturates", "overflow cpu")
     )
-    assert len(inf) == 52
+    assert len(inf) == 39
     assert saturated == pytest.approx(inf, rel=1e-3)
     assert cpu == pytest.approx(inf, rel=1e-3)
     frozen = [line[3] for line in losses_of(found["frozen cpu"]["out"])]
     skipped = [one == other for one, other in zip(inf, frozen, strict=True)].index(False) - 1
-    assert 5 < skipped < 40  # 2**40 is halved so often
+    assert 5 < skipped < 30  # 2**40 is halved so often
     assert inf[-1] < frozen[-1]
 
 
