@@ -5,6 +5,7 @@ whatever order, so loader workers and a resumed run see the same rows. Data sets
 data_utils' work.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -251,8 +252,7 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     As in torch.cuda.Stream's notes, which torch_npu follows: what one stream makes another may use
     only after waiting for it, and memory is told of the second one (record_stream).
     """
-    streams = torch.get_device_module(device.type)
-    side = streams.Stream()
+    streams, side = torch.get_device_module(device.type), _side_stream(device)
 
     def ready(batch: Batch, copied: Any) -> Batch:
         main = streams.current_stream()
@@ -260,16 +260,24 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         batch.block.record_stream(main)
         return batch
 
-    ahead: tuple[Batch, Any] | None = None
-    for batch in batches:
-        with streams.stream(side):
-            on_device = batch.to(device)
-        copied = side.record_event()
-        if ahead is not None:
-            yield ready(*ahead)
-        ahead = on_device, copied
-    if ahead is not None:
-        yield ready(*ahead)
+    ahead: deque[tuple[Batch, Any]] = deque()
+    try:
+        for batch in batches:
+            with streams.stream(side):
+                on_device = batch.to(device)
+            ahead.append((on_device, side.record_event()))
+            if len(ahead) > 1:
+                yield ready(*ahead.popleft())
+    except Exception:  # of who makes the batches: those before it come first
+        yield from itertools.starmap(ready, ahead)
+        raise
+    yield from itertools.starmap(ready, ahead)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all loaders: memory is kept by stream."""
+    return torch.get_device_module(device.type).Stream()
 
 
 # ---------------------------------------------------------------- Criteo

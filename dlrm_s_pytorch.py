@@ -500,17 +500,18 @@ class Trainer:
         tables = self.model.emb_l
         tables.lr = lr
         losses, num_rows = [], sum(batch.rows_per_rank)
-        pieces = self._pieces(batch, self.options.mini_batch_size)
+        pieces = self._pieces(batch, self.data.train, self.options.mini_batch_size)
         at_once = self._can_update_at_once and updates and group == len(pieces) == 1
         self.model.sgd_in_backward(lr if at_once else None)
-        if it % accumulate == 1 or accumulate == 1:
-            self.scale.begin()
         for piece in pieces:  # all see the same rows, so these change with the last one
             tables.update_in_backward = updates and piece is pieces[-1]
             features = piece.decode()
+            self.scale.begin()
             predicted = self.model(features, piece.rows_per_rank)
+            self.scale.look()
             loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
             predicted.backward(self.scale.scaled(gradient.div_(num_rows * group)))
+            self.scale.look()
             losses.append(loss)
         if updates:
             for parameters in self.optimizer.param_groups:
@@ -521,10 +522,10 @@ class Trainer:
             self.progress.resume_iter = it
         return sum(losses[1:], losses[0]) / num_rows
 
-    def _pieces(self, batch: dp.Batch, batch_size: int) -> list[dp.Batch]:
-        """What the model sees of a batch at a time, on the device."""
+    def _pieces(self, batch: dp.Batch, data: dp.BatchData, batch_size: int) -> list[dp.Batch]:
+        """What the model sees of a batch of `data` at a time, on the device."""
         batch = batch.to(self.process.device)
-        if self.execution.static_shapes:
+        if self.execution.static_shapes and len(data) > 1:  # one that is alone is like the others
             return [batch.filled(-(-batch_size // self.process.world_size))]
         return batch.pieces(self.piece_rows)
 
@@ -573,8 +574,17 @@ class Trainer:
         self._clock, self._timed_steps = now, 0
         self._lines += 1
         self.progress.train_loss = loss
+        self._warn_of_skipped_steps()
         step = epoch * self.num_batches + it
         self.reporter.training(it, self.num_batches, epoch, ms_per_it, loss, step)
+
+    def _warn_of_skipped_steps(self) -> None:
+        skipped, steps, scale = self.scale.skipped()
+        if 2 * skipped > steps:
+            self.reporter.say(
+                f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"
+                f" the loss scale is {scale:g}"
+            )
 
     def evaluate_and_save(self) -> None:
         """Evaluate, report, and save where it is the best so far."""
@@ -607,7 +617,7 @@ class Trainer:
         loader = self._load(self.data.test, range(len(self.data.test)), workers)
         scores = ScoreMeter(self.process)
         for batch in loader:
-            for piece in self._pieces(batch, evaluation_batch_size(self.options)):
+            for piece in self._pieces(batch, self.data.test, evaluation_batch_size(self.options)):
                 features = piece.decode()
                 predicted = self.model(features, piece.rows_per_rank)
                 count = piece.num_rows - piece.num_filled
@@ -761,7 +771,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     process = make_process(options)
     if options.self_check:
-        return self_check.run(main, sys.argv[1:] if argv is None else argv, process, options)
+        return self_check.run(main, process, options)
     prepared = prepare_data(options)
     if options.dry_run:
         return check_only(options, prepared)

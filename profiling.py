@@ -332,6 +332,11 @@ class Stopwatch:
         return Recording(self.steps, self._calls, [])
 
 
+def _traces(folder: str) -> set[Path]:
+    """What torch_npu's profiler has left there, of this run and of earlier ones."""
+    return set(Path(folder).glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"))
+
+
 @contextlib.contextmanager
 def _profiled_npu(
     name: str, phases: Sequence[Phase], say: Callable[[str], Any]
@@ -342,17 +347,18 @@ def _profiled_npu(
     """
     watch, marks = Stopwatch(), contextlib.ExitStack()
     folder, trace_file, table_file = f"{name}_npu", Path(f"{name}.json"), Path(f"{name}.prof")
+    earlier = _traces(folder)
 
     def write() -> None:
         marks.close()
         by_phase = table(phases, watch.recording())
         table_file.write_text(f"{by_phase}\n\noperators and kernels: {folder}\n", encoding="utf-8")
-        traces = sorted(Path(folder).glob("*/ASCEND_PROFILER_OUTPUT/trace_view.json"))
+        traces = _traces(folder) - earlier
         if not traces:
             raise UserError(
                 f"--enable-profiling: torch_npu's profiler has left no trace in {folder}"
             )
-        shutil.copyfile(traces[-1], trace_file)
+        shutil.copyfile(traces.pop(), trace_file)
         say(f"{by_phase}\nprofile: {table_file}, {trace_file}, {folder}")
 
     def after_step() -> None:

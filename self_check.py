@@ -31,6 +31,13 @@ FLAGS = (
     " --mlperf-logging --tensor-board-filename= --lr-num-warmup-steps=0 --lr-num-decay-steps=0"
 ).split()
 NUM_ROWS = 16_000  # of three days; the first two have the rows of all steps
+# of the command line it takes these; the job, its files and its end are its own
+TAKEN = (
+    "optimizer", "arch_interaction_op", "weighted_pooling", "num_workers", "amp", "fused_optimizer",
+    "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
+    "local_rank", "mlperf_grad_accum_iter",
+)  # fmt: skip
+SWITCHES = ("use_npu", "use_gpu", "arch_interaction_itself")
 RATE = {"sgd": 0.5, "adagrad": 0.01, "rwsadagrad": 0.01}
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2}  # of a loss, beside the CPU's in float32
 
@@ -47,14 +54,12 @@ class SelfCheck:
 
     Args:
         program: main(argv) of the program.
-        words: the command line, without --self-check.
         process: this rank.
         options: of the command line.
         folder: for data and model; all ranks have the same.
     """
 
     program: Program
-    words: list[str]
     process: ext_dist.Process
     options: argparse.Namespace
     folder: Path
@@ -73,11 +78,20 @@ class SelfCheck:
     def _model(self) -> Path:
         return self.folder / "DLRM.pth"
 
-    def _run(self, *flags: str, words: Sequence[str] = ()) -> report.LogSummary:
+    def _flags(self) -> list[str]:
+        """What is taken of the command line."""
+        values = {name: getattr(self.options, name) for name in TAKEN}
+        given = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return [*given, *(f"--{name}" for name in SWITCHES if getattr(self.options, name))]
+
+    def _run(self, *flags: str, on_cpu: bool = False) -> report.LogSummary:
         """The lines of a run of the program; elsewhere than on the first rank there are none."""
         out, err = io.StringIO(), io.StringIO()
         rate = f"--learning-rate={RATE[self.options.optimizer]}"
-        words = [*(words or self.words), *FLAGS, rate]
+        words = [*self._flags(), *FLAGS, rate]
+        if on_cpu:
+            words = [word for word in words if not word.startswith("--use_")]
+            words += ["--amp=off", "--dist-backend=gloo"]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = self.program([*words, f"--data_path={self.folder / 'data'}", *flags])
         if status:
@@ -128,9 +142,7 @@ class SelfCheck:
         amp = self.options.amp
         if self.process.device.type == "cpu" and amp == "off":
             return "it is the CPU"
-        switches = ("--use-npu", "--use-gpu")
-        words = [word for word in self.words if word.replace("_", "-") not in switches]
-        on_cpu = self._run("--amp=off", "--dist-backend=gloo", words=words)
+        on_cpu = self._run(on_cpu=True)
         pairs = zip(self.trained.losses, on_cpu.losses, strict=True)
         largest = max((abs(one - other) / other for one, other in pairs), default=0.0)
         if largest > TOLERANCE[amp]:
@@ -141,18 +153,14 @@ class SelfCheck:
         return f"losses differ by at most {largest:.1e} of the CPU's"
 
 
-def run(
-    program: Program, words: Sequence[str], process: ext_dist.Process, options: argparse.Namespace
-) -> int:
+def run(program: Program, process: ext_dist.Process, options: argparse.Namespace) -> int:
     """Make the checks and print PASS, or FAIL and why; gives the exit status, 0 or 1.
 
     Args:
         program: main(argv).
-        words: the command line.
         process: this rank; several make the checks together.
         options: of the command line.
     """
-    own = [word for word in words if word.replace("_", "-") != "--self-check"]
 
     def say(line: str) -> None:
         if process.is_first:
@@ -163,7 +171,7 @@ def run(
     say(f"{'Python':14} {platform.python_version()}, {platform.platform()}")
     say(f"{'ranks':14} {process.world_size}, {process.backend}")
     with ext_dist.joined(process), _shared_folder(process) as folder:
-        job = SelfCheck(program, own, process, options, folder)
+        job = SelfCheck(program, process, options, folder)
         passed = all(_passes(name, check, say) for name, check in job.checks())
     if passed:
         say("PASS")

@@ -12,6 +12,7 @@ import torch
 from devices import OverflowFlag
 
 FIRST = 65536.0
+LOWEST, HIGHEST = 1.0, 2.0**60  # it never becomes 0 or infinite, from where no step leads back
 GROWTH, BACKOFF = 2.0, 0.5
 GROWTH_INTERVAL = 2000  # steps without an overflow, then it grows
 
@@ -22,7 +23,10 @@ class NoScale:
     is_on = False
 
     def begin(self) -> None:
-        """A step begins."""
+        """A forward pass begins."""
+
+    def look(self) -> None:
+        """A forward or a backward pass has ended."""
 
     def scaled(self, gradient: torch.Tensor) -> torch.Tensor:
         """What the backward pass begins with."""
@@ -40,6 +44,10 @@ class NoScale:
 
     def end(self) -> None:
         """An update is done."""
+
+    def skipped(self) -> tuple[int, int, float]:
+        """(steps skipped, steps, scale) since the last call, which may wait for the device."""
+        return 0, 0, 1.0
 
     def state(self) -> list[float]:
         """What a resumed run needs."""
@@ -69,14 +77,24 @@ class LossScale(NoScale):
         self.found = torch.zeros(1, device=device)
         self._flag = OverflowFlag(device)
         self._inverse = self.scale.reciprocal()
+        self._num_skipped, self._num_steps = torch.zeros_like(self.found), 0
 
     def begin(self) -> None:
-        """Before the forward pass of the first batch that an update counts."""
+        """Before a forward pass."""
         self._flag.clear()
 
+    def look(self) -> None:
+        """After a forward or a backward pass: a chip's flag would say so of the loss as well.
+
+        The logarithm of a prediction of exactly 0 is infinite, before it is cut off.
+        """
+        self._flag.add_to(self.found)
+
     def scaled(self, gradient: torch.Tensor) -> torch.Tensor:
-        """(b, 1) times the scale."""
-        return gradient.mul_(self.scale)
+        """(b, 1) times the scale, from where the backward pass begins."""
+        gradient = gradient.mul_(self.scale)
+        self._flag.clear()
+        return gradient
 
     def unscale_(self, gradients: Sequence[torch.Tensor]) -> None:
         """Divide float32 gradients by the scale in place; remember whether all are finite."""
@@ -86,7 +104,6 @@ class LossScale(NoScale):
 
     def over_ranks(self) -> list[torch.Tensor]:
         """[found], which any rank can have set."""
-        self._flag.add_to(self.found)
         return [self.found]
 
     def zero_if_overflown(self, gradients: Sequence[torch.Tensor]) -> None:
@@ -102,12 +119,22 @@ class LossScale(NoScale):
         not wait for the device.
         """
         overflown = self.found > 0
+        self._num_skipped.add_(overflown)
+        self._num_steps += 1
         self.steps.add_(1).masked_fill_(overflown, 0)
         grows = self.steps >= GROWTH_INTERVAL
         self.scale.mul_(1 + (GROWTH - 1) * grows + (BACKOFF - 1) * overflown)
+        self.scale.clamp_(LOWEST, HIGHEST)
         self.steps.masked_fill_(grows, 0)
         self._inverse = self.scale.reciprocal()
         self.found.zero_()
+
+    def skipped(self) -> tuple[int, int, float]:
+        """(steps skipped, steps, scale) since the last call; waits for the device."""
+        found = int(self._num_skipped), self._num_steps, float(self.scale)
+        self._num_skipped.zero_()
+        self._num_steps = 0
+        return found
 
     def state(self) -> list[float]:
         """[scale, steps]; waits for the device."""

@@ -2,14 +2,15 @@
 
     torchrun --nproc_per_node=3 ranks_program.py cases.json results.json [backend]
 
-cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed"}},
-lists by rank.
+cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed", "alike":
+what all ranks have alike}}, lists by rank. FIRST_SCALE in the environment: of --amp=fp16.
 """
 
 import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch._dynamo  # before the group, as extend_distributed explains  # noqa
 import torch.distributed as dist
 
 import dlrm_s_pytorch as dlrm
+from optim import loss_scale
 
 
 class Watched(dlrm.Trainer):
@@ -56,6 +58,7 @@ def main():
     dlrm.Trainer = Watched
     if dist.get_world_size() > 1:  # several ranks' steps in pieces equal one rank's whole ones
         dlrm.CPU_PIECE_ROWS = 30
+    loss_scale.FIRST = float(os.environ.get("FIRST_SCALE", loss_scale.FIRST))
     found = {}
     for name, argv in json.loads(cases.read_text()).items():
         out = io.StringIO()
@@ -67,10 +70,20 @@ def main():
             len(trainer.model.emb_l.weight),
             trainer.data.train.rows_read,
             trainer.rows_computed,
+            (
+                sum(
+                    float(p.detach().cpu().double().sum()) for p in trainer.model.dense_parameters()
+                ),
+                *trainer.scale.state(),
+            ),
         )
         dist.all_gather_object(facts, mine)
         columns = dict(
-            zip(("table_rows", "rows_read", "rows_computed"), zip(*facts, strict=True), strict=True)
+            zip(
+                ("table_rows", "rows_read", "rows_computed", "alike"),
+                zip(*facts, strict=True),
+                strict=True,
+            )
         )
         found[name] = {"out": out.getvalue(), **columns}
     if dist.get_rank() == 0:

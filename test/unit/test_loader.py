@@ -1,5 +1,6 @@
 """The loader gives the batches that were asked for, in order and ahead, and cleans up behind it."""
 
+import contextlib
 import threading
 
 import numpy as np
@@ -143,3 +144,71 @@ def test_an_error_names_the_row_of_the_epoch_whoevers_share_it_is(number):
     for numbers in ([number], range(first, min(first + 8, NUM_BATCHES))):
         with pytest.raises(UserError, match=f"row {number_of[bad]} of the epoch"):
             data.read(list(numbers))
+
+
+class Streams:
+    """A device's module whose work is done at once."""
+
+    class Stream:
+        def record_event(self):
+            return "copied"
+
+        def wait_event(self, event):
+            assert event == "copied"
+
+    def stream(self, stream):
+        return contextlib.nullcontext()
+
+    def current_stream(self):
+        return self.Stream()
+
+
+class OnDevice:
+    def __init__(self, number, log):
+        self.number, self.log, self.block = number, log, self
+
+    def to(self, device):
+        self.log.append(f"copy {self.number}")
+        return self
+
+    def record_stream(self, stream):
+        self.log.append(f"give {self.number}")
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """(log, batches that are copied ahead, of a maker that fails behind the third)."""
+    log = []
+
+    def maker():
+        try:
+            for number in range(3):
+                yield OnDevice(number, log)
+            raise UserError("the fourth is bad")
+        finally:
+            log.append("closed")
+
+    monkeypatch.setattr(torch, "get_device_module", lambda _: Streams())
+    dp._side_stream.cache_clear()
+    yield log, dp._copied_ahead(maker(), CPU)
+    dp._side_stream.cache_clear()
+
+
+def test_a_copy_begins_before_the_step_on_the_batch_before_it(copied):
+    """And an error while reading comes behind all batches before it."""
+    log, batches = copied
+    got = []
+    with pytest.raises(UserError, match="the fourth is bad"):
+        for batch in batches:
+            log.append(f"step {batch.number}")
+            got.append(batch.number)
+    assert got == [0, 1, 2]
+    order = ["copy 0", "copy 1", "give 0", "step 0", "copy 2", "give 1", "step 1"]
+    assert log[:7] == order and log[-1] == "step 2"
+
+
+def test_who_makes_batches_ends_with_who_copies_them(copied):
+    log, batches = copied
+    next(batches)
+    batches.close()
+    assert log[-1] == "closed"

@@ -141,3 +141,36 @@ def test_tables_and_their_state_stay_float32(amp, flags):
 def test_flags_of_amp_are_checked():
     wrong = train("--amp=fp8")
     assert wrong.status == 2 and "choose from 'off', 'bf16', 'fp16'" in wrong.err
+
+
+def test_the_scale_stays_a_number_that_can_be_undone():
+    """However often a step overflows: the first that does not changes something again."""
+    scale = LossScale(CPU)
+    for _ in range(200):
+        scale.unscale_([torch.tensor([float("inf")])])
+        scale.end()
+    assert scale.skipped() == (200, 200, loss_scale.LOWEST) and scale.skipped()[:2] == (0, 0)
+    gradient = scale.scaled(torch.ones(1))
+    scale.unscale_([gradient])
+    scale.zero_if_overflown([gradient])
+    assert gradient.tolist() == [1.0]
+    scale.restore([loss_scale.HIGHEST, loss_scale.GROWTH_INTERVAL - 1])
+    scale.end()
+    assert float(scale.scale) == loss_scale.HIGHEST
+
+
+def test_steps_that_change_nothing_are_told(monkeypatch):
+    monkeypatch.setattr(loss_scale, "FIRST", 2.0**50)
+    result = train(*SMALL_MODEL, "--amp=fp16", "--print-freq=5")
+    assert "warning: 5 of 5 steps overflowed in float16 and changed nothing" in result.out
+    monkeypatch.undo()
+    assert "overflowed" not in train(*SMALL_MODEL, "--amp=fp16", "--print-freq=5").out
+
+
+@pytest.mark.parametrize("first, then", [("off", "fp16"), ("fp16", "bf16"), ("bf16", "off")])
+def test_a_run_goes_on_in_another_precision(first, then, tmp_path):
+    flags = [*SMALL_MODEL, "--num-batches=6"]
+    train(*flags, f"--amp={first}", f"--save-model={tmp_path / 'm.pth'}")
+    go_on = [f"--load-model={tmp_path / 'm.pth'}", "--nepochs=2"]
+    resumed = train(*flags, f"--amp={then}", *go_on)
+    assert resumed.status == 0 and len(resumed.losses) == 6

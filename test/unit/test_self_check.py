@@ -34,6 +34,18 @@ def test_lower_precision_is_held_against_float32(flags):
     assert re.search(r"as on the CPU +ok +losses differ by at most [1-9]", result.out)
 
 
+def test_files_and_flags_of_a_run_are_none_of_its_own(temporary, monkeypatch):
+    monkeypatch.chdir(temporary)
+    model = temporary / "mine.pth"
+    model.write_text("mine")
+    flags = [f"--save-model={model}", f"--load-model={model}", "--performance", "--inference-only"]
+    flags += ["--amp=bf16", "--enable-profiling", "--mlperf-grad-accum-iter=2", "--nepochs=3"]
+    result = train("--self-check", *flags)
+    assert result.status == 0, result.out + result.err
+    assert model.read_text() == "mine"
+    assert [path.name for path in temporary.iterdir()] == ["mine.pth"]
+
+
 FAULTS = {
     "20 steps": ("train_step", lambda *_: torch.tensor(0.5)),
     "evaluation": ("evaluate_and_save", lambda self: None),
@@ -53,9 +65,9 @@ def test_what_fails_is_named(name, monkeypatch):
 def test_a_device_that_computes_something_else_is_found(monkeypatch):
     plain = self_check.SelfCheck._run
 
-    def differs(self, *flags, words=()):
-        summary = plain(self, *flags, words=words)
-        if words:
+    def differs(self, *flags, on_cpu=False):
+        summary = plain(self, *flags, on_cpu=on_cpu)
+        if on_cpu:
             summary.losses[7] *= 1.1
         return summary
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket
 import time
 from enum import Enum
 from pathlib import Path
@@ -22,7 +23,8 @@ def tensorboard_trace_handler(dir_name=None, worker_name=None, analyse_flag=True
 
 
 def _write(dir_name, worker_name, profiler):
-    name = f"{worker_name or os.getpid()}_{time.strftime('%Y%m%d%H%M%S')}_ascend_pt"
+    who = worker_name or f"{socket.gethostname()}_{os.getpid()}"
+    name = f"{who}_{time.strftime('%Y%m%d%H%M%S')}_ascend_pt"
     folder = Path(dir_name) / name / "ASCEND_PROFILER_OUTPUT"
     folder.mkdir(parents=True)
     (folder / "trace_view.json").write_text("[]")
