@@ -252,7 +252,8 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     As in torch.cuda.Stream's notes, which torch_npu follows: what one stream makes another may use
     only after waiting for it, and memory is told of the second one (record_stream).
     """
-    streams, side = torch.get_device_module(device.type), _side_stream(device)
+    streams = torch.get_device_module(device.type)
+    side = _side_stream(device)
 
     def ready(batch: Batch, copied: Any) -> Batch:
         main = streams.current_stream()
@@ -265,7 +266,9 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         for batch in batches:
             with streams.stream(side):
                 on_device = batch.to(device)
-            ahead.append((on_device, side.record_event()))
+            copied = streams.Event()
+            copied.record(side)
+            ahead.append((on_device, copied))
             if len(ahead) > 1:
                 yield ready(*ahead.popleft())
     except Exception:  # of who makes the batches: those before it come first

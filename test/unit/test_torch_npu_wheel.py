@@ -108,7 +108,7 @@ def test_every_way_of_use_is_followed(uses):
         "npu.set_device",  # through torch.get_device_module
         "npu.set_compile_mode",
         "npu.utils.is_support_inf_nan",
-        "npu.Stream.record_event",  # of an object
+        "npu.Event.record",  # of an object
         "npu.Stream.wait_event",  # of what current_stream gives
         "optim.NpuFusedSGD",
         "profiler.ProfilerActivity.NPU",
