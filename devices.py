@@ -4,10 +4,13 @@ torch_npu's names are those of 2.13.0; docs/npu.md has the versions that go toge
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
+import importlib.util
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +39,9 @@ class Execution:
             notes on pinned memory, and torch_npu's own use of it in its GradScaler.)
         copy_stream: the next batch is copied on a stream of its own while a step is at work.
             (torch.npu.Stream, which waits, records and tells memory as torch.cuda.Stream does.)
+        triton: kernels of triton_kernels.py take the place of chains of operators.
+        graphs: a step is recorded once and then replayed with one call of the host. (CUDA
+            graphs, in torch's notes on CUDA semantics.)
     """
 
     lower: torch.dtype | None = None
@@ -44,6 +50,8 @@ class Execution:
     static_shapes: bool = False
     pin_memory: bool = False
     copy_stream: bool = False
+    triton: bool = False
+    graphs: bool = False
 
 
 LOWER_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -168,6 +176,68 @@ def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
             " leave the flag out",
             everywhere=True,
         )
+
+
+# ---------------------------------------------------------------- NVIDIA GPUs
+
+
+def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
+    """Triton's kernels run there: on a GPU, or interpreted with TRITON_INTERPRET=1 on the CPU.
+
+    Triton's interpreter gets bfloat16 wrong.
+    """
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    interpreted = interpreted and lower is not torch.bfloat16
+    found = importlib.util.find_spec("triton") is not None
+    return found and (device.type == "cuda" or interpreted)
+
+
+def triton_kernels() -> Any:
+    """The module triton_kernels, imported on first use: not every device has a Triton."""
+    return importlib.import_module("triton_kernels")
+
+
+def set_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether float32 products on a GPU may round their factors to 10 bits (TensorFloat-32).
+
+    Raises:
+        UserError: it is asked for on another device.
+    """
+    if allowed and device.type != "cuda":
+        raise UserError(f"--tf32 is for NVIDIA GPUs: the device is {device.type}", everywhere=True)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+def capture(
+    device: torch.device, work: Callable[[], torch.Tensor]
+) -> tuple[Callable[[], None], torch.Tensor]:
+    """Record the kernels of `work` without running them.
+
+    Returns:
+        What runs them again, on the same memory, and `work`'s result, which each run overwrites.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # the thread that makes the next batches may take page-locked memory meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work()
+    return graph.replay, result
+
+
+@contextlib.contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """On a stream of its own, as steps that warm up for `capture` have to be (torch's notes)."""
+    module = torch.get_device_module(device.type)
+    main, side = module.current_stream(), _side_stream(device)
+    side.wait_stream(main)
+    with module.stream(side):
+        yield
+    main.wait_stream(side)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    return torch.get_device_module(device.type).Stream()
 
 
 # ---------------------------------------------------------------- precision

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from command_line import UserError
 from criteo_text import FIRST_SPARSE, NUM_DENSE, NUM_SPARSE, Bytes
 from data_utils import Prepared
-from devices import Execution
+from devices import Execution, triton_kernels
 from extend_distributed import Bags, Process, share_of_rows, split_rows
 from row_layout import Layout
 
@@ -96,8 +96,8 @@ class Batch:
         ones[self.num_rows - self.num_filled :] = 0
         return ones
 
-    def decode(self) -> Features:
-        """The model's tensors, on the block's device."""
+    def decode(self, triton: bool = False) -> Features:
+        """The model's tensors, on the block's device; with Triton's kernel, if there is one."""
         raise NotImplementedError
 
 
@@ -132,8 +132,12 @@ class CriteoBatch(Batch):
             num_filled=missing,
         )
 
-    def decode(self) -> Features:
+    def decode(self, triton: bool = False) -> Features:
         """Integers x become log(x + 1); every bag holds one id."""
+        if triton:
+            places = _places_on(self.block.device, self.layout)
+            found = triton_kernels().decode(self.block, places, NUM_DENSE, NUM_SPARSE)
+            return Features(found[0], Bags(found[1].view(-1)), found[2])
         if self.block.device.type == "cpu":
             arrays = self.layout.decode(self.block.numpy())
             dense, ids, label = (torch.from_numpy(array) for array in arrays)
@@ -142,6 +146,13 @@ class CriteoBatch(Batch):
             dense, ids = columns[:, 1:FIRST_SPARSE].float(), columns[:, FIRST_SPARSE:]
             label = columns[:, :1].float()
         return Features(dense.add_(1).log_(), Bags(ids.reshape(-1)), label)
+
+
+@functools.cache
+def _places_on(device: torch.device, layout: Layout) -> torch.Tensor:
+    """(2, 40) int32: first byte and width of each column."""
+    places = np.stack([layout.offsets, layout.widths]).astype(np.int32)
+    return torch.from_numpy(places).to(device)
 
 
 def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -173,8 +184,8 @@ class BatchData(Protocol):
 
     def __getitem__(self, number: int) -> Batch: ...
 
-    def read(self, numbers: Sequence[int]) -> list[Batch]:
-        """Batches `numbers`, in that order."""
+    def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
+        """Batches `numbers`, in that order; in page-locked memory if that spares a copy."""
         ...
 
 
@@ -224,7 +235,7 @@ def _made_ahead(
     data: BatchData, numbers: Iterable[int], device: torch.device, pin_memory: bool
 ) -> Iterator[Batch]:
     def make(group: Sequence[int]) -> list[Batch]:
-        batches = data.read(group)
+        batches = data.read(group, pin_memory and device.type == "cuda")
         return [batch.pin_memory() for batch in batches] if pin_memory else batches
 
     def use_device() -> None:  # which card is the current one, each thread says for itself
@@ -321,17 +332,21 @@ class CriteoData:
     def __getitem__(self, number: int) -> Batch:
         return self.read([number])[0]
 
-    def read(self, numbers: Sequence[int]) -> list[Batch]:
+    def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
         """Batches `numbers`; whole ones in a row are one copy and one check."""
         places = [self._place(number) for number in numbers]
         together = all(end == begin for (_, end), (begin, _) in itertools.pairwise(places))
         if not together:
-            return [self[number] for number in numbers]
-        rows = np.array(self._rows[places[0][0] : places[-1][1]])
+            return [batch for number in numbers for batch in self.read([number], pin_memory)]
+        begin, end = places[0][0], places[-1][1]
+        size = (end - begin, self._rows.shape[1])
+        copied = torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory)
+        rows = copied.numpy()
+        np.copyto(rows, self._rows[begin:end])
         sizes = [end - begin for begin, end in places]
         self._check_ids(rows, numbers, sizes)
         self.rows_read += len(rows)
-        blocks = torch.from_numpy(rows).split(sizes)
+        blocks = copied.split(sizes)
         return [
             CriteoBatch(block, len(block), self._rows_per_rank(number), self._layout)
             for number, block in zip(numbers, blocks, strict=True)

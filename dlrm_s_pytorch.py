@@ -51,9 +51,12 @@ from interaction import CatInteraction, DotInteraction
 from losses import LossMeter, make_loss
 from metrics import Metrics
 from mlp import MLP
+from optim.dense_update import DenseUpdate
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
+from optim.row_optimizers import Rate
 from profiling import PROFILED_STEPS, Phase, profiled
+from step_graph import StepGraph
 
 CPU_PIECE_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
@@ -67,7 +70,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
     data = (_add_data, data_utils.add_data_options)
-    training = (_add_training, _add_device, _add_execution)
+    training = (_add_training, _add_device, _add_execution, _add_gpu)
     results = (_add_reporting, _add_model_files, _add_mlperf)
     groups = (_add_model, _add_compressed, _add_loss, *data, *training, *results)
     for add_group in groups:
@@ -186,6 +189,18 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     flag("--pin-memory", "batches wait in page-locked memory")
     flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
     flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
+
+
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("NVIDIA GPU").add_argument
+    flag("--cuda-graphs", action="store_true", help="record a step once, then replay it")
+    flag("--tf32", action="store_true", help="float32 products round their factors to 10 bits")
+    flag(
+        "--triton",
+        type=true_or_false,
+        default=True,
+        help="kernels in Triton (with TRITON_INTERPRET=1 also on the CPU)",
+    )
 
 
 def _add_reporting(parser: argparse.ArgumentParser) -> None:
@@ -354,7 +369,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
         self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device, execution.lower)
-        self.interact = make_interaction(architecture, process.device)
+        self.interact = make_interaction(architecture, process.device, execution.triton)
 
     def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
         """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors."""
@@ -373,14 +388,31 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.bot_l.sgd_in_backward = self.top_l.sgd_in_backward = lr
 
 
-def make_interaction(architecture: Architecture, device: torch.device) -> nn.Module:
+def make_interaction(architecture: Architecture, device: torch.device, triton: bool) -> nn.Module:
     """How the bottom MLP's output and the T pooled vectors combine."""
     if architecture.interaction == "cat":
         return CatInteraction()
-    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device)
+    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device, triton)
 
 
 # ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What a step has to know of the update that it is a part of.
+
+    Args:
+        num_rows: of the batch, over all ranks; what fills it up is not counted.
+        group: batches that share the update.
+        lr: its rate.
+        is_due: this step makes it.
+    """
+
+    num_rows: int
+    group: int
+    lr: Rate
+    is_due: bool
 
 
 class Trainer:
@@ -412,6 +444,11 @@ class Trainer:
             and self.execution.lower is None
         )
         self.schedule = _schedule(options)
+        self._lr = torch.zeros((), device=process.device)
+        self.dense_update = DenseUpdate(self.optimizer)
+        self.graph = (
+            StepGraph(process.device, self._step_to_record) if self.execution.graphs else None
+        )
         self.loss = make_loss(options.loss_function, options.loss_weights, process.device)
         self.losses = LossMeter(process)
         self.progress = checkpoint.Progress()
@@ -464,6 +501,7 @@ class Trainer:
             Phase("backward", torch.Tensor, "backward"),
             Phase("update", model.emb_l, "take_gradient"),
             Phase("update", self, "_update_dense"),
+            Phase("graph", StepGraph, "_replay"),
             Phase("exchange", exchange, "ids_to_tables"),
             Phase("exchange", exchange, "vectors_to_rows"),
             Phase("exchange", ext_dist._AllToAll, "backward"),
@@ -497,30 +535,44 @@ class Trainer:
         group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
         updates = it % accumulate == 0 or it == self.num_batches
         lr = self.schedule.rate(self.progress.num_steps + 1)
-        tables = self.model.emb_l
-        tables.lr = lr
-        losses, num_rows = [], sum(batch.rows_per_rank)
+        num_rows = sum(batch.rows_per_rank)
         pieces = self._pieces(batch, self.data.train, self.options.mini_batch_size)
-        at_once = self._can_update_at_once and updates and group == len(pieces) == 1
-        self.model.sgd_in_backward(lr if at_once else None)
+        if self.graph is None:
+            share = self._step(pieces, _Update(num_rows, group, lr, updates))
+        else:
+            self._lr.fill_(lr)
+            share = self.graph.run(pieces[0], num_rows)
+            self.dense_update.count_step()
+        if updates:
+            self.progress.num_steps += 1
+            self.progress.resume_iter = it
+        return share
+
+    def _step_to_record(self, batch: dp.Batch, num_rows: int) -> torch.Tensor:
+        """A whole step; what changes from one to the next is on the device."""
+        return self._step([batch], _Update(num_rows, 1, self._lr, True))
+
+    def _step(self, pieces: Sequence[dp.Batch], update: "_Update") -> torch.Tensor:
+        """As train_step, on a batch's pieces."""
+        tables, updates = self.model.emb_l, update.is_due
+        tables.lr = update.lr
+        at_once = self._can_update_at_once and updates and update.group == len(pieces) == 1
+        self.model.sgd_in_backward(float(update.lr) if at_once else None)
+        divisor = update.num_rows * update.group
+        losses = []
         for piece in pieces:  # all see the same rows, so these change with the last one
             tables.update_in_backward = updates and piece is pieces[-1]
-            features = piece.decode()
+            features = piece.decode(self.execution.triton)
             self.scale.begin()
             predicted = self.model(features, piece.rows_per_rank)
             self.scale.look()
             loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
-            predicted.backward(self.scale.scaled(gradient.div_(num_rows * group)))
+            predicted.backward(self.scale.scaled(gradient.div_(divisor)))
             self.scale.look()
             losses.append(loss)
-        if updates:
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = lr
-            if not at_once:
-                self._update_dense()
-            self.progress.num_steps += 1
-            self.progress.resume_iter = it
-        return sum(losses[1:], losses[0]) / num_rows
+        if updates and not at_once:
+            self._update_dense(update.lr)
+        return sum(losses[1:], losses[0]) / update.num_rows
 
     def _pieces(self, batch: dp.Batch, data: dp.BatchData, batch_size: int) -> list[dp.Batch]:
         """What the model sees of a batch of `data` at a time, on the device."""
@@ -534,14 +586,19 @@ class Trainer:
     ) -> Iterable[dp.Batch]:
         return dp.load(data, numbers, num_workers, self.process.device, self.execution)
 
-    def _update_dense(self) -> None:
+    def _update_dense(self, lr: Rate) -> None:
         """And, where the loss is scaled, what waits for its overflows."""
         parameters = self.model.dense_parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         ext_dist.sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
         self.scale.unscale_(gradients)
         self.scale.zero_if_overflown(gradients)
-        self.optimizer.step()
+        if isinstance(lr, torch.Tensor):
+            self.dense_update.apply(lr)
+        else:
+            for param_group in self.optimizer.param_groups:
+                param_group["lr"] = lr
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.emb_l.apply_kept()
         self.scale.end()
@@ -618,7 +675,7 @@ class Trainer:
         scores = ScoreMeter(self.process)
         for batch in loader:
             for piece in self._pieces(batch, self.data.test, evaluation_batch_size(self.options)):
-                features = piece.decode()
+                features = piece.decode(self.execution.triton)
                 predicted = self.model(features, piece.rows_per_rank)
                 count = piece.num_rows - piece.num_filled
                 scores.add(predicted[:count], features.label[:count])
@@ -674,19 +731,43 @@ def make_process(options: argparse.Namespace) -> ext_dist.Process:
     process = ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
     devices.lower_precision(process.device, options.amp)
     devices.set_jit_compile(process.device, options.jit_compile)
+    devices.set_tf32(process.device, options.tf32)
+    _check_graphs(options, process)
     return process
+
+
+def _check_graphs(options: argparse.Namespace, process: ext_dist.Process) -> None:
+    """A recorded step has one shape, and all of it is the GPU's."""
+    if not options.cuda_graphs:
+        return
+    problems = {
+        f"needs --use-gpu: the device is {process.device.type}": process.device.type != "cuda",
+        "needs Criteo data (--data_path): other data's batches differ in shape": (
+            options.data_generation != "dataset"
+        ),
+        "does not go with --mlperf-grad-accum-iter above 1": options.mlperf_grad_accum_iter > 1,
+        f"needs --dist-backend=nccl: {process.backend} goes through the host": (
+            process.world_size > 1 and process.backend != "nccl"
+        ),
+    }
+    for message, is_problem in problems.items():
+        if is_problem:
+            raise UserError(f"--cuda-graphs {message}", everywhere=True)
 
 
 def make_execution(options: argparse.Namespace, device: torch.device) -> devices.Execution:
     """How flags and device let the device be used."""
     on_card = device.type != "cpu"
+    lower = devices.lower_precision(device, options.amp)
     return devices.Execution(
-        lower=devices.lower_precision(device, options.amp),
+        lower=lower,
         one_lookup=options.one_lookup,
         fused_optimizer=options.fused_optimizer,
         static_shapes=on_card and options.static_shapes,
         pin_memory=on_card and options.pin_memory,
         copy_stream=on_card and options.copy_stream,
+        triton=options.triton and devices.has_triton(device, lower),
+        graphs=options.cuda_graphs,
     )
 
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from command_line import UserError
-from devices import Execution
+from devices import Execution, triton_kernels
 from extend_distributed import Bags, Exchange, Shard
 from optim.loss_scale import NoScale
-from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
+from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, Rate, RowOptimizer
 
 VALUES_AT_A_TIME = 1 << 22  # initial values drawn at a time
 
@@ -88,16 +88,19 @@ class EmbeddingTables(nn.Module):
         self._begin = np.cumsum([0, *sizes])
         self.weight = _zeros(int(self._begin[-1]), dim, device)
         self.pooling = torch.ones(len(self.weight), 1, device=device) if learned_pooling else None
-        self.optimizer = TABLE_OPTIMIZERS[optimizer](self.weight)
+        self._triton = triton_kernels() if execution.triton else None
+        self.optimizer = TABLE_OPTIMIZERS[optimizer](self.weight, execution.triton)
         self.pooling_optimizer = (
-            None if self.pooling is None else POOLING_OPTIMIZERS[optimizer](self.pooling)
+            None
+            if self.pooling is None
+            else POOLING_OPTIMIZERS[optimizer](self.pooling, execution.triton)
         )
         offsets = [
             begin - shard.begin for begin, shard in zip(self._begin, self.mine, strict=False)
         ]
         self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device)
         self._anchor = torch.zeros((), device=device, requires_grad=True)
-        self.lr = 0.0
+        self.lr: Rate = 0.0
         self.update_in_backward = True
         self.loss_scale = NoScale()
 
@@ -138,11 +141,15 @@ class EmbeddingTables(nn.Module):
 
     def _look_up(self, rows: torch.Tensor) -> torch.Tensor:
         """(B * T,) rows of the weight matrix -> their vectors (B * T, D)."""
+        if self._triton and self._execution.one_lookup:
+            lower = self._execution.lower or self.weight.dtype
+            vectors: torch.Tensor = self._triton.look_up(self.weight, rows, lower)
+            return vectors
         if self._execution.one_lookup or not self.mine:
             return F.embedding(rows, self.weight)
         of_tables = rows.view(-1, len(self.mine)).unbind(1)
-        vectors = [F.embedding(of_table, self.weight) for of_table in of_tables]
-        return torch.stack(vectors, dim=1).view(-1, self.dim)
+        by_table = [F.embedding(of_table, self.weight) for of_table in of_tables]
+        return torch.stack(by_table, dim=1).view(-1, self.dim)
 
     def take_gradient(self, bags: Bags, gradient: torch.Tensor) -> None:
         """Gradient of the pooled vectors (bags, D) -> gradients of rows, applied now or kept."""
@@ -161,6 +168,7 @@ class EmbeddingTables(nn.Module):
 
     def _give(self, optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         if self.loss_scale.is_on:
+            gradients = gradients.float()  # without their scale float16 would make some of them 0
             self.loss_scale.unscale_([gradients])
             optimizer.keep(rows, gradients)
         elif self.update_in_backward:

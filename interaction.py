@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import cpu_kernels
+from devices import triton_kernels
 
 
 class DotInteraction(nn.Module):
@@ -15,11 +16,16 @@ class DotInteraction(nn.Module):
         num_vectors: V = T + 1.
         itself: pairs of a vector with itself count too.
         device: where it computes.
+        triton: one kernel each way where it can hold a row, and zeros after the pairs, up to a
+            width that tensor cores take.
     """
 
-    def __init__(self, num_vectors: int, itself: bool, device: torch.device) -> None:
+    def __init__(
+        self, num_vectors: int, itself: bool, device: torch.device, triton: bool = False
+    ) -> None:
         super().__init__()
         self.itself = itself
+        self._triton = triton_kernels() if triton else None
         self._on_cpu = device.type == "cpu"
         self.pairs: torch.Tensor
         self.mirror: torch.Tensor
@@ -36,7 +42,10 @@ class DotInteraction(nn.Module):
         self.to(device)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, D) and (B, T, D) -> (B, D + pairs)."""
+        """(B, D) and (B, T, D) -> (B, D + pairs), and with Triton zeros after them."""
+        if self._triton and self._triton.dot_fits(pooled.shape[1] + 1, pooled.shape[2]):
+            fused: torch.Tensor = _FusedDot.apply(dense, pooled, self._triton, self.itself)
+            return fused
         joined: torch.Tensor = _Dot.apply(dense, pooled, self)
         return joined
 
@@ -89,6 +98,27 @@ class _Dot(torch.autograd.Function):
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         return *ctx.module.gradients(gradient, *ctx.saved_tensors), None
+
+
+class _FusedDot(torch.autograd.Function):
+    """The same by Triton's kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dense: torch.Tensor, pooled: torch.Tensor, kernels: Any, itself: bool
+    ) -> torch.Tensor:
+        ctx.save_for_backward(dense, pooled)
+        ctx.kernels, ctx.itself = kernels, itself
+        joined: torch.Tensor = kernels.dot_forward(dense, pooled, itself)
+        return joined
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        dense, pooled = ctx.saved_tensors
+        of_dense, of_pooled = ctx.kernels.dot_backward(gradient, dense, pooled, ctx.itself)
+        return of_dense, of_pooled, None, None
 
 
 class CatInteraction(nn.Module):

@@ -59,21 +59,28 @@ class MLP(nn.Sequential):
         self._lower = lower
         self._in_one_node = device.type == "cpu" and lower is None
         assert type(last) in (nn.ReLU, nn.Sigmoid)
+        self._num_inputs = widths[0]
         self._names = [type(activation).__name__ for activation in list(self)[1::2]]
         self._in_order = tuple(self.parameters())  # torch looks for them anew each time
         self.sgd_in_backward: float | None = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, first width) -> (B, last width)."""
+        """(B, first width) -> (B, last width); columns of zeros after the first width are let be.
+
+        Without them float16's products are slow where a width is no multiple of 8.
+        """
         if self._in_one_node:
-            return _Layers.apply(inputs, self, *self._in_order)
-        if self._lower is not None:
-            return self._in_lower_precision(inputs, self._lower)
+            return _Layers.apply(inputs[:, : self._num_inputs], self, *self._in_order)
+        if self._lower is not None or inputs.shape[1] > self._num_inputs:
+            return self._by_operators(inputs, self._lower or torch.float32)
         outputs: torch.Tensor = super().forward(inputs)
         return outputs
 
-    def _in_lower_precision(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
+    def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
         parameters = [parameter.to(lower) for parameter in self._in_order]
+        missing = outputs.shape[1] - parameters[0].shape[1]
+        if missing:
+            parameters[0] = F.pad(parameters[0], (0, missing))
         outputs = outputs.to(lower)
         for name, weight, bias in zip(self._names, parameters[::2], parameters[1::2], strict=True):
             outputs = F.linear(outputs, weight, bias)

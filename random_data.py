@@ -25,7 +25,7 @@ class BagBatch(Batch):
     num_tables: int
     ids_per_rank: Ints
 
-    def decode(self) -> Features:
+    def decode(self, triton: bool = False) -> Features:
         """Bags of any length, as they were drawn."""
         rows = self.num_rows
         ends = np.cumsum([rows * self.num_dense, rows, rows * self.num_tables])
@@ -144,7 +144,7 @@ class RandomData:
             self._draw(self._next)
         return self._share(*self._draw(number))
 
-    def read(self, numbers: Sequence[int]) -> list[Batch]:
+    def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
         """Batches `numbers`."""
         return [self[number] for number in numbers]
 

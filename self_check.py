@@ -35,11 +35,12 @@ NUM_ROWS = 16_000  # of three days; the first two have the rows of all steps
 TAKEN = (
     "optimizer", "arch_interaction_op", "weighted_pooling", "num_workers", "amp", "fused_optimizer",
     "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
-    "local_rank", "mlperf_grad_accum_iter",
+    "local_rank", "mlperf_grad_accum_iter", "triton",
 )  # fmt: skip
-SWITCHES = ("use_npu", "use_gpu", "arch_interaction_itself")
+SWITCHES = ("use_npu", "use_gpu", "arch_interaction_itself", "tf32", "cuda_graphs")
 RATE = {"sgd": 0.5, "adagrad": 0.01, "rwsadagrad": 0.01}
-TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2}  # of a loss, beside the CPU's in float32
+# of a loss, beside the CPU's in float32
+TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2, "tf32": 1e-2}
 
 Program = Callable[[Sequence[str]], int]
 
@@ -143,11 +144,12 @@ class SelfCheck:
         if self.process.device.type == "cpu" and amp == "off":
             return "it is the CPU"
         on_cpu = self._run(on_cpu=True)
+        tolerance = TOLERANCE["tf32" if amp == "off" and self.options.tf32 else amp]
         pairs = zip(self.trained.losses, on_cpu.losses, strict=True)
         largest = max((abs(one - other) / other for one, other in pairs), default=0.0)
-        if largest > TOLERANCE[amp]:
+        if largest > tolerance:
             raise _FailedError(
-                f"losses differ by {largest:.1e} of the CPU's, at most {TOLERANCE[amp]:.0e}"
+                f"losses differ by {largest:.1e} of the CPU's, at most {tolerance:.0e}"
                 f" expected: {self.trained.losses} and {on_cpu.losses}"
             )
         return f"losses differ by at most {largest:.1e} of the CPU's"

@@ -77,7 +77,8 @@ class LossScale(NoScale):
         self.found = torch.zeros(1, device=device)
         self._flag = OverflowFlag(device)
         self._inverse = self.scale.reciprocal()
-        self._num_skipped, self._num_steps = torch.zeros_like(self.found), 0
+        self._num_skipped = torch.zeros_like(self.found)
+        self._num_steps = torch.zeros_like(self.steps)
 
     def begin(self) -> None:
         """Before a forward pass."""
@@ -120,20 +121,20 @@ class LossScale(NoScale):
         """
         overflown = self.found > 0
         self._num_skipped.add_(overflown)
-        self._num_steps += 1
+        self._num_steps.add_(1)
         self.steps.add_(1).masked_fill_(overflown, 0)
         grows = self.steps >= GROWTH_INTERVAL
         self.scale.mul_(1 + (GROWTH - 1) * grows + (BACKOFF - 1) * overflown)
         self.scale.clamp_(LOWEST, HIGHEST)
         self.steps.masked_fill_(grows, 0)
-        self._inverse = self.scale.reciprocal()
+        self._inverse.copy_(self.scale.reciprocal())
         self.found.zero_()
 
     def skipped(self) -> tuple[int, int, float]:
         """(steps skipped, steps, scale) since the last call; waits for the device."""
-        found = int(self._num_skipped), self._num_steps, float(self.scale)
+        found = int(self._num_skipped), int(self._num_steps), float(self.scale)
         self._num_skipped.zero_()
-        self._num_steps = 0
+        self._num_steps.zero_()
         return found
 
     def state(self) -> list[float]:
@@ -145,7 +146,7 @@ class LossScale(NoScale):
         if state:
             self.scale.fill_(state[0])
             self.steps.fill_(int(state[1]))
-            self._inverse = self.scale.reciprocal()
+            self._inverse.copy_(self.scale.reciprocal())
 
 
 def make_loss_scale(dtype: torch.dtype | None, device: torch.device) -> NoScale:

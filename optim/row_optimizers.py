@@ -9,47 +9,61 @@ from collections.abc import Callable
 import torch
 
 import cpu_kernels
+from devices import triton_kernels
 from optim.loss_scale import NoScale
 from optim.row_gradients import row_gradients, without_non_finite
 
 EPS = 1e-10
+Rate = float | torch.Tensor  # on a GPU whose steps are recorded it is a number on the device
 
 
 class RowOptimizer:
     """What the rules share.
 
-    Attributes:
+    Args:
         weight: (R, D).
+        triton: sgd is one kernel.
+
+    Attributes:
+        weight: as given.
         state: what the rule remembers of each row, by name.
         is_linear: a row's gradients need not be summed before the rule is applied.
     """
 
     is_linear = False
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
         self.weight = weight
         self.state: dict[str, torch.Tensor] = {}
+        self._triton = triton_kernels() if triton else None
         self._kept = row_gradients(weight, distinct=not self.is_linear)
         self._on_cpu = weight.device.type == "cpu"
+
+    def _subtract(self, rows: torch.Tensor, steps: torch.Tensor, lr: Rate) -> None:
+        """weight[rows] -= lr * steps, by an operator."""
+        if isinstance(lr, torch.Tensor):
+            self.weight.index_add_(0, rows, steps * -lr)
+        else:
+            self.weight.index_add_(0, rows, steps, alpha=-lr)
 
     def keep(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Keep gradients (n, D) of rows (n,) for the next `apply`."""
         if len(rows):  # none on a rank without tables
-            self._kept.add(rows, gradients)
+            self._kept.add(rows, gradients.float())
 
-    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
+    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: Rate) -> None:
         """Update `weight` with gradients (n, D) of rows (n,) and with those kept."""
-        self._kept.add(rows, gradients)
+        self._kept.add(rows, gradients.float())
         self._update(*self._kept.take(), lr)
 
-    def apply_kept(self, lr: float, loss_scale: NoScale) -> None:
+    def apply_kept(self, lr: Rate, loss_scale: NoScale) -> None:
         """Update `weight` with what is kept, unless the step has overflowed."""
         if len(self._kept):
             rows, sums = self._kept.take()
             loss_scale.zero_if_overflown([sums])
             self._update(rows, sums, lr)
 
-    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         """The rule for distinct rows (m,); rows may come again with sums (m, D) of zero.
 
         A linear rule takes rows that come again with gradients of their own too.
@@ -62,20 +76,22 @@ class RowSGD(RowOptimizer):
 
     is_linear = True
 
-    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: float) -> None:
+    def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: Rate) -> None:
         """As RowOptimizer.apply; where nothing is kept sums are spared, as the rule is linear."""
         if len(self._kept):
             super().apply(rows, gradients, lr)
+        elif self._triton:
+            self._triton.sgd(self.weight, rows, gradients, lr)
         elif self._on_cpu:
-            cpu_kernels.add_to_rows(self.weight, rows, gradients, -lr)
+            cpu_kernels.add_to_rows(self.weight, rows, gradients, -float(lr))
         else:
-            self.weight.index_add_(0, rows, without_non_finite(gradients), alpha=-lr)
+            self._subtract(rows, without_non_finite(gradients), lr)
 
-    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         if self._on_cpu:
-            cpu_kernels.sgd(self.weight, rows, sums, lr)
+            cpu_kernels.sgd(self.weight, rows, sums, float(lr))
         else:
-            self.weight.index_add_(0, rows, sums, alpha=-lr)
+            self._subtract(rows, sums, lr)
 
 
 class RowAdagrad(RowOptimizer):
@@ -84,42 +100,41 @@ class RowAdagrad(RowOptimizer):
     Duchi et al., 2011.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
+        super().__init__(weight, triton)
         self.state["sum"] = torch.zeros_like(weight)
 
-    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         total = self.state["sum"]
         if self._on_cpu:
-            cpu_kernels.adagrad((self.weight, total), rows, sums, lr, EPS)
+            cpu_kernels.adagrad((self.weight, total), rows, sums, float(lr), EPS)
         else:
             total.index_add_(0, rows, sums.square())
-            self.weight.index_add_(0, rows, sums / (total[rows].sqrt() + EPS), alpha=-lr)
+            self._subtract(rows, sums / (total[rows].sqrt() + EPS), lr)
 
 
 class RowWiseAdagrad(RowOptimizer):
     """Adagrad with one accumulator a row: the mean of the squared gradient (as FBGEMM has it)."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
+        super().__init__(weight, triton)
         self.state["momentum"] = weight.new_zeros(len(weight))
 
-    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: float) -> None:
+    def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         total = self.state["momentum"]
         if self._on_cpu:
-            cpu_kernels.row_wise_adagrad((self.weight, total), rows, sums, lr, EPS)
+            cpu_kernels.row_wise_adagrad((self.weight, total), rows, sums, float(lr), EPS)
         else:
             total.index_add_(0, rows, sums.square().mean(1))
-            step = sums / (total[rows].sqrt() + EPS)[:, None]
-            self.weight.index_add_(0, rows, step, alpha=-lr)
+            self._subtract(rows, sums / (total[rows].sqrt() + EPS)[:, None], lr)
 
 
-TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowOptimizer]] = {
+TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
     "rwsadagrad": RowWiseAdagrad,
 }
-POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor], RowOptimizer]] = {
+POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
     # rows of one number: the same rule, under the dense parameters' name of its state

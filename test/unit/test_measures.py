@@ -61,7 +61,9 @@ def test_functions_are_short_flat_and_of_few_parameters():
             assert depth(node.body) <= 3, where
             own = node.args.args[:1]
             parameters = node.args.args + node.args.kwonlyargs
-            assert len(parameters) - bool(own and own[0].arg in ("self", "cls")) <= 6, where
+            is_kernel = any(ast.unparse(by) == "triton.jit" for by in node.decorator_list)
+            most = 13 if is_kernel else 6  # a kernel has no other way to be told something
+            assert len(parameters) - bool(own and own[0].arg in ("self", "cls")) <= most, where
     assert statistics.median(lengths) <= 12
     assert sorted(lengths)[int(len(lengths) * 0.9)] <= 35
 

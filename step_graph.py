@@ -1,0 +1,65 @@
+"""Training steps that a GPU replays with one call of the host (--cuda-graphs)."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+import devices
+from dlrm_data_pytorch import Batch
+
+WARM_UP_STEPS = 3  # before a step is recorded: libraries make ready what they cannot make then
+
+
+_Shape = tuple[tuple[int, ...], int]  # rows of each rank, and how many of them all count
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A step that was recorded: where it reads its batch, what replays it, where its loss lies."""
+
+    block: torch.Tensor
+    replay: Callable[[], None]
+    loss: torch.Tensor
+
+
+class StepGraph:
+    """A step on batches of one shape, recorded at the fourth and replayed from then on.
+
+    A replay runs the same kernels on the same memory; nothing of the step's Python runs again, so
+    all that changes from step to step has to be on the device. Batches of other shapes, and those
+    that are filled up, are stepped through as usual.
+
+    Args:
+        device: a GPU.
+        step: trains on a batch that is on the device, of so many rows over all ranks, and gives its
+            loss.
+    """
+
+    def __init__(self, device: torch.device, step: Callable[[Batch, int], torch.Tensor]) -> None:
+        self._device, self._step = device, step
+        self._recorded: dict[_Shape, _Recorded] = {}
+        self._seen: Counter[_Shape] = Counter()
+
+    def run(self, batch: Batch, num_rows: int) -> torch.Tensor:
+        """Train on a batch of num_rows rows; the next call overwrites the loss that it gives."""
+        shape = batch.rows_per_rank, num_rows
+        self._seen[shape] += not batch.num_filled
+        if batch.num_filled or self._seen[shape] <= WARM_UP_STEPS:
+            with devices.apart(self._device):
+                return self._step(batch, num_rows)
+        if shape not in self._recorded:
+            self._recorded[shape] = self._record(batch, num_rows)
+        return self._replay(self._recorded[shape], batch)
+
+    def _replay(self, recorded: _Recorded, batch: Batch) -> torch.Tensor:
+        recorded.block.copy_(batch.block)
+        recorded.replay()
+        return recorded.loss
+
+    def _record(self, batch: Batch, num_rows: int) -> _Recorded:
+        block = batch.block.clone()
+        with_own_block = replace(batch, block=block)
+        replay, loss = devices.capture(self._device, lambda: self._step(with_own_block, num_rows))
+        return _Recorded(block, replay, loss)

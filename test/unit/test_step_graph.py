@@ -1,0 +1,143 @@
+"""--cuda-graphs: replayed steps are the steps; what cannot be recorded is one line.
+
+No GPU is needed: graphs are emulated (graph_program.py) on the emulated npu device.
+"""
+
+import contextlib
+import json
+import shutil
+import sys
+import types
+
+import pytest
+import torch
+from conftest import (
+    CRITEO_MODEL,
+    GOLDEN,
+    ROOT,
+    assert_same_losses,
+    losses_of,
+    metrics_of,
+    shell,
+    train,
+)
+from torch.utils import backend_registration
+
+import devices
+
+emulated = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no devices made in Python",
+)
+WARM_UP = "--lr-num-warmup-steps=8 --lr-decay-start-step=10 --lr-num-decay-steps=10"
+# 13 batches of 500 an epoch, the last one of 3 rows
+CASES = {
+    "sgd": "",
+    "schedule": WARM_UP,
+    "adagrad": "--optimizer=adagrad --learning-rate=0.01",
+    "rwsadagrad": f"--optimizer=rwsadagrad --learning-rate=0.01 {WARM_UP}",
+    "bf16": "--amp=bf16",
+    "fp16": "--amp=fp16",
+    "wbce": "--loss-function=wbce --loss-weights=0.5-2",
+    "itself": "--arch-interaction-itself --loss-threshold=0.01",
+    "cat": "--arch-interaction-op=cat --loss-function=mse",
+    "learned": "--weighted-pooling=learned --optimizer=rwsadagrad --learning-rate=0.01",
+    "not filled": "--static-shapes=false",
+}
+STEPS = 2 * 13
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    shutil.copytree(GOLDEN / "data" / "kaggle", folder / "data")
+    cases = {}
+    sizes = ["--mini-batch-size=500", "--test-mini-batch-size=330", "--test-freq=1000"]
+    for name, flags in CASES.items():
+        argv = [*CRITEO_MODEL, *sizes, "--print-freq=1", "--nepochs=2", "--use-npu", "--memory-map",
+                f"--data_path={folder / 'data'}", *flags.split()]  # fmt: skip
+        cases[name], cases[f"{name} eager"] = [*argv, "--cuda-graphs"], argv
+    saves = [f"--save-model={folder / 'model.pth'}", "--test-freq=-1"]
+    cases["saved"] = [*cases["rwsadagrad"], *saves, "--nepochs=1"]
+    cases["resumed"] = [*cases["rwsadagrad"], f"--load-model={folder / 'model.pth'}"]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    program = ROOT / "test" / "unit" / "graph_program.py"
+    emulated = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
+    files = ["cases.json", "results.json"]
+    done = shell(sys.executable, program, *files, cwd=folder, env=emulated, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "results.json").read_text())
+
+
+@emulated
+@pytest.mark.parametrize("name", CASES)
+def test_replayed_steps_are_the_steps(name, found):
+    got, want = found[name], found[f"{name} eager"]
+    assert got["status"] == want["status"] == 0, got["err"]
+    assert want["recorded"] == 0
+    assert len(losses_of(got["out"])) == STEPS
+    if name == "fp16":  # rounds as often, but not always the same way
+        pairs = zip(losses_of(got["out"]), losses_of(want["out"]), strict=True)
+        assert all(one == pytest.approx(other, rel=1e-4) for one, other in pairs)
+    else:
+        assert_same_losses(losses_of(got["out"]), losses_of(want["out"]))
+    for one, other in zip(metrics_of(got["out"]), metrics_of(want["out"]), strict=True):
+        assert one == pytest.approx(other, abs=2e-4)
+
+
+@emulated
+@pytest.mark.parametrize("name", CASES)
+def test_one_shape_is_recorded_once(name, found):
+    """Three steps warm up; the short batches at the ends of both epochs are not replayed."""
+    assert found[name]["recorded"] == 1
+    assert found[name]["replays"] == STEPS - 3 - 2
+
+
+@emulated
+def test_all_of_a_step_is_recorded(found):
+    operators = set(found["sgd"]["operators"])
+    wanted = {"aten.embedding.default", "aten.index_add_.default", "aten._foreach_add_.List"}
+    assert wanted <= operators
+
+
+@emulated
+def test_a_run_with_graphs_is_resumed(found):
+    assert found["saved"]["status"] == found["resumed"]["status"] == 0, found["resumed"]["err"]
+    whole = losses_of(found["rwsadagrad"]["out"])
+    assert_same_losses(losses_of(found["resumed"]["out"]), whole[13:])
+
+
+def test_steps_that_warm_up_wait_for_the_stream_before_them_and_are_waited_for(monkeypatch):
+    calls = []
+
+    class Stream:
+        def wait_stream(self, other):
+            calls.append(("side" if self is side else "main", "waits"))
+
+    main, side = Stream(), Stream()
+
+    @contextlib.contextmanager
+    def stream(used):
+        assert used is side
+        yield
+
+    module = types.SimpleNamespace(current_stream=lambda: main, stream=stream)
+    monkeypatch.setattr(devices.torch, "get_device_module", lambda kind: module)
+    monkeypatch.setattr(devices, "_side_stream", lambda device: side)
+    with devices.apart(torch.device("cpu")):
+        calls.append("step")
+    assert calls == [("side", "waits"), "step", ("main", "waits")]
+
+
+MISTAKES = {
+    "--cuda-graphs --data_path={data}": ["--cuda-graphs", "needs --use-gpu", "is cpu"],
+    "--tf32": ["--tf32", "NVIDIA GPUs", "is cpu"],
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_what_only_a_gpu_does_is_refused_in_one_line(flags, tmp_path):
+    result = train(*flags.format(data=tmp_path).split())
+    assert result.status == 2 and result.err.count("\n") == 1 and result.out == ""
+    for words in MISTAKES[flags]:
+        assert words in result.err
