@@ -535,6 +535,8 @@ class Trainer:
         group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
         updates = it % accumulate == 0 or it == self.num_batches
         lr = self.schedule.rate(self.progress.num_steps + 1)
+        for param_group in self.optimizer.param_groups if updates else ():
+            param_group["lr"] = lr  # model files have it wherever the step is taken
         num_rows = sum(batch.rows_per_rank)
         pieces = self._pieces(batch, self.data.train, self.options.mini_batch_size)
         if self.graph is None:
@@ -596,8 +598,6 @@ class Trainer:
         if isinstance(lr, torch.Tensor):
             self.dense_update.apply(lr)
         else:
-            for param_group in self.optimizer.param_groups:
-                param_group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.emb_l.apply_kept()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at 16 bytes
 NARROW = 64  # layers with fewer inputs or outputs than this gain nothing from oneDNN,
 FEW_ROWS = 512  # nor do smaller batches, for which it packs the weights as often
 
@@ -60,6 +61,7 @@ class MLP(nn.Sequential):
         self._in_one_node = device.type == "cpu" and lower is None
         assert type(last) in (nn.ReLU, nn.Sigmoid)
         self._num_inputs = widths[0]
+        self._pads = device.type == "cuda" and lower is not None
         self._names = [type(activation).__name__ for activation in list(self)[1::2]]
         self._in_order = tuple(self.parameters())  # torch looks for them anew each time
         self.sgd_in_backward: float | None = None
@@ -78,6 +80,8 @@ class MLP(nn.Sequential):
 
     def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
         parameters = [parameter.to(lower) for parameter in self._in_order]
+        if self._pads:
+            outputs = F.pad(outputs, (0, -outputs.shape[1] % ALIGNED))
         missing = outputs.shape[1] - parameters[0].shape[1]
         if missing:
             parameters[0] = F.pad(parameters[0], (0, missing))

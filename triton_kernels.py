@@ -2,7 +2,9 @@
 
 Each has its operators beside it in the module that calls it: the reference, and what is used where
 Triton is not. TRITON_INTERPRET=1 in the environment makes Triton interpret them on the CPU; it must
-be set before this module is imported, which `devices.triton_kernels` does on first use.
+be set before this module is imported, which `devices.triton_kernels` does on first use. (Of
+triton.language only what is built in is used: the rest of it is compiled or interpreted as
+Triton's own import found the variable.)
 """
 
 from typing import Any
@@ -30,9 +32,8 @@ def _load_vectors(dense, pooled, row, v, d, V: tl.constexpr, D: tl.constexpr):
 @triton.jit
 def _pair(i, j, ITSELF: tl.constexpr):
     """The number of pair (i, j), i >= j, row by row of the lower triangle."""
-    if ITSELF:
-        return i * (i + 1) // 2 + j
-    return i * (i - 1) // 2 + j
+    shift: tl.constexpr = 1 if ITSELF else -1
+    return i * (i + shift) // 2 + j
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def _dot_forward(
     j = tl.arange(0, BLOCK_V)[None, :]
     kept = (v < V) & (j <= v) if ITSELF else (v < V) & (j < v)
     tl.store(begin + D + _pair(v, j, ITSELF), products.to(out.dtype.element_ty), mask=kept)
-    tl.store(begin + WIDTH + d, tl.zeros_like(d).to(out.dtype.element_ty), mask=d < PADDED - WIDTH)
+    tl.store(begin + WIDTH + d, (d * 0).to(out.dtype.element_ty), mask=d < PADDED - WIDTH)
 
 
 @triton.jit

@@ -13,13 +13,21 @@ def start(
     *words: object,
     environment: dict[str, str] | None = None,
     first: Callable[[], None] | None = None,
+    folder: Path = ROOT,
 ) -> "subprocess.Popen[str]":
-    """A Python program of this repository on 2 threads; `first` is called in its process."""
-    command = [sys.executable, *(str(word) for word in words)]
+    """A Python program of this repository on 2 threads, in a folder.
+
+    Args:
+        words: its path in the repository, and its flags.
+        environment: changes to this one's.
+        first: called in its process.
+        folder: where it runs.
+    """
+    command = [sys.executable, str(ROOT / str(words[0])), *(str(word) for word in words[1:])]
     variables = os.environ | {"OMP_NUM_THREADS": "2"} | (environment or {})
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True, preexec_fn=first
+        command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True, preexec_fn=first
     )
 
 

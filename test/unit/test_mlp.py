@@ -153,3 +153,24 @@ def test_nan_stays_nan(rows):
     inputs[3] = float("nan")
     outputs = ours(inputs)
     assert outputs[3].isnan() and outputs.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("wider", [0, 3], ids=["as wide", "wider"])
+@pytest.mark.parametrize("pads", [True, False])
+def test_columns_of_zeros_change_nothing(pads, wider):
+    """A GPU's products want widths that are multiples of 8."""
+    np.random.seed(1)
+    ours = mlp.MLP((13, 24, 1), nn.Sigmoid(), CPU, torch.bfloat16)
+    ours._pads = pads
+    inputs = torch.randn(6, 13, generator=torch.Generator().manual_seed(2))
+    want = ours._by_operators(inputs, torch.float32)
+    want.sum().backward()
+    wanted = {name: gradient.clone() for name, gradient in gradients(ours).items()}
+    ours.zero_grad()
+    wide = nn.functional.pad(inputs, (0, wider)).requires_grad_()
+    got = ours._by_operators(wide, torch.float32)
+    got.sum().backward()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert wide.grad.shape == (6, 13 + wider) and not wide.grad[:, 13:].any()
+    for name, gradient in gradients(ours).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,80 @@
+"""What speed costs in quality: AUC of the fast flags beside float32's, in pairs of equal seeds.
+
+    python bench/quality.py [--seeds 5] [--rows 6000000] [--device cuda]
+
+Both train on the same demo data (a planted click model) from the same initial values; the rows are
+those of the last day's first half. What counts is the mean difference and its standard error.
+"""
+
+import argparse
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.common import output, row  # noqa: E402
+
+FAST = {"cuda": "--amp=bf16 --cuda-graphs", "cpu": "--amp=bf16"}
+DAYS = 3
+MODEL = (
+    "--arch-sparse-feature-size=64 --arch-mlp-bot=13-512-256-64 --arch-mlp-top=512-512-256-1"
+    " --loss-function=bce --data-set=terabyte --max-ind-range=100000 --memory-map"
+    " --data-randomize=none --mini-batch-size=2048 --test-mini-batch-size=16384"
+    " --learning-rate=1 --lr-num-warmup-steps=100 --print-freq=1000000 --test-freq=1000000"
+    " --mlperf-logging --tensor-board-filename="
+)
+MOST_DIFFERENCE, MOST_ERRORS = 5e-4, 2
+
+
+def auc(folder: Path, seed: int, flags: str) -> float:
+    """Of a run."""
+    words = f"{MODEL} {flags} --numpy-rand-seed={seed} --data_path={folder}".split()
+    text = output("dlrm_s_pytorch.py", *words)
+    return float(re.findall(r" auc ([\d.]+),", text)[-1])
+
+
+def lines(folder: Path, options: argparse.Namespace) -> Iterator[str]:
+    """A line a pair, then what they say together."""
+    device = "--use-gpu " if options.device == "cuda" else ""
+    fast = options.fast or FAST[options.device]
+    differences = []
+    for seed in range(1, options.seeds + 1):
+        plain, found = (auc(folder, seed, f"{device}{flags}") for flags in ("", fast))
+        differences.append(found - plain)
+        yield row(f"seed {seed}, AUC", f"{found:.4f}", f"{plain:.4f}", "", f"{found - plain:+.1e}")
+    mean = statistics.mean(differences)
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    right = abs(mean) < MOST_DIFFERENCE and abs(mean) <= MOST_ERRORS * error
+    yield row(
+        f"{fast}: mean difference",
+        f"{mean:+.1e}",
+        f"+-{error:.1e}",
+        "ok" if right else "no",
+        f"below {MOST_DIFFERENCE:.0e} and {MOST_ERRORS} standard errors",
+    )
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    flag = parser.add_argument
+    flag("--seeds", type=int, default=5, help="pairs, at least 2")
+    flag("--rows", type=int, default=6_000_000, help="of all days; a sixth is evaluated")
+    flag("--device", choices=tuple(FAST), default="cuda", help="what trains")
+    flag("--fast", default="", help="the flags to compare with none; default: by device")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        demo = [f"--make-demo={folder}", f"--demo-rows={options.rows}", f"--demo-days={DAYS}"]
+        output("data_utils.py", *demo)
+        print(row("", "fast", "float32", "", "difference"), flush=True)
+        for line in lines(Path(folder), options):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

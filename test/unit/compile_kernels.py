@@ -1,0 +1,54 @@
+"""Compiles the Triton kernels for NVIDIA GPUs, of which none is needed; prints a line each.
+
+python compile_kernels.py
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import triton_kernels as kernels
+
+CAPABILITIES = (80, 90)  # A100, H100
+
+
+def compile_kernel(kernel, types, constants):
+    constants = dict(constants)
+    options = {"num_warps": constants.pop("num_warps", 4)}
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    for capability in CAPABILITIES:
+        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), options)
+        print(kernel.__name__, capability, len(compiled.asm["cubin"]))
+
+
+def main():
+    for kind, precision in (("bf16", "ieee"), ("fp16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32")):
+        width, padded = kernels.dot_width(27, 64, itself=False)
+        block_v, block_d = kernels._dot_blocks(27, 64)
+        settings = {"V": 27, "D": 64, "PADDED": padded, "ITSELF": False, "PRECISION": precision,
+                    "BLOCK_V": block_v, "BLOCK_D": block_d, "num_warps": 1}  # fmt: skip
+        types = dict.fromkeys(("dense", "pooled", "out"), f"*{kind}")
+        compile_kernel(kernels._dot_forward, types, {"WIDTH": width, **settings})
+        names = ("gradient", "dense", "pooled", "of_dense", "of_pooled")
+        compile_kernel(kernels._dot_backward, dict.fromkeys(names, f"*{kind}"), settings)
+    of_ids = {"D": 64, "ROWS": kernels.LOOKUP_ROWS, "BLOCK_D": 64}
+    types = {"weight": "*fp32", "rows": "*i64", "out": "*bf16", "num_ids": "i32"}
+    compile_kernel(kernels._look_up, types, of_ids)
+    for lr in ("*fp32", "fp32"):
+        types = {"weight": "*fp32", "rows": "*i64", "gradients": "*bf16", "lr": lr}
+        constants = {"LR_ON_DEVICE": lr == "*fp32", **of_ids}
+        compile_kernel(kernels._sgd, {**types, "num_ids": "i32"}, constants)
+    types = {"block": "*u8", "places": "*i32", "dense": "*fp32", "ids": "*i32", "label": "*fp32",
+             "num_rows": "i32", "row_bytes": "i32"}  # fmt: skip
+    counts = {"NUM_DENSE": 13, "NUM_SPARSE": 26, "ROWS": kernels.DECODE_ROWS, "COLUMNS": 64}
+    compile_kernel(kernels._decode, types, counts)
+
+
+if __name__ == "__main__":
+    main()
