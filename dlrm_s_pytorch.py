@@ -449,7 +449,9 @@ class Trainer:
         self.graph = (
             StepGraph(process.device, self._step_to_record) if self.execution.graphs else None
         )
-        self.loss = make_loss(options.loss_function, options.loss_weights, process.device)
+        self.loss = make_loss(
+            options.loss_function, options.loss_weights, process.device, self.execution.triton
+        )
         self.losses = LossMeter(process)
         self.progress = checkpoint.Progress()
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))

@@ -30,11 +30,16 @@ class ScoreMeter:
     def __init__(self, process: ext_dist.Process) -> None:
         self._process = process
         self._keys: list[torch.Tensor] = []
+        # A card's host takes longer to start a batch's operators than the card to run them, so
+        # there batches wait for others; on the CPU they are noted while they lie in its cache.
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._num_waiting = 0
+        self._rows_at_a_time = 0 if process.device.type == "cpu" else KEYS_AT_A_TIME
         # rows: in [0, 1], finite, of label 0 or 1, of label 1, predicted right
         self._counts = torch.zeros(5, dtype=torch.int64, device=process.device)
 
     def add(self, predicted: torch.Tensor, label: torch.Tensor) -> None:
-        """Note a batch; nothing here waits for the device.
+        """Note a batch, which must not change any more; nothing here waits for the device.
 
         Args:
             predicted: (b, 1) or (b,), in [0, 1]: float32 or float64, the same in all batches of all
@@ -43,7 +48,17 @@ class ScoreMeter:
             label: of that shape, on that device.
         """
         score, label = predicted.reshape(-1), label.reshape(-1)
-        score = score if score.dtype == torch.float64 else score.float()
+        self._waiting.append((score if score.dtype == torch.float64 else score.float(), label))
+        self._num_waiting += len(score)
+        if self._num_waiting >= self._rows_at_a_time:
+            self._note()
+
+    def _note(self) -> None:
+        """Make keys of the batches that wait."""
+        if not self._waiting:
+            return
+        score, label = (torch.cat(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._num_waiting = [], 0
         is_one = label == 1
         facts = (
             (score >= 0) & (score <= 1),
@@ -73,6 +88,7 @@ class ScoreMeter:
         Raises:
             AssertionError: no row was added, or a finite score lies outside [0, 1]; on all ranks.
         """
+        self._note()
         counts, sizes = self._sum_counts()
         num_rows = sum(sizes)
         in_range, finite, binary, positives, right = counts

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import cpu_kernels
 import extend_distributed as ext_dist
 from command_line import UserError
+from devices import triton_kernels
 
 LOSSES_ON_DEVICE = 1024  # steps whose losses wait on the device before they are read
 
@@ -19,17 +20,23 @@ Loss = Callable[
 ]
 
 
-def make_loss(kind: str, weights: Sequence[float], device: torch.device) -> Loss:
+def make_loss(
+    kind: str, weights: Sequence[float], device: torch.device, triton: bool = False
+) -> Loss:
     """The loss with its gradient; it does not ask whether these are finite.
 
     Args:
         kind: mse, bce (binary cross entropy) or wbce, where each label has a weight.
         weights: wbce: of label 0, of label 1; labels are cut to integers.
         device: where predictions are.
+        triton: the entropies are one kernel.
     """
     if kind == "mse":
         return _squared_error
     of_label = torch.tensor(weights if kind == "wbce" else (1.0, 1.0), device=device)
+    if triton:
+        kernel = triton_kernels().cross_entropy
+        return lambda predicted, label, counts: kernel(predicted, label, of_label, counts)
     entropy = _cross_entropy_on_cpu if device.type == "cpu" else _cross_entropy
     return lambda predicted, label, counts: entropy(predicted, label, of_label, counts)
 

@@ -61,7 +61,7 @@ class MLP(nn.Sequential):
         self._in_one_node = device.type == "cpu" and lower is None
         assert type(last) in (nn.ReLU, nn.Sigmoid)
         self._num_inputs = widths[0]
-        self._pads = device.type == "cuda" and lower is not None
+        self._on_gpu = device.type == "cuda" and lower is not None
         self._names = [type(activation).__name__ for activation in list(self)[1::2]]
         self._in_order = tuple(self.parameters())  # torch looks for them anew each time
         self.sgd_in_backward: float | None = None
@@ -79,9 +79,11 @@ class MLP(nn.Sequential):
         return outputs
 
     def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
-        parameters = [parameter.to(lower) for parameter in self._in_order]
-        if self._pads:
+        if self._on_gpu:
+            parameters = list(_Lowered.apply(lower, *self._in_order))
             outputs = F.pad(outputs, (0, -outputs.shape[1] % ALIGNED))
+        else:
+            parameters = [parameter.to(lower) for parameter in self._in_order]
         missing = outputs.shape[1] - parameters[0].shape[1]
         if missing:
             parameters[0] = F.pad(parameters[0], (0, missing))
@@ -90,6 +92,24 @@ class MLP(nn.Sequential):
             outputs = F.linear(outputs, weight, bias)
             outputs = outputs.relu() if name == "ReLU" else outputs.float().sigmoid()
         return outputs
+
+
+class _Lowered(torch.autograd.Function):
+    """Parameters in a lower precision, and their gradients in float32: one kernel each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, lower: torch.dtype, *parameters: nn.Parameter
+    ) -> tuple[torch.Tensor, ...]:
+        lowered = [torch.empty_like(parameter, dtype=lower) for parameter in parameters]
+        torch._foreach_copy_(lowered, parameters)
+        return tuple(lowered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        found = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(found, gradients)
+        return None, *found
 
 
 class _Layers(torch.autograd.Function):

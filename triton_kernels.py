@@ -15,6 +15,7 @@ import triton.language as tl
 
 LOOKUP_ROWS = 16  # ids of a program
 DECODE_ROWS = 32  # rows of a batch of a program
+LOSS_ROWS = 256  # rows of a batch of a program
 MOST_VECTORS, MOST_NUMBERS = 128, 1 << 14  # of a row, which one program holds in registers
 ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at multiples of 16 bytes
 
@@ -238,6 +239,78 @@ def sgd(
         gradients = gradients.contiguous()
         settings = _id_settings(weight)
         _sgd[grid](weight, rows, gradients, lr, len(rows), LR_ON_DEVICE=on_device, **settings)
+
+
+# ---------------------------------------------------------------- loss
+
+
+@triton.jit
+def _cross_entropy(
+    predicted,
+    label,
+    weights,
+    counts,
+    gradient,
+    sums,
+    num_rows,
+    HAS_COUNTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < num_rows
+    p = tl.load(predicted + row, mask=inside, other=0.5)
+    y = tl.load(label + row, mask=inside, other=0.0)
+    is_one = tl.minimum(tl.maximum(y.to(tl.int32), 0), 1)
+    weight = tl.load(weights + is_one, mask=inside, other=0.0)
+    if HAS_COUNTS:
+        weight *= tl.load(counts + row, mask=inside, other=0.0)
+    # written so that nan stays nan: of two numbers of which one is nan, maximum takes the other
+    of_one, of_zero = tl.log(p), _log1p(-p)
+    of_one = tl.where(of_one < -100, -100.0, of_one)
+    of_zero = tl.where(of_zero < -100, -100.0, of_zero)
+    loss = -(of_zero + y * (of_one - of_zero)) * weight
+    tl.store(sums + tl.program_id(0), tl.reduce(tl.where(inside, loss, 0.0), 0, _add))
+    variance = (1 - p) * p
+    variance = tl.where(variance < 1e-12, 1e-12, variance)
+    tl.store(gradient + row, (p - y) / variance * weight, mask=inside)
+
+
+@triton.jit
+def _add(a, b):
+    return a + b
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) without the loss of a small x's digits (Goldberg, 1991, theorem 4)."""
+    one = 1 + x
+    exact = one == 1
+    return tl.where(exact, x, tl.log(one) * (x / tl.where(exact, 1.0, one - 1)))
+
+
+def cross_entropy(
+    predicted: torch.Tensor,
+    label: torch.Tensor,
+    of_label: torch.Tensor,
+    counts: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Binary cross entropy, summed over rows, and its gradient (b, 1): losses._cross_entropy's.
+
+    Args:
+        predicted: (b, 1) float32.
+        label: (b, 1) float32.
+        of_label: (2,) weights of labels 0 and 1.
+        counts: (b, 1) 1 for rows that count, else 0; None: all count.
+    """
+    num_rows = len(predicted)
+    gradient = torch.empty_like(predicted)
+    grid = (triton.cdiv(num_rows, LOSS_ROWS),)
+    sums = predicted.new_zeros(grid)
+    if num_rows:
+        tensors = (predicted, label, of_label, predicted if counts is None else counts)
+        settings = {"HAS_COUNTS": counts is not None, "ROWS": LOSS_ROWS}
+        _cross_entropy[grid](*tensors, gradient, sums, num_rows, **settings)
+    return sums.sum(), gradient
 
 
 # ---------------------------------------------------------------- batches

@@ -44,6 +44,11 @@ def main():
         types = {"weight": "*fp32", "rows": "*i64", "gradients": "*bf16", "lr": lr}
         constants = {"LR_ON_DEVICE": lr == "*fp32", **of_ids}
         compile_kernel(kernels._sgd, {**types, "num_ids": "i32"}, constants)
+    names = ("predicted", "label", "weights", "counts", "gradient", "sums")
+    types = {**dict.fromkeys(names, "*fp32"), "num_rows": "i32"}
+    for has_counts in (True, False):
+        constants = {"HAS_COUNTS": has_counts, "ROWS": kernels.LOSS_ROWS}
+        compile_kernel(kernels._cross_entropy, types, constants)
     types = {"block": "*u8", "places": "*i32", "dense": "*fp32", "ids": "*i32", "label": "*fp32",
              "num_rows": "i32", "row_bytes": "i32"}  # fmt: skip
     counts = {"NUM_DENSE": 13, "NUM_SPARSE": 26, "ROWS": kernels.DECODE_ROWS, "COLUMNS": 64}

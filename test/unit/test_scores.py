@@ -190,6 +190,18 @@ def test_a_row_takes_the_bytes_of_its_score(dtype, num_bytes):
     assert sum(keys.untyped_storage().nbytes() for keys in meter._keys) == 300 * num_bytes
 
 
+@pytest.mark.parametrize("rows_at_a_time", [1, 25, 1000])
+def test_batches_that_wait_for_others_count_as_well(rows_at_a_time):
+    scores, labels = cases(torch.float32)["smooth"]
+    meter = evaluation.ScoreMeter(ALONE)
+    meter._rows_at_a_time = rows_at_a_time
+    for batch in zip(scores.split(10), labels.split(10), strict=True):
+        meter.add(*batch)
+    meter.add(scores[:0], labels[:0])
+    assert len(meter._keys) <= 1 + len(scores) // rows_at_a_time
+    assert meter.metrics() == scores_of([(scores, labels)])
+
+
 def test_adding_does_not_wait_for_the_device():
     """A tensor without values cannot be read by the host."""
     with FakeTensorMode():
@@ -211,7 +223,7 @@ def test_a_full_card_leaves_the_sort_to_the_host(monkeypatch):
 
 
 def test_the_benchmark_agrees_with_scikit_learn():
-    figures = measure(50_000)
+    figures = measure(50_000, torch.device("cpu"))
     assert figures.difference < 1e-9 and 0.6 < figures.auc < 0.95
     assert "50,000" in table(figures)
 

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, losses_of, metrics_of, shell, train
 from test_interaction import draw, naive, num_pairs
 
+import losses
 from row_layout import Layout
 
 if importlib.util.find_spec("triton") is None:
@@ -104,13 +105,34 @@ def test_rows_are_decoded_as_on_the_cpu(kernels, widths):
     np.testing.assert_allclose(dense.cpu().numpy(), want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 3.0)])
+def test_the_loss_and_its_gradient_are_the_operators(kernels, weights, counted):
+    random = torch.Generator().manual_seed(1)
+    predicted = torch.rand(300, 1, generator=random).to(DEVICE)
+    predicted[:4, 0] = torch.tensor([0.0, 1.0, 1e-9, 1 - 1e-7])
+    label = torch.rand(300, 1, generator=random).round().to(DEVICE)
+    label[:4, 0] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    label[7] = 0.4
+    of_label = torch.tensor(weights, device=DEVICE)
+    counts = (torch.arange(300, device=DEVICE) < 290).float()[:, None] if counted else None
+    want = losses._cross_entropy(predicted, label, of_label, counts)
+    got = kernels.cross_entropy(predicted, label, of_label, counts)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-6)
+    predicted[5] = float("nan")
+    loss, gradient = kernels.cross_entropy(predicted, label, of_label, counts)
+    assert loss.isnan() and gradient[5].isnan() and gradient.isnan().sum() == 1
+    assert kernels.cross_entropy(predicted[:0], label[:0], of_label, None)[0] == 0
+
+
 def test_the_kernels_compile_for_gpus_where_there_is_none_too(tmp_path):
     fresh = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = shell(sys.executable, ROOT / "test" / "unit" / "compile_kernels.py", env=fresh)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
-        "_dot_forward", "_dot_backward", "_look_up", "_sgd", "_decode"
+        "_dot_forward", "_dot_backward", "_look_up", "_sgd", "_decode", "_cross_entropy"
     }  # fmt: skip
     assert all(int(size) > 1000 for *_, size in lines)
 
