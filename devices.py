@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from command_line import UserError
 
 FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
+COMPILERS = ("gcc", "clang")
 
 
 @dataclass(frozen=True)
@@ -185,11 +187,21 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
     """Triton's kernels run there: on a GPU, or interpreted with TRITON_INTERPRET=1 on the CPU.
 
     Triton's interpreter gets bfloat16 wrong.
+
+    Raises:
+        UserError: there is no C compiler, with which Triton builds what starts its kernels.
     """
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     interpreted = interpreted and lower is not torch.bfloat16
-    found = importlib.util.find_spec("triton") is not None
-    return found and (device.type == "cuda" or interpreted)
+    if not (interpreted or device.type == "cuda") or importlib.util.find_spec("triton") is None:
+        return False
+    if not interpreted and not any(map(shutil.which, (os.environ.get("CC", "cc"), *COMPILERS))):
+        raise UserError(
+            "no C compiler found (looked for $CC, cc, gcc and clang), which Triton needs for its"
+            " kernels: install one, or do without them by --triton=false",
+            everywhere=True,
+        )
+    return True
 
 
 def triton_kernels() -> Any:

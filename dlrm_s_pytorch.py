@@ -731,7 +731,7 @@ def make_process(options: argparse.Namespace) -> ext_dist.Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
     process = ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
-    devices.lower_precision(process.device, options.amp)
+    make_execution(options, process.device)  # what is wrong with it is said now
     devices.set_jit_compile(process.device, options.jit_compile)
     devices.set_tf32(process.device, options.tf32)
     _check_graphs(options, process)

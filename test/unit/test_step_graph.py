@@ -24,6 +24,7 @@ from conftest import (
 from torch.utils import backend_registration
 
 import devices
+from command_line import UserError
 
 emulated = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
@@ -141,3 +142,20 @@ def test_what_only_a_gpu_does_is_refused_in_one_line(flags, tmp_path):
     assert result.status == 2 and result.err.count("\n") == 1 and result.out == ""
     for words in MISTAKES[flags]:
         assert words in result.err
+
+
+def test_triton_wants_a_compiler(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    assert not devices.has_triton(cpu, None)
+    with pytest.raises(UserError, match="no C compiler found.*--triton=false"):
+        devices.has_triton(gpu, None)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    assert devices.has_triton(gpu, None)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    assert not devices.has_triton(gpu, None)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert devices.has_triton(cpu, None) and not devices.has_triton(cpu, torch.bfloat16)
