@@ -60,7 +60,17 @@ from prepared_data import (
     spec_from_options,
 )
 from row_layout import FLAT, Layout
-from work_folder import LAST_PIECE, Crew, FolderGoneError, Task, WorkFolder, Writer, key_of
+from work_folder import (
+    LAST_PIECE,
+    PAUSE,
+    Crew,
+    FolderGoneError,
+    Task,
+    WorkFolder,
+    Writer,
+    has_locks,
+    key_of,
+)
 
 STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of pieces
 WORK_MEMORY = 1 << 30  # bytes for the work of all threads and processes of a machine
@@ -75,6 +85,7 @@ def prepare(spec: DataSpec) -> Prepared:
     """The prepared data of `spec`, made now if it is not there: complete or absent, never half.
 
     All ranks of a launch, on one machine or on many that share the folder, do the work together.
+    Where the file system has no locks the first one does it, and the others wait.
 
     Raises:
         UserError: raw or prepared data is wrong, or the disk is too small, full or read-only.
@@ -91,12 +102,21 @@ def prepare(spec: DataSpec) -> Prepared:
     try:
         _check_space(spec, raw, original)
         spec.directory.parent.mkdir(parents=True, exist_ok=True)
+        if job.crew.rank and not has_locks(spec.directory.parent):
+            return _wait_for_prepared(spec)
         with folder.joined(job.key, STAGES):
             return find_prepared(spec) or job.run()
     except (FolderGoneError, FileNotFoundError, FileExistsError) as error:
         return _made_by_others(spec, error)
     except OSError as error:
         raise UserError(_disk_trouble(spec, error)) from error
+
+
+def _wait_for_prepared(spec: DataSpec) -> Prepared:
+    """The prepared data, when the first rank has made it; if that fails, the launcher ends all."""
+    while (prepared := find_prepared(spec)) is None:
+        time.sleep(PAUSE)
+    return prepared
 
 
 def _made_by_others(spec: DataSpec, error: Exception) -> Prepared:
@@ -185,6 +205,9 @@ class Preparation:
         raw: files of text, or none where `original` is given.
         original: arrays that the original program left.
         folder: for finished pieces.
+
+    Attributes:
+        crew: this process among those that work together.
     """
 
     def __init__(
@@ -196,7 +219,7 @@ class Preparation:
     ) -> None:
         self._spec, self._raw, self._original, self._folder = spec, raw, original, folder
         self._files = [RawFile.at(path) for path in original.files] if original else list(raw)
-        self._crew = crew_of_this_launch(spec.parallel)
+        self.crew = crew_of_this_launch(spec.parallel)
         self._rules = Rules(spec.max_ind_range, spec.sub_sample_rate, spec.seed, spec.max_bad_lines)
         self._pieces: list[Piece] = []
         self._bar, self._shown, self._rows_seen = tqdm(disable=True), Counter[str](), 0
@@ -248,7 +271,7 @@ class Preparation:
 
     def _parse(self) -> dict[str, Any]:
         """The first stage: all pieces, and what they add up to."""
-        crew = _with_memory(self._crew, BYTES_OF_A_PARSER)
+        crew = _with_memory(self.crew, BYTES_OF_A_PARSER)
         sources = self._sources(crew)
         summary = Task("parsed/totals", key_of(self.key, "totals"), lambda _: self._totals(sources))
         if not self._folder.has(summary):
@@ -342,7 +365,7 @@ class Preparation:
         """The second stage: ids of all categories; gives the rows of each table."""
         if self._original:
             return list(self._original.counts)
-        self._run("numbering", self._id_tasks, self._crew)
+        self._run("numbering", self._id_tasks, self.crew)
         return [self._folder.intact(self._folder.meta, task)["count"] for task in self._id_tasks]
 
     def _number_column(self, column: int, writer: Writer) -> dict[str, Any]:
@@ -388,11 +411,11 @@ class Preparation:
             task.name: piece.task
             for task, piece in zip(shuffle.scatter_tasks, self._pieces, strict=True)
         }
-        crew = _with_memory(self._crew, BYTES_OF_A_PARSER)
+        crew = _with_memory(self.crew, BYTES_OF_A_PARSER)
         self._run("placing", shuffle.scatter_tasks, crew,
                   lambda task: self._folder.discard(pieces[task.name]))  # fmt: skip
         if target.groups:
-            crew = _with_memory(self._crew, target.bucket_bytes * 5 // 4)
+            crew = _with_memory(self.crew, target.bucket_bytes * 5 // 4)
             self._run("shuffling", shuffle.gather_tasks(), crew)
         return shuffle
 

@@ -7,7 +7,7 @@ again. That is why pieces are not synced to disk: only what lasts is.
 
 Any number of threads, processes and machines may share a folder. Who makes a piece holds a lock on
 the file that it will be renamed from; the system drops the lock of a process that dies. Where the
-file system has no locks two may make the same piece, with the same bytes.
+file system has no locks (`has_locks`) one process at a time is all that a folder can take.
 
     sections | meta (JSON) | index: an ENTRY a section | TRAILER | crc32 of these three
 """
@@ -22,6 +22,7 @@ import os
 import shutil
 import socket
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -449,6 +450,18 @@ class WorkFolder:
         if errors:
             raise errors[min(errors)]
         return held
+
+
+def has_locks(folder: Path) -> bool:
+    """Does its file system have locks? Tried on a file without a name."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return False
+    return True
 
 
 def _lock(file: IO[bytes], kind: int) -> bool:

@@ -253,8 +253,8 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
                 break
         assert len(running(f"{mine}/dlrm_s_pytorch.py")) >= 3
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
     deadline = time.monotonic() + 20
     while running(f"{mine}/dlrm_s_pytorch.py") and time.monotonic() < deadline:
         time.sleep(0.2)
