@@ -123,7 +123,7 @@ class RandomData:
     def __init__(self, spec: RandomSpec, process: Process) -> None:
         self._spec, self._process = spec, process
         self._random, self._next = np.random.RandomState(spec.seed), 0
-        self.batches_at_a_time = 1
+        self.batches_at_a_time, self.readers = 1, 1
         self._traces: list[StackDistances] = []
         if spec.trace:
             path = Path(spec.trace)

@@ -88,6 +88,9 @@ def lines(prepared: Prepared, batch: int) -> Iterator[str]:
         for num_workers, maker in ((0, "a thread"), (WORKERS, f"{WORKERS} workers")):
             found = f"{speed(data, num_workers, decode):,.0f}"
             yield row(f"loader, {what} by {maker}, rows/s", found, wanted=wanted)
+    data.readers = dp.CARD_READERS
+    found = f"{speed(data, 0, decode=False):,.0f}"
+    yield row(f"loader, blocks by {dp.CARD_READERS} threads, rows/s", found)
     found = f"{speed_of_ranks(prepared, batch):,.0f}"
     yield row(f"loader, blocks, a rank of {RANKS}, rows/s", found)
 

@@ -45,11 +45,12 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("rank, world_size", [(0, 1), (0, 3), (2, 3)])
+@pytest.mark.parametrize("rank, world_size, readers", [(0, 1, 1), (0, 3, 2), (2, 3, 2)])
 @pytest.mark.parametrize("order", ORDERS)
-def test_batches_come_in_the_order_asked_for(order, rank, world_size):
+def test_batches_come_in_the_order_asked_for(order, rank, world_size, readers):
     numbers = ORDERS[order]
     data, alone = make(rank, world_size), make(rank, world_size)
+    data.readers = readers
     assert data.batches_at_a_time > 1 and 2 * data.batches_at_a_time < NUM_BATCHES
     got = list(dp.load(data, iter(numbers), 0, CPU))
     assert len(got) == len(numbers)
@@ -65,8 +66,8 @@ def test_batches_come_in_the_order_asked_for(order, rank, world_size):
 class Recorder:
     """Batches of a number each; tells which groups were begun."""
 
-    def __init__(self, num_groups):
-        self.batches_at_a_time, self.rows_read = 2, 0
+    def __init__(self, num_groups, readers=1):
+        self.batches_at_a_time, self.rows_read, self.readers = 2, 0, readers
         self.read_so_far = []
         self.begun = [threading.Event() for _ in range(num_groups)]
 
@@ -88,9 +89,24 @@ def test_what_comes_next_is_made_before_it_is_asked_for():
     assert list(batches) == list(range(3, 12))
 
 
-def test_an_error_while_reading_reaches_who_asks():
+def test_readers_read_at_the_same_time():
+    """As for a card, whose steps may take less time than one thread needs for a batch."""
+    together = threading.Barrier(2)
+
+    class Slow(Recorder):
+        def read(self, numbers, pin_memory=False):
+            if numbers[0] < 4:
+                together.wait(WAIT)
+            return super().read(numbers, pin_memory)
+
+    assert list(dp.load(Slow(num_groups=6, readers=2), range(12), 0, CPU)) == list(range(12))
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_an_error_while_reading_reaches_who_asks(readers):
     """The batches of groups before it come first."""
     data, got = make(bad_row=8150), []
+    data.readers = readers
     with pytest.raises(UserError, match="row 8150 of the epoch in .*: id 50 of table 6 is outside"):
         for batch in dp.load(data, range(NUM_BATCHES), 0, CPU):
             got.append(int(LAYOUT.unpack(batch.block.numpy())[0, 0]))
