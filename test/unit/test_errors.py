@@ -6,9 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, shell, train
 
 import dlrm_s_pytorch as dlrm
+
+RELEASE = torch.__version__.partition("+")[0]
 
 MISTAKES = {
     "--mini-batch-sise=3": "unknown flag --mini-batch-sise=3, did you mean --mini-batch-size?",
@@ -82,8 +85,6 @@ def test_false_is_false(text, value):
 
 
 def test_a_missing_gpu_or_npu_is_an_error_not_a_cpu_run():
-    import torch
-
     if not torch.cuda.is_available():
         result = train("--use-gpu")
         assert (
@@ -106,11 +107,10 @@ def test_torch_npu_is_not_loaded_by_a_cpu_run(tmp_path):
     (package / "__init__.py").write_text(
         "raise ImportError('libhccl.so: cannot open shared object file')"
     )
-    (tmp_path / "torch_npu-2.13.0.dist-info").mkdir()
-    (tmp_path / "torch_npu-2.13.0.dist-info" / "METADATA").write_text(
-        "Name: torch_npu\nVersion: 2.13.0\n"
-    )
-    (tmp_path / "torch_npu-2.13.0.dist-info" / "entry_points.txt").write_text(
+    installed = tmp_path / f"torch_npu-{RELEASE}.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Name: torch_npu\nVersion: {RELEASE}\n")
+    (installed / "entry_points.txt").write_text(
         "[torch.backends]\ntorch_npu = torch_npu:_autoload\n"
     )
     command = [sys.executable, ROOT / "dlrm_s_pytorch.py", "--tensor-board-filename="]
@@ -143,9 +143,7 @@ def test_why_torch_npu_cannot_be_imported_is_one_line(reason, tmp_path):
 
 @pytest.mark.parametrize("version, goes", [("2.1.0", False), ("{0}.post3", True), ("{0}", True)])
 def test_torch_npu_has_to_be_of_torchs_release(version, goes, tmp_path):
-    import torch
-
-    version = version.format(torch.__version__.partition("+")[0])
+    version = version.format(RELEASE)
     information = tmp_path / f"torch_npu-{version}.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Name: torch_npu\nVersion: {version}\n")
@@ -171,8 +169,6 @@ def test_a_loss_that_becomes_nan_stops_and_saves_nothing(tmp_path, loss):
 
 
 def test_predictions_that_are_nan_are_one_line(tmp_path):
-    import torch
-
     path = tmp_path / "m.pth"
     train(*SMALL_MODEL, f"--save-model={path}")
     content = torch.load(path, weights_only=True)

@@ -232,6 +232,11 @@ def running(needle):
     return found.stdout.split()
 
 
+def take_interrupts():
+    """As in a terminal: bash cannot trap what its parent, a job in the background, ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not shutil.which("pgrep"), reason="looks for processes with pgrep")
 def test_ctrl_c_stops_all_ranks(copy, tmp_path):
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
@@ -247,6 +252,7 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
     with subprocess.Popen(
         [*command, "--", "--nepochs=10000"], cwd=tmp_path, env=os.environ | PYTHON_FIRST,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=take_interrupts,
     ) as process:  # fmt: skip
         for line in process.stdout:
             if line.startswith("Finished training"):
