@@ -31,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 GROUPS_AHEAD = 2  # of batches, made while steps are at work
+MOST_AHEAD_OF_DEVICE = 16  # batches that are given out and may not be trained on yet
 CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 ROWS_AT_A_TIME = 8192  # small batches are read in groups: reading one takes longer than its copy
 
@@ -267,7 +268,8 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     """Each batch on the device, its copy begun before the step on the one before it.
 
     As in torch.cuda.Stream's notes, which torch_npu follows: what one stream makes another may use
-    only after waiting for it, and memory is told of the second one (record_stream).
+    only after waiting for it, and memory is told of the second one (record_stream). A block's
+    memory is free again when its step is done, so the host waits where it is far ahead.
     """
     streams = torch.get_device_module(device.type)
     side = _side_stream(device)
@@ -276,9 +278,14 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         main = streams.current_stream()
         main.wait_event(copied)
         batch.block.record_stream(main)
+        given.append(streams.Event())
+        given[-1].record(main)
+        if len(given) > MOST_AHEAD_OF_DEVICE:
+            given.popleft().synchronize()
         return batch
 
     ahead: deque[tuple[Batch, Any]] = deque()
+    given: deque[Any] = deque()
     try:
         for batch in batches:
             with streams.stream(side):

@@ -224,6 +224,28 @@ def test_a_copy_begins_before_the_step_on_the_batch_before_it(copied):
     assert log[:7] == order and log[-1] == "step 2"
 
 
+def test_the_host_waits_where_it_is_far_ahead_of_the_device(monkeypatch):
+    """For the step that many batches before, whose block's memory is then free."""
+    log, most = [], dp.MOST_AHEAD_OF_DEVICE
+
+    class Event(Streams.Event):
+        def record(self, stream):
+            super().record(stream)
+            self.number = sum(line.startswith("step") for line in log)
+
+        def synchronize(self):
+            log.append(f"wait for {self.number}")
+
+    monkeypatch.setattr(Streams, "Event", Event)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: Streams())
+    dp._side_stream.cache_clear()
+    for batch in dp._copied_ahead((OnDevice(number, log) for number in range(most + 3)), CPU):
+        log.append(f"step {batch.number}")
+    dp._side_stream.cache_clear()
+    assert [line for line in log if "wait" in line] == [f"wait for {number}" for number in range(3)]
+    assert log.index("wait for 0") == log.index(f"step {most}") - 1
+
+
 def test_who_makes_batches_ends_with_who_copies_them(copied):
     log, batches = copied
     next(batches)
