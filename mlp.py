@@ -81,7 +81,8 @@ class MLP(nn.Sequential):
     def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
         if self._on_gpu:
             parameters = list(_Lowered.apply(lower, *self._in_order))
-            outputs = F.pad(outputs, (0, -outputs.shape[1] % ALIGNED))
+            beside = -outputs.shape[1] % ALIGNED
+            outputs = F.pad(outputs, (0, beside)) if beside else outputs  # by 0 it copies all
         else:
             parameters = [parameter.to(lower) for parameter in self._in_order]
         missing = outputs.shape[1] - parameters[0].shape[1]

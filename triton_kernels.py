@@ -120,16 +120,25 @@ def _dot_settings(pooled: torch.Tensor, itself: bool) -> dict[str, Any]:
     """What both kernels are compiled for."""
     num_vectors, dim = pooled.shape[1] + 1, pooled.shape[2]
     block_v, block_d = _dot_blocks(num_vectors, dim)
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
     return {
         "V": num_vectors,
         "D": dim,
         "PADDED": dot_width(num_vectors, dim, itself)[1],
         "ITSELF": itself,
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": precision,
         "BLOCK_V": block_v,
         "BLOCK_D": block_d,
-        "num_warps": max(1, min(8, block_v * max(block_v, block_d) // 2048)),
+        "num_warps": _dot_warps(pooled.dtype, precision, block_v, block_d),
     }
+
+
+def _dot_warps(kind: torch.dtype, precision: str, block_v: int, block_d: int) -> int:
+    """As few as hold the numbers in registers; without tensor cores each holds more of them."""
+    if kind is torch.float32 and precision == "ieee":
+        return 8
+    of_a_warp = 1024 if kind is torch.float32 else 2048
+    return max(1, min(8, block_v * max(block_v, block_d) // of_a_warp))
 
 
 def dot_forward(dense: torch.Tensor, pooled: torch.Tensor, itself: bool) -> torch.Tensor:

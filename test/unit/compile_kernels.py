@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -15,6 +16,7 @@ from triton.compiler import ASTSource
 import triton_kernels as kernels
 
 CAPABILITIES = (80, 90)  # A100, H100
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def compile_kernel(kernel, types, constants):
@@ -31,8 +33,9 @@ def main():
     for kind, precision in (("bf16", "ieee"), ("fp16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32")):
         width, padded = kernels.dot_width(27, 64, itself=False)
         block_v, block_d = kernels._dot_blocks(27, 64)
+        warps = kernels._dot_warps(TYPES[kind], precision, block_v, block_d)
         settings = {"V": 27, "D": 64, "PADDED": padded, "ITSELF": False, "PRECISION": precision,
-                    "BLOCK_V": block_v, "BLOCK_D": block_d, "num_warps": 1}  # fmt: skip
+                    "BLOCK_V": block_v, "BLOCK_D": block_d, "num_warps": warps}  # fmt: skip
         types = dict.fromkeys(("dense", "pooled", "out"), f"*{kind}")
         compile_kernel(kernels._dot_forward, types, {"WIDTH": width, **settings})
         names = ("gradient", "dense", "pooled", "of_dense", "of_pooled")
