@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, shell, train
 
 import dlrm_s_pytorch as dlrm
+import extend_distributed as ext_dist
 import self_check
 
 
@@ -74,6 +75,21 @@ def test_a_device_that_computes_something_else_is_found(monkeypatch):
     monkeypatch.setattr(self_check.SelfCheck, "_run", differs)
     result = train("--self-check", "--amp=bf16")
     assert result.status == 1 and "FAIL: as on the CPU: losses differ by" in result.out
+
+
+def test_nothing_that_only_a_gpu_does_is_asked_of_the_cpu(tmp_path):
+    flags = ["--self-check", "--use-gpu", "--cuda-graphs", "--tf32", "--amp=bf16"]
+    asked = []
+
+    def program(words):
+        asked.append(dlrm.parse_options(words))
+        dlrm.make_process(asked[-1])  # refuses what the device cannot
+        return 0
+
+    process = ext_dist.Process(0, 1, 0, torch.device("cuda"), "nccl")
+    job = self_check.SelfCheck(program, process, dlrm.parse_options(flags), tmp_path)
+    job._run(on_cpu=True)
+    assert not asked[0].use_gpu and asked[0].amp == "off"
 
 
 def test_an_error_is_told_in_its_own_words(monkeypatch):
