@@ -11,8 +11,10 @@ import importlib.util
 import os
 import re
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -189,19 +191,30 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
     Triton's interpreter gets bfloat16 wrong.
 
     Raises:
-        UserError: there is no C compiler, with which Triton builds what starts its kernels.
+        UserError: there is no C compiler or no Python.h, with which Triton builds what starts its
+            kernels.
     """
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     interpreted = interpreted and lower is not torch.bfloat16
     if not (interpreted or device.type == "cuda") or importlib.util.find_spec("triton") is None:
         return False
-    if not interpreted and not any(map(shutil.which, (os.environ.get("CC", "cc"), *COMPILERS))):
+    missing = "" if interpreted else _missing_for_triton()
+    if missing:
         raise UserError(
-            "no C compiler found (looked for $CC, cc, gcc and clang), which Triton needs for its"
-            " kernels: install one, or do without them by --triton=false",
+            f"{missing}, which Triton needs for its kernels: install it, or do without them by"
+            " --triton=false",
             everywhere=True,
         )
     return True
+
+
+def _missing_for_triton() -> str:
+    """What of a compiler it does not find, in the places where it looks; "" where all is there."""
+    chosen = os.environ.get("CC")
+    if not any(map(shutil.which, [chosen] if chosen else COMPILERS)):
+        return f"no C compiler found (looked for {f'CC={chosen}' if chosen else 'gcc and clang'})"
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    return "" if header.is_file() else f"no {header} found (of Python's development files)"
 
 
 def triton_kernels() -> Any:
@@ -209,31 +222,41 @@ def triton_kernels() -> Any:
     return importlib.import_module("triton_kernels")
 
 
-def set_tf32(device: torch.device, allowed: bool) -> None:
-    """Whether float32 products on a GPU may round their factors to 10 bits (TensorFloat-32).
+def set_product_precision(device: torch.device, tf32: bool) -> None:
+    """How products are computed: sums are float32's, also of 16 bits' factors.
+
+    Args:
+        device: a GPU may round the factors of float32 products to 10 bits (TensorFloat-32).
+        tf32: it does.
 
     Raises:
         UserError: it is asked for on another device.
     """
-    if allowed and device.type != "cuda":
+    if tf32 and device.type != "cuda":
         raise UserError(f"--tf32 is for NVIDIA GPUs: the device is {device.type}", everywhere=True)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # else a product that several blocks of a GPU share adds up their sums in 16 bits
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def capture(
-    device: torch.device, work: Callable[[], torch.Tensor]
-) -> tuple[Callable[[], None], torch.Tensor]:
+def capture(device: torch.device, work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
     """Record the kernels of `work` without running them.
 
     Returns:
-        What runs them again, on the same memory, and `work`'s result, which each run overwrites.
+        A graph, whose replay() runs them again, on the same memory, and `work`'s result, which
+        each run overwrites.
     """
     graph = torch.cuda.CUDAGraph()
     # the thread that makes the next batches may take page-locked memory meanwhile
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
-    return graph.replay, result
+    return graph, result
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    torch.get_device_module(device.type).synchronize(device)
 
 
 @contextlib.contextmanager

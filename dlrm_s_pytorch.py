@@ -484,6 +484,8 @@ class Trainer:
                 break
         if self.options.save_model and not progress.saved and math.isnan(self._best()):
             self._save()  # no evaluation, of this run or of the one it continues, has chosen
+        if self.graph is not None:
+            self.graph.close()
 
     def phases(self) -> list[Phase]:
         """What --enable-profiling tells apart in a step.
@@ -733,7 +735,7 @@ def make_process(options: argparse.Namespace) -> ext_dist.Process:
     process = ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
     make_execution(options, process.device)  # what is wrong with it is said now
     devices.set_jit_compile(process.device, options.jit_compile)
-    devices.set_tf32(process.device, options.tf32)
+    devices.set_product_precision(process.device, options.tf32)
     _check_graphs(options, process)
     return process
 
@@ -747,6 +749,8 @@ def _check_graphs(options: argparse.Namespace, process: ext_dist.Process) -> Non
         "needs Criteo data (--data_path): other data's batches differ in shape": (
             options.data_generation != "dataset"
         ),
+        f"needs a --mini-batch-size that {process.world_size} ranks share evenly: got"
+        f" {options.mini_batch_size}": options.mini_batch_size % process.world_size > 0,
         "does not go with --mlperf-grad-accum-iter above 1": options.mlperf_grad_accum_iter > 1,
         f"needs --dist-backend=nccl: {process.backend} goes through the host": (
             process.world_size > 1 and process.backend != "nccl"

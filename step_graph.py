@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -17,10 +18,10 @@ _Shape = tuple[tuple[int, ...], int]  # rows of each rank, and how many of them 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A step that was recorded: where it reads its batch, what replays it, where its loss lies."""
+    """A step that was recorded: where it reads its batch, its graph, where its loss lies."""
 
     block: torch.Tensor
-    replay: Callable[[], None]
+    graph: Any
     loss: torch.Tensor
 
 
@@ -53,13 +54,26 @@ class StepGraph:
             self._recorded[shape] = self._record(batch, num_rows)
         return self._replay(self._recorded[shape], batch)
 
+    def close(self) -> None:
+        """Wait for the device and give up what is recorded.
+
+        A process group with NCCL does not end while a graph holds its collectives
+        (ncclCommDestroy waits for them; pytorch issue 115388). Not to be called after an error:
+        the device may be waiting for a rank that has gone.
+        """
+        if self._recorded:
+            devices.synchronize(self._device)
+        for recorded in self._recorded.values():
+            recorded.graph.reset()
+        self._recorded.clear()
+
     def _replay(self, recorded: _Recorded, batch: Batch) -> torch.Tensor:
         recorded.block.copy_(batch.block)
-        recorded.replay()
+        recorded.graph.replay()
         return recorded.loss
 
     def _record(self, batch: Batch, num_rows: int) -> _Recorded:
         block = batch.block.clone()
         with_own_block = replace(batch, block=block)
-        replay, loss = devices.capture(self._device, lambda: self._step(with_own_block, num_rows))
-        return _Recorded(block, replay, loss)
+        graph, loss = devices.capture(self._device, lambda: self._step(with_own_block, num_rows))
+        return _Recorded(block, graph, loss)

@@ -3,7 +3,7 @@
     PYTHONPATH=test/emulated_npu python graph_program.py cases.json results.json
 
 cases: {name: argv}; results: {name: {"status", "out", "err", "recorded": how many steps were
-recorded, "operators": of the last recorded step, "replays"}}
+recorded, "operators": of the last recorded step, "replays", "resets": of each}}
 
 As in CUDA, recording runs nothing, and a replay runs the recorded operators on the same memory with
 the numbers that the host had when they were recorded.
@@ -35,7 +35,7 @@ class Graph(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.before, self.replays = [], [], 0
+        self.calls, self.before, self.replays, self.resets = [], [], 0, 0
         Graph.made.append(self)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -68,6 +68,9 @@ class Graph(TorchDispatchMode):
             for tensor, content in pairs:
                 tensor.copy_(content)
 
+    def reset(self):
+        self.resets += 1
+
 
 def flat(found):
     found = found if isinstance(found, (list, tuple)) else [found]
@@ -79,7 +82,7 @@ def capture(device, work):
     with graph:
         result = work().detach()
     graph.undo()
-    return graph.replay, result
+    return graph, result
 
 
 def main():
@@ -94,6 +97,7 @@ def main():
         run = npu_program.run(argv)
         found[name] = {key: run[key] for key in ("status", "out", "err")} | {
             "recorded": len(Graph.made),
+            "resets": [graph.resets for graph in Graph.made],
             "replays": sum(graph.replays for graph in Graph.made),
             "operators": [str(call[0]) for graph in Graph.made[-1:] for call in graph.calls],
         }

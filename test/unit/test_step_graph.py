@@ -23,7 +23,11 @@ from conftest import (
 )
 from torch.utils import backend_registration
 
+import dlrm_s_pytorch as dlrm
+
+# isort: split
 import devices
+import extend_distributed as ext_dist
 from command_line import UserError
 
 emulated = pytest.mark.skipif(
@@ -95,6 +99,13 @@ def test_one_shape_is_recorded_once(name, found):
 
 
 @emulated
+@pytest.mark.parametrize("name", CASES)
+def test_a_graph_is_given_up_before_the_ranks_part(name, found):
+    """NCCL's communicators wait for the graphs that hold their collectives."""
+    assert found[name]["resets"] == [1]
+
+
+@emulated
 def test_all_of_a_step_is_recorded(found):
     operators = set(found["sgd"]["operators"])
     wanted = {"aten.embedding.default", "aten.index_add_.default", "aten._foreach_add_.List"}
@@ -144,8 +155,35 @@ def test_what_only_a_gpu_does_is_refused_in_one_line(flags, tmp_path):
         assert words in result.err
 
 
-def test_triton_wants_a_compiler(monkeypatch):
+def test_graphs_want_equal_shares_of_all_ranks():
+    """Else those whose share is shorter fill up each batch, and none is replayed."""
+    options = dlrm.parse_options(["--use-gpu", "--cuda-graphs", "--data_path=d"])
+    process = ext_dist.Process(0, 3, 0, torch.device("cuda"), "nccl")
+    options.mini_batch_size = 129
+    dlrm._check_graphs(options, process)
+    options.mini_batch_size = 128
+    with pytest.raises(UserError, match="--mini-batch-size that 3 ranks share evenly: got 128"):
+        dlrm._check_graphs(options, process)
+
+
+@pytest.mark.parametrize("before", ["high", "highest"])
+def test_products_are_float32s_unless_it_is_said_otherwise(before):
+    """Also where a run in the same process had --tf32; sums of 16 bits' products too."""
+    torch.set_float32_matmul_precision(before)
+    settings = torch.backends.cuda.matmul
+    settings.allow_bf16_reduced_precision_reduction = True
+    settings.allow_fp16_reduced_precision_reduction = True
+    devices.set_product_precision(torch.device("cpu"), tf32=False)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not settings.allow_bf16_reduced_precision_reduction
+    assert not settings.allow_fp16_reduced_precision_reduction
+
+
+def test_triton_wants_a_compiler(monkeypatch, tmp_path):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    (tmp_path / "Python.h").touch()
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
@@ -154,6 +192,13 @@ def test_triton_wants_a_compiler(monkeypatch):
         devices.has_triton(gpu, None)
     monkeypatch.setattr(devices.shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
     assert devices.has_triton(gpu, None)
+    monkeypatch.setenv("CC", "no-cc")
+    with pytest.raises(UserError, match="no C compiler found .looked for CC=no-cc"):
+        devices.has_triton(gpu, None)
+    monkeypatch.delenv("CC")
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(UserError, match="no .*Python.h found .*--triton=false"):
+        devices.has_triton(gpu, None)
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     assert not devices.has_triton(gpu, None)
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: object())
