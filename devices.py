@@ -230,7 +230,7 @@ def set_product_precision(device: torch.device, tf32: bool) -> None:
         tf32: it does.
 
     Raises:
-        UserError: it is asked for on another device.
+        UserError: tf32 on another device.
     """
     if tf32 and device.type != "cuda":
         raise UserError(f"--tf32 is for NVIDIA GPUs: the device is {device.type}", everywhere=True)

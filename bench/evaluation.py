@@ -1,6 +1,6 @@
-"""Time and memory of the evaluation metrics alone, on the CPU.
+"""Time and memory of the evaluation metrics alone, on the CPU or a GPU.
 
-    python bench/evaluation.py [--rows 89000000]
+    python bench/evaluation.py [--rows 89000000] [--device cuda]
 
 Scores are drawn, labels are drawn from the scores, so the AUC is known to lie well above 0.5. From
 other scripts: `from bench.evaluation import measure`, with the repository's root on sys.path.
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
+import devices  # noqa: E402
 import evaluation  # noqa: E402
 import extend_distributed as ext_dist  # noqa: E402
 
@@ -70,10 +71,10 @@ def measure(rows: int, device: torch.device) -> Figures:
     add_s = 0.0
     for batch in draw(rows):
         on_device = [column.to(device) for column in batch]
-        _wait(device)
+        devices.synchronize(device)
         start = time.perf_counter()
         meter.add(*on_device)
-        _wait(device)
+        devices.synchronize(device)
         add_s += time.perf_counter() - start
         if rows <= MOST_COMPARED:
             kept.append(batch)
@@ -87,11 +88,6 @@ def measure(rows: int, device: torch.device) -> Figures:
 
 def _process(device: torch.device) -> ext_dist.Process:
     return ext_dist.Process(0, 1, 0, device, "gloo")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.get_device_module(device.type).synchronize()
 
 
 def _warm_up(device: torch.device) -> None:
