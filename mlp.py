@@ -81,18 +81,20 @@ class MLP(nn.Sequential):
     def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
         if self._on_gpu:
             parameters = list(_Lowered.apply(lower, *self._in_order))
-            beside = -outputs.shape[1] % ALIGNED
-            outputs = F.pad(outputs, (0, beside)) if beside else outputs  # by 0 it copies all
+            outputs = _widened(outputs, -outputs.shape[1] % ALIGNED)
         else:
             parameters = [parameter.to(lower) for parameter in self._in_order]
-        missing = outputs.shape[1] - parameters[0].shape[1]
-        if missing:
-            parameters[0] = F.pad(parameters[0], (0, missing))
+        parameters[0] = _widened(parameters[0], outputs.shape[1] - parameters[0].shape[1])
         outputs = outputs.to(lower)
         for name, weight, bias in zip(self._names, parameters[::2], parameters[1::2], strict=True):
             outputs = F.linear(outputs, weight, bias)
             outputs = outputs.relu() if name == "ReLU" else outputs.float().sigmoid()
         return outputs
+
+
+def _widened(matrix: torch.Tensor, columns: int) -> torch.Tensor:
+    """With so many columns of zeros more; F.pad by none makes a copy."""
+    return F.pad(matrix, (0, columns)) if columns else matrix
 
 
 class _Lowered(torch.autograd.Function):
