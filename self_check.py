@@ -37,8 +37,8 @@ TAKEN = (
     "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
     "local_rank", "mlperf_grad_accum_iter", "triton",
 )  # fmt: skip
-SWITCHES = ("use_npu", "use_gpu", "arch_interaction_itself", "tf32", "cuda_graphs")
-OF_A_CARD = ("--use_npu", "--use_gpu", "--tf32", "--cuda_graphs")  # refused on the CPU
+OF_A_CARD = ("use_npu", "use_gpu", "tf32", "cuda_graphs")  # refused on the CPU
+SWITCHES = (*OF_A_CARD, "arch_interaction_itself")
 RATE = {"sgd": 0.5, "adagrad": 0.01, "rwsadagrad": 0.01}
 # of a loss, beside the CPU's in float32
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2, "tf32": 1e-2}
@@ -92,7 +92,7 @@ class SelfCheck:
         rate = f"--learning-rate={RATE[self.options.optimizer]}"
         words = [*self._flags(), *FLAGS, rate]
         if on_cpu:
-            words = [word for word in words if word not in OF_A_CARD]
+            words = [word for word in words if word.removeprefix("--") not in OF_A_CARD]
             words += ["--amp=off", "--dist-backend=gloo"]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = self.program([*words, f"--data_path={self.folder / 'data'}", *flags])
