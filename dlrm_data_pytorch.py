@@ -273,6 +273,7 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     """
     streams = torch.get_device_module(device.type)
     side = _side_stream(device)
+    given: deque[Any] = deque()  # events behind which the steps on earlier batches are done
 
     def ready(batch: Batch, copied: Any) -> Batch:
         main = streams.current_stream()
@@ -285,7 +286,6 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         return batch
 
     ahead: deque[tuple[Batch, Any]] = deque()
-    given: deque[Any] = deque()
     try:
         for batch in batches:
             with streams.stream(side):
