@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "test" / "golden"
 sys.path.insert(0, str(ROOT))
 
-import dlrm_s_pytorch  # noqa: E402
+import dlrm_s_pytorch  # noqa: E402  (before torch, as cpu_kernels wants it)
+
+# isort: split
+import torch  # noqa: E402
+
+RELEASE = torch.__version__.partition("+")[0]  # without the build, as +cpu
 
 
 def _through_os(name):

@@ -7,11 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, shell, train
+from conftest import CRITEO_MODEL, RELEASE, ROOT, SMALL_MODEL, shell, train
 
 import dlrm_s_pytorch as dlrm
-
-RELEASE = torch.__version__.partition("+")[0]
 
 MISTAKES = {
     "--mini-batch-sise=3": "unknown flag --mini-batch-sise=3, did you mean --mini-batch-size?",

@@ -193,7 +193,16 @@ class OnDevice:
 
 
 @pytest.fixture
-def copied(monkeypatch):
+def streams(monkeypatch):
+    """The device's module is Streams."""
+    monkeypatch.setattr(torch, "get_device_module", lambda _: Streams())
+    dp._side_stream.cache_clear()
+    yield Streams
+    dp._side_stream.cache_clear()
+
+
+@pytest.fixture
+def copied(streams):
     """(log, batches that are copied ahead, of a maker that fails behind the third)."""
     log = []
 
@@ -205,10 +214,7 @@ def copied(monkeypatch):
         finally:
             log.append("closed")
 
-    monkeypatch.setattr(torch, "get_device_module", lambda _: Streams())
-    dp._side_stream.cache_clear()
-    yield log, dp._copied_ahead(maker(), CPU)
-    dp._side_stream.cache_clear()
+    return log, dp._copied_ahead(maker(), CPU)
 
 
 def test_a_copy_begins_before_the_step_on_the_batch_before_it(copied):
@@ -224,11 +230,11 @@ def test_a_copy_begins_before_the_step_on_the_batch_before_it(copied):
     assert log[:7] == order and log[-1] == "step 2"
 
 
-def test_the_host_waits_where_it_is_far_ahead_of_the_device(monkeypatch):
+def test_the_host_waits_where_it_is_far_ahead_of_the_device(streams, monkeypatch):
     """For the step that many batches before, whose block's memory is then free."""
     log, most = [], dp.MOST_AHEAD_OF_DEVICE
 
-    class Event(Streams.Event):
+    class Event(streams.Event):
         def record(self, stream):
             super().record(stream)
             self.number = sum(line.startswith("step") for line in log)
@@ -236,12 +242,9 @@ def test_the_host_waits_where_it_is_far_ahead_of_the_device(monkeypatch):
         def synchronize(self):
             log.append(f"wait for {self.number}")
 
-    monkeypatch.setattr(Streams, "Event", Event)
-    monkeypatch.setattr(torch, "get_device_module", lambda _: Streams())
-    dp._side_stream.cache_clear()
+    monkeypatch.setattr(streams, "Event", Event)
     for batch in dp._copied_ahead((OnDevice(number, log) for number in range(most + 3)), CPU):
         log.append(f"step {batch.number}")
-    dp._side_stream.cache_clear()
     assert [line for line in log if "wait" in line] == [f"wait for {number}" for number in range(3)]
     assert log.index("wait for 0") == log.index(f"step {most}") - 1
 

@@ -14,6 +14,7 @@ import torch
 from conftest import (
     CRITEO_MODEL,
     GOLDEN,
+    RELEASE,
     ROOT,
     SMALL_MODEL,
     assert_same_losses,
@@ -28,7 +29,6 @@ from optim import loss_scale
 
 EMULATED = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
 NPU = "--use-npu"
-RELEASE = torch.__version__.partition("+")[0]
 SELDOM = "--print-freq=1000"  # a line after the last step only
 
 pytestmark = pytest.mark.skipif(
