@@ -14,11 +14,8 @@ docs/preparation.md describes the stages and the format.
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
-import shutil
-import socket
 import sys
 import time
 from collections import Counter
@@ -31,36 +28,26 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import criteo_demo
-import data_report
-import original_files
-from category_ids import IdMap
-from command_line import ArgumentParser, UserError, environment_int, reports_errors
-from criteo_files import RawFile, find_raw_files
-from criteo_pieces import (
-    PIECE_BYTES,
-    OriginalPieces,
-    Piece,
-    Place,
-    Rules,
-    TextPieces,
-    count_tasks,
-)
-from criteo_text import FIRST_SPARSE, KAGGLE_PARTS, NUM_SPARSE, cut_evenly
-from external_shuffle import Encoded, Shuffle, Target
-from prepared_data import (
-    FORMAT_VERSION,
-    SPLITS,
-    DataSpec,
-    Prepared,
-    add_data_options,
-    check_range,
-    find_prepared,
-    recipe,
-    spec_from_options,
-)
-from row_layout import FLAT, Layout
-from work_folder import (
+from common.errors import RankError, UserError, reports_errors
+from common.flags import ArgumentParser
+from common.launch import Launch
+from common.shares import split_evenly
+from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_SPARSE
+from criteo.demo import add_demo_options, demo_from_options, make_demo
+from criteo.original_files import Original, find_original
+from criteo.prepared import FORMAT_VERSION, Prepared, check_range, find_prepared, recipe
+from criteo.raw_files import RawFile, find_raw_files
+from criteo.report import find_doubts, make_report, report_table
+from criteo.row_layout import FLAT, Layout
+from criteo.spec import DataSpec, add_data_options, spec_from_options
+from preparation.category_ids import IdMap
+from preparation.disk_space import check_space, disk_trouble
+from preparation.parsed_piece import PIECE_BYTES, Piece, Rules
+from preparation.publish import publish_flat, sync_folder, write_synced
+from preparation.row_files import RowFiles
+from preparation.shuffle import PieceRows, Shuffle
+from preparation.sources import LinePosition, OriginalPieces, TextPieces, count_tasks
+from preparation.work_folder import (
     LAST_PIECE,
     PAUSE,
     Crew,
@@ -75,7 +62,6 @@ from work_folder import (
 STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of pieces
 WORK_MEMORY = 1 << 30  # bytes for the work of all threads and processes of a machine
 BYTES_OF_A_PARSER = 3 * PIECE_BYTES  # what a thread takes that parses or encodes
-PARSED_ROW, IDS_ROW, PREPARED_ROW = 100, 12, 100  # bytes a row on disk, about, on Criteo's data
 
 
 # ---------------------------------------------------------------- preparation
@@ -94,13 +80,13 @@ def prepare(spec: DataSpec) -> Prepared:
     if prepared := find_prepared(spec):
         folder.remove_if_idle()  # a run that was killed at its end may have left it
         return prepared
-    original = original_files.find(spec.raw, spec.processed, spec.mapped)
+    original = find_original(spec.raw, spec.processed, spec.mapped)
     if original:
         check_range(spec, original.files[0], original.counts)
     raw = [] if original else find_raw_files(spec.raw, spec.data_set)
     job = Preparation(spec, raw, original, folder)
     try:
-        _check_space(spec, raw, original)
+        check_space(spec, raw, original)
         spec.directory.parent.mkdir(parents=True, exist_ok=True)
         if job.crew.rank and not has_locks(spec.directory.parent):
             return _wait_for_prepared(spec)
@@ -109,7 +95,7 @@ def prepare(spec: DataSpec) -> Prepared:
     except (FolderGoneError, FileNotFoundError, FileExistsError) as error:
         return _made_by_others(spec, error)
     except OSError as error:
-        raise UserError(_disk_trouble(spec, error)) from error
+        raise RankError(disk_trouble(spec, error)) from error
 
 
 def _wait_for_prepared(spec: DataSpec) -> Prepared:
@@ -128,71 +114,19 @@ def _made_by_others(spec: DataSpec, error: Exception) -> Prepared:
         if prepared := find_prepared(spec):
             return prepared
         time.sleep(0.01)
-    raise UserError(f"{spec.work_folder} was removed by somebody: start again") from error
-
-
-def _check_space(
-    spec: DataSpec, raw: Sequence[RawFile], original: original_files.Original | None
-) -> None:
-    """Raise a UserError where the disk has no room for what preparation writes, at its most."""
-    folder = spec.directory.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    rows = sum(original.rows_per_part) if original else _rows_about(spec, raw)
-    prepared = FLAT.row_bytes if spec.flat else PREPARED_ROW
-    shuffled = prepared if spec.order != "file" else 0
-    needed = int(rows * max(PARSED_ROW + 2 * IDS_ROW, IDS_ROW + shuffled + prepared))
-    there = 0
-    for path in spec.work_folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # other ranks are at work there
-            there += path.stat().st_blocks * 512
-    free = shutil.disk_usage(folder).free
-    if needed - there > free:
-        raise UserError(
-            f"preparation needs {_size(needed - there)} at {folder}, {_size(free)} free:"
-            " --processed-data-file can name another disk",
-            everywhere=True,
-        )
-
-
-def _size(number: float) -> str:
-    return f"{number / 1e9:.0f} GB" if number >= 1e10 else f"{number / 1e6:.0f} MB"
-
-
-def _rows_about(spec: DataSpec, raw: Sequence[RawFile]) -> float:
-    """Rows that will be kept, from the first lines of each file."""
-    rows = 0.0
-    for file in raw:
-        text, unpacked = file.sample(1 << 16)
-        lines = text.count(b"\n") or 1
-        clicks = (text.startswith(b"1") + text.count(b"\n1\t")) / lines
-        kept = clicks + (1 - clicks) * (1 - spec.sub_sample_rate)
-        rows += kept * unpacked * file.size / max(len(text) / lines, 1)
-    return rows
-
-
-def _disk_trouble(spec: DataSpec, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no space left for the prepared data in {spec.directory.parent}; what is finished is"
-            " kept: make room and start again, or name another --processed-data-file"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"cannot write to {spec.directory.parent}: name a writable --processed-data-file"
-    return f"cannot prepare data: {error}"
+    raise RankError(f"{spec.work_folder} was removed by somebody: start again") from error
 
 
 def crew_of_this_launch(parallel: bool) -> Crew:
     """This process among the ranks of its launch; with `parallel` its share of the cores."""
-    here = max(environment_int("LOCAL_WORLD_SIZE", 1), 1)
-    cores = len(os.sched_getaffinity(0)) // here if parallel else 1
-    world_size = max(environment_int("WORLD_SIZE", 1), 1)
-    return Crew(max(cores, 1), environment_int("RANK", 0) % world_size, world_size)
+    launch = Launch.from_environment()
+    cores = len(os.sched_getaffinity(0)) // launch.local_world_size if parallel else 1
+    return Crew(max(cores, 1), launch.rank, launch.world_size)
 
 
 def _with_memory(crew: Crew, bytes_of_one: int) -> Crew:
     """No more threads than WORK_MEMORY lets this machine have."""
-    here = max(environment_int("LOCAL_WORLD_SIZE", 1), 1)
+    here = Launch.from_environment().local_world_size
     most = max(WORK_MEMORY // max(bytes_of_one, 1) // here, 1)
     return replace(crew, threads=min(crew.threads, most))
 
@@ -214,7 +148,7 @@ class Preparation:
         self,
         spec: DataSpec,
         raw: Sequence[RawFile],
-        original: original_files.Original | None,
+        original: Original | None,
         folder: WorkFolder,
     ) -> None:
         self._spec, self._raw, self._original, self._folder = spec, raw, original, folder
@@ -293,10 +227,15 @@ class Preparation:
             lines = [sum(of_file) for of_file in counts]
             first_lines = [sum(lines[:number]) for number in range(len(lines))]
             if self._spec.data_set == "kaggle":
-                ends = tuple(int(end) for end in np.cumsum(cut_evenly(lines[0], KAGGLE_PARTS)))
+                ends = tuple(int(end) for end in np.cumsum(split_evenly(lines[0], KAGGLE_PARTS)))
         return [
             TextPieces(
-                file, Place(number, first, ends), counted, self._rules, self._folder, self._show
+                file,
+                LinePosition(number, first, ends),
+                counted,
+                self._rules,
+                self._folder,
+                self._show,
             )
             for number, (file, first, counted) in enumerate(
                 zip(self._raw, first_lines, counts, strict=True)
@@ -344,7 +283,6 @@ class Preparation:
         if found > most:
             raise UserError(
                 f"{found} bad lines, --max-bad-lines={most}; the first: {totals['first_bad']}",
-                everywhere=True,
             )
 
     # ------------------------------------------------------------ categories to ids
@@ -377,7 +315,7 @@ class Preparation:
 
     # ------------------------------------------------------------ rows to their places
 
-    def _target(self, totals: dict[str, Any], counts: Sequence[int]) -> Target:
+    def _target(self, totals: dict[str, Any], counts: Sequence[int]) -> RowFiles:
         """The files that training reads.
 
         Raises:
@@ -394,16 +332,17 @@ class Preparation:
         largest = [*totals["largest"], *(count - 1 for count in counts)]
         layout = FLAT if spec.flat else Layout.holding(largest)
         order = "file" if original and original.shuffled else spec.order
-        target = Target(self._folder.path / "final", layout, order, spec.seed, tuple(rows_per_part))
+        target = RowFiles(
+            self._folder.path / "final", layout, order, spec.seed, tuple(rows_per_part)
+        )
         if not target.rows["train"] or not target.rows["test"]:
             raise UserError(
                 f"too few rows: {target.rows['train']} to train and {target.rows['test']} to test"
                 " are left",
-                everywhere=True,
             )
         return target
 
-    def _place(self, totals: dict[str, Any], target: Target) -> Shuffle:
+    def _place(self, totals: dict[str, Any], target: RowFiles) -> Shuffle:
         """The third stage: every row to its place in the files."""
         target.make_files()
         shuffle = Shuffle(self._folder, target, totals["runs"], self._encoded, self.key)
@@ -419,24 +358,24 @@ class Preparation:
             self._run("shuffling", shuffle.gather_tasks(), crew)
         return shuffle
 
-    def _encoded(self, number: int) -> Encoded:
+    def _encoded(self, number: int) -> PieceRows:
         """A parsed piece's rows, with the ids of its distinct values."""
         piece = self._pieces[number]
         layout = Layout.from_columns(self._of_piece(piece, self._folder.meta)["columns"])
         content = self._of_piece(piece, lambda task: self._folder.section(task, 0))
         rows = np.frombuffer(content, np.uint8).reshape(-1, layout.row_bytes)
         if self._original:
-            return Encoded(rows, layout, None)
+            return PieceRows(rows, layout, None)
         ids = [
             self._folder.intact(lambda task: self._folder.section(task, number), task)
             for task in self._id_tasks
         ]
-        return Encoded(rows, layout, [np.frombuffer(of_column, np.int32) for of_column in ids])
+        return PieceRows(rows, layout, [np.frombuffer(of_column, np.int32) for of_column in ids])
 
     # ------------------------------------------------------------ the end
 
     def _publish(
-        self, totals: dict[str, Any], counts: list[int], target: Target, shuffle: Shuffle
+        self, totals: dict[str, Any], counts: list[int], target: RowFiles, shuffle: Shuffle
     ) -> dict[str, Any]:
         """The last stage, by one: all is checked and synced, and appears by a rename."""
         spec, final = self._spec, target.folder
@@ -456,16 +395,16 @@ class Preparation:
             "imported": self._original is not None,
             "sources": [file.fingerprint for file in self._files],
         }
-        report = data_report.make_report(totals, counts, target.layout.columns, target.rows)
-        _write_synced(final / "report.json", json.dumps(report, indent=1).encode())
-        _write_synced(final / "meta.json", json.dumps(meta, indent=1).encode())
+        report = make_report(totals, counts, target.layout.columns, target.rows)
+        write_synced(final / "report.json", json.dumps(report, indent=1).encode())
+        write_synced(final / "meta.json", json.dumps(meta, indent=1).encode())
         target.sync()
         if spec.flat:
-            _publish_flat(spec, final, counts)
+            publish_flat(spec, final, counts)
         else:
-            _sync_folder(final)
+            sync_folder(final)
             os.rename(final, spec.directory)
-            _sync_folder(spec.directory.parent)
+            sync_folder(spec.directory.parent)
         self._announce(report)
         return {}
 
@@ -480,48 +419,17 @@ class Preparation:
             flush=True,
         )
         names = [str(file.path) for file in self._raw]
-        doubts = data_report.doubts(self._spec.data_set, names, report["lines_per_file"])
+        doubts = find_doubts(self._spec.data_set, names, report["lines_per_file"])
         if skipped := sum(report["bad_lines"].values()):
             doubts.append(f"bad lines skipped: {skipped}; the first: {report['first_bad_line']}")
         for doubt in doubts:
             print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 
-def _publish_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
-    """Move the files to the original's flat names; what `find_flat` wants last goes last."""
-    found = Path(f"{spec.raw}_fea_count.npz")
-    if found.exists() or not os.access(found.parent, os.W_OK):  # not ours to overwrite
-        found = Path(f"{spec.stem}_fea_count.npz")
-    aside = f"{found}.{socket.gethostname()}.{os.getpid()}.partial.npz"
-    np.savez(aside, counts=np.array(counts))
-    os.replace(aside, found)
-    for name in ("report", "meta"):
-        os.replace(folder / f"{name}.json", f"{spec.stem}_{name}.json")
-    for split in SPLITS:
-        os.replace(folder / f"{split}.bin", f"{spec.stem}_{split}.bin")
-    _sync_folder(spec.stem.parent)
-
-
 def _give_memory_back() -> None:
     """glibc keeps what was freed, by thread; the next stage has other threads."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk hold the names in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---------------------------------------------------------------- the program
@@ -534,10 +442,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="data_utils.py", description="Prepares Criteo's files for training."
     )
     add_data_options(parser)
-    criteo_demo.add_demo_options(parser)
+    add_demo_options(parser)
     options = parser.parse_args(argv)
     if options.make_demo:
-        print(criteo_demo.make(criteo_demo.demo_from_options(options)))
+        print(make_demo(demo_from_options(options)))
         return 0
     spec = spec_from_options(options)
     already = find_prepared(spec) is not None
@@ -551,8 +459,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_report(spec: DataSpec) -> None:
     """The table of what was found, by the first rank, where preparation left one."""
     path = Path(f"{spec.stem}_report.json") if spec.flat else spec.directory / "report.json"
-    if environment_int("RANK", 0) == 0 and path.is_file():
-        print(data_report.table(json.loads(path.read_text())), f"As JSON: {path}", sep="\n")
+    if Launch.from_environment().rank == 0 and path.is_file():
+        print(report_table(json.loads(path.read_text())), f"As JSON: {path}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,27 +5,29 @@ whatever order, so loader workers and a resumed run see the same rows. Data sets
 data_utils' work.
 """
 
-import functools
 import itertools
 import threading
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from command_line import UserError
-from criteo_text import FIRST_SPARSE, NUM_DENSE, NUM_SPARSE, Bytes
-from data_utils import Prepared
-from devices import Execution, triton_kernels
-from extend_distributed import Bags, Process, share_of_rows, split_rows
-from row_layout import Layout
+from common.errors import RankError, UserError
+from common.shares import share_of_rows, split_evenly
+from criteo.columns import NUM_DENSE, NUM_SPARSE, Bytes
+from criteo.prepared import Prepared
+from devices.card import side_stream
+from devices.execution import Execution
+from model.batch import BagBatch, Batch, CriteoBatch
+from ranks.process import Process
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -34,142 +36,6 @@ GROUPS_AHEAD = 2  # of batches, made while steps are at work
 MOST_AHEAD_OF_DEVICE = 16  # batches that are given out and may not be trained on yet
 CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 ROWS_AT_A_TIME = 8192  # small batches are read in groups: reading one takes longer than its copy
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the device made of a batch of b rows.
-
-    Attributes:
-        dense: (b, m) float32.
-        bags: of b rows and T tables.
-        label: (b, 1) float32.
-    """
-
-    dense: torch.Tensor
-    bags: Bags
-    label: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A rank's rows of a batch as one contiguous block of bytes, and how many each rank has.
-
-    The block is all that travels to the device; `decode` makes the model's tensors of it there.
-
-    Attributes:
-        block: of this rank's rows.
-        num_rows: of this rank.
-        rows_per_rank: of each rank.
-        num_filled: rows at this rank's end that `filled` has added: they do not count.
-    """
-
-    block: torch.Tensor
-    num_rows: int
-    rows_per_rank: tuple[int, ...]
-    num_filled: int = field(default=0, kw_only=True)
-
-    def pin_memory(self) -> "Batch":
-        """The same in page-locked memory (the loader calls this)."""
-        return replace(self, block=self.block.pin_memory())
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same with its block on the device."""
-        if self.block.device == device:
-            return self
-        return replace(self, block=self.block.to(device, non_blocking=True))
-
-    def pieces(self, most_rows: int) -> list["Batch"]:
-        """This batch in order, as many pieces on each rank; bags of any length are one piece.
-
-        Args:
-            most_rows: of a piece, on a rank.
-        """
-        return [self]
-
-    def filled(self, num_rows: int) -> "Batch":
-        """This batch with `num_rows` rows on each rank; bags of any length stay as they are."""
-        return self
-
-    def counts(self) -> torch.Tensor | None:
-        """(b, 1) 1 for rows that count, 0 for those that fill; None: all count."""
-        if not self.num_filled:
-            return None
-        ones = torch.ones(self.num_rows, 1, device=self.block.device)
-        ones[self.num_rows - self.num_filled :] = 0
-        return ones
-
-    def decode(self, triton: bool = False) -> Features:
-        """The model's tensors, on the block's device; with Triton's kernel, if there is one."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class CriteoBatch(Batch):
-    """Block (b, bytes of a row) uint8 of rows in a layout: label, 13 integers, 26 ids."""
-
-    layout: Layout
-
-    def pieces(self, most_rows: int) -> list[Batch]:
-        """As Batch.pieces, of nearly equal size; the blocks are views."""
-        number = -(-max(self.rows_per_rank) // most_rows)
-        if number <= 1:
-            return [self]
-        of_ranks = zip(*(split_rows(rows, number) for rows in self.rows_per_rank), strict=True)
-        blocks = self.block.split(split_rows(self.num_rows, number))
-        return [
-            CriteoBatch(block, len(block), rows, self.layout)
-            for block, rows in zip(blocks, of_ranks, strict=True)
-        ]
-
-    def filled(self, num_rows: int) -> Batch:
-        """With zeros at the end, which are rows of label 0 and of the first id of each table."""
-        if set(self.rows_per_rank) == {num_rows}:
-            return self
-        missing = num_rows - self.num_rows
-        return replace(
-            self,
-            block=F.pad(self.block, (0, 0, 0, missing)),
-            num_rows=num_rows,
-            rows_per_rank=(num_rows,) * len(self.rows_per_rank),
-            num_filled=missing,
-        )
-
-    def decode(self, triton: bool = False) -> Features:
-        """Integers x become log(x + 1); every bag holds one id."""
-        if triton:
-            places = _places_on(self.block.device, self.layout)
-            found = triton_kernels().decode(self.block, places, NUM_DENSE, NUM_SPARSE)
-            return Features(found[0], Bags(found[1].view(-1)), found[2])
-        if self.block.device.type == "cpu":
-            arrays = self.layout.decode(self.block.numpy())
-            dense, ids, label = (torch.from_numpy(array) for array in arrays)
-        else:
-            columns = _unpacked(self.block, self.layout)
-            dense, ids = columns[:, 1:FIRST_SPARSE].float(), columns[:, FIRST_SPARSE:]
-            label = columns[:, :1].float()
-        return Features(dense.add_(1).log_(), Bags(ids.reshape(-1)), label)
-
-
-@functools.cache
-def _places_on(device: torch.device, layout: Layout) -> torch.Tensor:
-    """(2, 40) int32: first byte and width of each column."""
-    places = np.stack([layout.offsets, layout.widths]).astype(np.int32)
-    return torch.from_numpy(places).to(device)
-
-
-def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Rows (b, bytes of a row) uint8 as int32 (b, 40), by operators that any device has."""
-    columns = {}
-    for width, begin, end in layout.groups:
-        part = rows[:, begin:end].clone(memory_format=torch.contiguous_format)  # so it is aligned
-        if width == 4:
-            columns[width] = part.view(torch.int32)
-        elif width == 2:  # unsigned, which not all devices know
-            columns[width] = part.view(torch.int16).int() & 0xFFFF
-        else:
-            columns[width] = part.int()
-    return torch.cat([columns[width][:, begin:end] for width, begin, end in layout.runs], dim=1)
 
 
 class BatchData(Protocol):
@@ -207,7 +73,7 @@ class Data:
     num_dense: int
 
 
-def load(
+def load_batches(
     data: BatchData,
     numbers: Iterable[int],
     num_workers: int,
@@ -228,15 +94,38 @@ def load(
     if num_workers == 0:
         batches = _made_ahead(data, numbers, device, execution.pin_memory)
     else:
-        batches = DataLoader(
-            data,  # type: ignore[arg-type]
+        loader = DataLoader(
+            _ErrorsAsItems(data),
             batch_size=None,
             sampler=numbers,
             num_workers=num_workers,
             pin_memory=execution.pin_memory,
             generator=torch.Generator(),  # leaves torch's global generator alone
         )
+        batches = map(_batch_or_error, loader)
     return _copied_ahead(batches, device) if execution.copy_stream else batches
+
+
+class _ErrorsAsItems(Dataset[Batch | UserError]):
+    """A data set for loader processes whose UserErrors are items, so that they keep their type.
+
+    The DataLoader would raise them again with a traceback in place of their one line.
+    """
+
+    def __init__(self, data: BatchData) -> None:
+        self._data = data
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self._data[number]
+        except UserError as error:
+            return error
+
+
+def _batch_or_error(item: Batch | UserError) -> Batch:
+    if isinstance(item, UserError):
+        raise item
+    return item
 
 
 def _made_ahead(
@@ -272,7 +161,7 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     memory is free again when its step is done, so the host waits where it is far ahead.
     """
     streams = torch.get_device_module(device.type)
-    side = _side_stream(device)
+    side = side_stream(device)
     given: deque[Any] = deque()  # events behind which the steps on earlier batches are done
 
     def ready(batch: Batch, copied: Any) -> Batch:
@@ -299,12 +188,6 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         yield from itertools.starmap(ready, ahead)
         raise
     yield from itertools.starmap(ready, ahead)
-
-
-@functools.cache
-def _side_stream(device: torch.device) -> Any:
-    """One for all loaders: memory is kept by stream."""
-    return torch.get_device_module(device.type).Stream()
 
 
 # ---------------------------------------------------------------- Criteo
@@ -375,7 +258,7 @@ class CriteoData:
         return min(self._batch_size, self._num_rows - number * self._batch_size)
 
     def _rows_per_rank(self, number: int) -> tuple[int, ...]:
-        return tuple(split_rows(self._size(number), self._process.world_size))
+        return tuple(split_evenly(self._size(number), self._process.world_size))
 
     def _place(self, number: int) -> tuple[int, int]:
         """Where this rank's rows of a batch are among `rows`."""
@@ -398,7 +281,7 @@ class CriteoData:
             rank, world_size = self._process.rank, self._process.world_size
             begin, _ = share_of_rows(self._size(numbers[batch]), rank, world_size)
             place = numbers[batch] * self._batch_size + begin + in_share
-            raise UserError(
+            raise RankError(
                 f"row {place} of the epoch in {self._file}:"
                 f" id {outside} of table {table} is outside its"
                 f" {self._counts[table]} rows; delete the prepared data to have it made again"
@@ -476,9 +359,7 @@ def criteo_data(
         process: whose share to read.
     """
     if not len(prepared.rows(split)):
-        raise UserError(
-            f"--eval-split={split} has no rows in {prepared.files[split]}", everywhere=True
-        )
+        raise UserError(f"--eval-split={split} has no rows in {prepared.files[split]}")
     order = draw_training_order(prepared, randomize) if in_memory else None
     train = criteo_split(prepared, "train", batch_sizes[0], process, order, in_memory)
     test = criteo_split(prepared, split, batch_sizes[1], process, None, in_memory)
@@ -497,3 +378,199 @@ def describe(data: BatchData, max_batches: int) -> str:
             lines += [features.bags.ids.view(-1, NUM_SPARSE).numpy()]
         lines += [features.label.numpy()]
     return "\n".join(str(line) for line in lines)
+
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RandomSpec:
+    """How random batches are drawn; names and meanings are the flags'."""
+
+    num_rows: tuple[int, ...]
+    num_dense: int
+    batch_size: int
+    data_size: int
+    num_batches: int
+    num_indices: int
+    num_indices_fixed: bool
+    distribution: str
+    minimum: float
+    maximum: float
+    mu: float
+    sigma: float
+    round_targets: bool
+    seed: int
+    trace: str = ""
+    trace_padding: bool = False
+
+
+class StackDistances:
+    """Draws ids by LRU stack distance (a trace's profile), as the original's synthetic data does.
+
+    Args:
+        path: three comma-separated lines: ids by first use, stack distances, their cumulative
+            probabilities.
+        padding: what `--data-trace-enable-padding` says.
+    """
+
+    def __init__(self, path: Path, padding: bool) -> None:
+        try:
+            lines = path.read_text().splitlines()
+            self._ids = [int(word) for word in lines[0].split(",")]
+            self._distances = [int(word) for word in lines[1].split(",")]
+            self._probabilities = np.array([float(word) for word in lines[2].split(",")])
+        except (OSError, ValueError, IndexError) as error:
+            raise UserError(
+                f"--data-trace-file: {path}: {error}; expected three comma-separated lines"
+                " (ids, stack distances, cumulative probabilities), a file a table",
+            ) from error
+        distances = self._distances
+        fits = len(distances) == len(self._probabilities) and distances == sorted(distances)
+        if not fits or distances[0] < 0 or distances[-1] > len(self._ids):
+            raise UserError(
+                f"--data-trace-file: {path}: expected ascending distances from 0 to"
+                f" {len(self._ids)} (the number of ids) and as many probabilities",
+            )
+        self._padding = padding
+
+    def draw(self, size: int, random: np.random.RandomState) -> Ints:
+        """`size` ids of one bag, repetitions included; each begins with the list as it was read."""
+        recent = list(self._ids)
+        num_new = 0
+        drawn = np.empty(size, np.int64)
+        for i in range(size):
+            distance = self._draw_distance(num_new, float(random.rand(1)[0]))
+            num_new += distance == 0
+            drawn[i] = recent.pop(0 if distance == 0 else -distance)
+            recent.append(int(drawn[i]))
+        return drawn
+
+    def _draw_distance(self, num_new: int, number: float) -> int:
+        if num_new < self._distances[-1]:
+            reachable = int(np.searchsorted(self._distances, num_new, side="right")) - 1
+            number *= self._probabilities[max(reachable, 0)]
+        elif self._padding:
+            number = (1 - self._probabilities[0]) * number + self._probabilities[0]
+        at = int(np.searchsorted(self._probabilities, number, side="left"))
+        return self._distances[min(at, len(self._distances) - 1)]
+
+
+class RandomData:
+    """Random or synthetic batches, drawn in turn from a generator that starts anew at batch 0.
+
+    Every rank draws the whole batch and keeps its rows. Asked for a batch out of turn, it draws
+    those before.
+    """
+
+    def __init__(self, spec: RandomSpec, process: Process) -> None:
+        self._spec, self._process = spec, process
+        self._random, self._next = np.random.RandomState(spec.seed), 0
+        self.batches_at_a_time, self.readers = 1, 1
+        self._traces: list[StackDistances] = []
+        if spec.trace:
+            path = Path(spec.trace)
+            names = [
+                path.with_name(path.name.replace("j", str(table)))
+                for table in range(len(spec.num_rows))
+            ]
+            self._traces = [StackDistances(name, spec.trace_padding) for name in names]
+        self.rows_read = 0
+
+    def __len__(self) -> int:
+        return self._spec.num_batches or -(-self._spec.data_size // self._spec.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number < self._next:
+            self._next = 0
+        while self._next < number:
+            self._draw(self._next)
+        return self._share(*self._draw(number))
+
+    def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
+        """Batches `numbers`."""
+        return [self[number] for number in numbers]
+
+    def _draw(self, number: int) -> tuple[Floats, Ints, Ints, Floats]:
+        """The next batch: dense (B, m), lengths (B, T), ids row by row, targets (B,)."""
+        if number == 0:
+            self._random = np.random.RandomState(self._spec.seed)
+        self._next = number + 1
+        size = self._num_rows(number)
+        dense = self._random.rand(size, self._spec.num_dense).astype(np.float32)
+        tables = range(len(self._spec.num_rows))
+        bags = [[self._draw_bag(table) for _ in range(size)] for table in tables]
+        targets = self._random.rand(size, 1).astype(np.float32)[:, 0]
+        lengths = np.array(
+            [[len(bags[table][row]) for table in tables] for row in range(size)], np.int64
+        )
+        ids = np.concatenate([bags[table][row] for row in range(size) for table in tables])
+        return dense, lengths, ids, np.round(targets) if self._spec.round_targets else targets
+
+    def _num_rows(self, number: int) -> int:
+        spec = self._spec
+        return (
+            spec.batch_size
+            if spec.num_batches
+            else min(spec.batch_size, spec.data_size - number * spec.batch_size)
+        )
+
+    def _draw_bag(self, table: int) -> Ints:
+        rows, spec = self._spec.num_rows[table], self._spec
+        size = spec.num_indices
+        if not spec.num_indices_fixed:
+            number = float(self._random.random_sample(1)[0]) * min(rows, spec.num_indices)
+            size = max(1, int(np.round(number)))
+        if self._traces:
+            return self._inside(np.unique(self._traces[table].draw(size, self._random)), table)
+        if spec.distribution == "gaussian":
+            return self._draw_gaussian(size, table)
+        return np.unique(np.round(self._random.random_sample(size) * (rows - 1))).astype(np.int64)
+
+    def _draw_gaussian(self, size: int, table: int) -> Ints:
+        spec = self._spec
+        mu = (spec.maximum + spec.minimum) / 2 if spec.mu == -1 else spec.mu
+        ids = np.unique(
+            np.clip(self._random.normal(mu, spec.sigma, size), spec.minimum, spec.maximum)
+        ).astype(np.int64)
+        if ids.min() < 0 or ids.max() >= spec.num_rows[table]:
+            raise UserError(
+                f"gaussian data drew id {ids.max() if ids.min() >= 0 else ids.min()} for table"
+                f" {table} of {spec.num_rows[table]} rows: let --rand-data-min and"
+                " --rand-data-max lie inside every table",
+            )
+        return ids
+
+    def _inside(self, ids: Ints, table: int) -> Ints:
+        rows = self._spec.num_rows[table]
+        if ids.max() >= rows:
+            warnings.warn(
+                f"the trace of table {table} has ids beyond its {rows} rows: taken modulo",
+                stacklevel=2,
+            )
+        return ids % rows
+
+    def _share(self, dense: Floats, lengths: Ints, ids: Ints, targets: Floats) -> Batch:
+        """This rank's rows of a drawn batch as one block."""
+        process = self._process
+        shares = split_evenly(len(dense), process.world_size)
+        begin, end = share_of_rows(len(dense), process.rank, process.world_size)
+        ends = np.concatenate([[0], np.cumsum(lengths.sum(1))])
+        block = np.concatenate(
+            [
+                dense[begin:end].reshape(-1).view(np.int32),
+                targets[begin:end].astype(np.float32).view(np.int32),
+                lengths[begin:end].reshape(-1).astype(np.int32),
+                ids[ends[begin] : ends[end]].astype(np.int32),
+            ]
+        )
+        ids_per_rank = np.array([part.sum(0) for part in np.split(lengths, np.cumsum(shares)[:-1])])
+        self.rows_read += end - begin
+        widths = self._spec.num_dense, len(self._spec.num_rows)
+        return BagBatch(torch.from_numpy(block), end - begin, tuple(shares), *widths, ids_per_rank)
+
+
+def random_data(spec: RandomSpec, process: Process) -> Data:
+    """Random training data, and test data drawn likewise by a generator of its own."""
+    return Data(RandomData(spec, process), RandomData(spec, process), spec.num_rows, spec.num_dense)

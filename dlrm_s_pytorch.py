@@ -12,7 +12,7 @@ import os
 # imported at all, and this must stand before the first import of torch
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
-import cpu_kernels  # before torch, so that both use the same threads
+import common.compiled  # noqa: F401  (before torch: both use the same threads)
 
 # isort: split
 import argparse
@@ -28,35 +28,49 @@ import numpy as np
 import torch
 from torch import nn
 
-import checkpoint
-import data_utils
-import devices
-import dlrm_data_pytorch as dp
-import extend_distributed as ext_dist
-import random_data
-import report
-import self_check
-from command_line import (
-    ArgumentParser,
-    UserError,
-    dashed_floats,
-    dashed_ints,
-    number_in,
-    reports_errors,
-    true_or_false,
+from common.errors import UserError, reports_errors
+from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, true_or_false
+from criteo.columns import NUM_DENSE
+from criteo.prepared import Prepared
+from criteo.spec import add_data_options, spec_from_options
+from data_utils import prepare
+from devices.execution import Execution, lower_precision
+from devices.gpu import has_triton, set_product_precision
+from devices.npu import set_jit_compile
+from devices.threads import set_up_threads
+from dlrm_data_pytorch import (
+    BatchData,
+    Data,
+    RandomSpec,
+    criteo_data,
+    describe,
+    load_batches,
+    random_data,
 )
-from embedding_engine import EmbeddingTables, PoolingWeights
-from evaluation import ScoreMeter
-from interaction import CatInteraction, DotInteraction
-from losses import LossMeter, make_loss
-from metrics import Metrics
-from mlp import MLP
-from optim.dense_update import DenseUpdate
+from engine.loss_meter import LossMeter
+from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
+from engine.progress import Progress
+from engine.score_meter import ScoreMeter
+from engine.self_check import run_self_check
+from engine.step_graph import StepGraph
+from model.batch import BagBatch, Batch, CriteoBatch, Features
+from model.embedding_tables import EmbeddingTables, PoolingWeights
+from model.exchange import Exchange, _AllToAll
+from model.interaction import CatInteraction, DotInteraction
+from model.losses import make_loss
+from model.mlp import MLP
+from optim.dense import DenseUpdate, make_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from optim.row_optimizers import Rate
-from profiling import PROFILED_STEPS, Phase, profiled
-from step_graph import StepGraph
+from ranks import collectives
+from ranks.collectives import sum_over_ranks
+from ranks.placement import place_tables
+from ranks.process import Process, joined, this_process
+from reporting.metrics import Metrics
+from reporting.phase_table import Phase
+from reporting.profiling import PROFILED_STEPS, profiled
+from reporting.reporter import Console, Reporter
 
 CPU_PIECE_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
@@ -69,7 +83,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
-    data = (_add_data, data_utils.add_data_options)
+    data = (_add_data, add_data_options)
     training = (_add_training, _add_device, _add_execution, _add_gpu)
     results = (_add_reporting, _add_model_files, _add_mlperf)
     groups = (_add_model, _add_compressed, _add_loss, *data, *training, *results)
@@ -245,7 +259,7 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
     }
     for name, is_asked in asked.items():
         if is_asked:
-            raise UserError(f"{name} is not available yet: leave it out", everywhere=True)
+            raise UserError(f"{name} is not available yet: leave it out")
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -269,7 +283,7 @@ def _check_options(options: argparse.Namespace) -> None:
     }
     for message, is_problem in problems.items():
         if is_problem:
-            raise UserError(message, everywhere=True)
+            raise UserError(message)
     _check_model_files(options)
     _schedule(options)
 
@@ -277,13 +291,13 @@ def _check_options(options: argparse.Namespace) -> None:
 def _check_model_files(options: argparse.Namespace) -> None:
     """Before hours of training, not after."""
     if options.load_model and not Path(options.load_model).is_file():
-        raise UserError(f"--load-model={options.load_model}: no such file", everywhere=True)
+        raise UserError(f"--load-model={options.load_model}: no such file")
     folder = Path(options.save_model).absolute().parent
     if options.save_model and not os.access(folder, os.W_OK | os.X_OK):
         reason = "is not writable" if folder.is_dir() else "does not exist"
-        raise UserError(f"--save-model={options.save_model}: its folder {reason}", everywhere=True)
+        raise UserError(f"--save-model={options.save_model}: its folder {reason}")
     if options.save_model and Path(options.save_model).is_dir():
-        raise UserError(f"--save-model={options.save_model} is a folder: name a file", True)
+        raise UserError(f"--save-model={options.save_model} is a folder: name a file")
 
 
 def _schedule(options: argparse.Namespace) -> LearningRateSchedule:
@@ -330,7 +344,6 @@ class Architecture:
             raise UserError(
                 f"--arch-mlp-bot={widths} ends in {bottom[-1]}, --arch-sparse-feature-size={dim}:"
                 " the bottom MLP's last width must equal the embedding dimension",
-                everywhere=True,
             )
         vectors = len(num_rows) + 1
         pairs = vectors * (vectors + 1 if options.arch_interaction_itself else vectors - 1) // 2
@@ -353,14 +366,14 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     def __init__(
         self,
         architecture: Architecture,
-        process: ext_dist.Process,
+        process: Process,
         optimizer: str,
-        execution: devices.Execution = devices.Execution(),  # noqa: B008 (it is frozen)
+        execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        shards = ext_dist.place_tables(architecture.num_rows, process.world_size)
-        exchange = ext_dist.Exchange(process, shards)
+        shards = place_tables(architecture.num_rows, process.world_size)
+        exchange = Exchange(process, shards)
         self.emb_l = EmbeddingTables(
             shards, architecture.dim, exchange, optimizer, architecture.learned_pooling, execution
         )
@@ -371,7 +384,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device, execution.lower)
         self.interact = make_interaction(architecture, process.device, execution.triton)
 
-    def forward(self, features: dp.Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
+    def forward(self, features: Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
         """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors."""
         dense = self.bot_l(features.dense)
         pooled = self.emb_l(features.bags, rows_per_rank)
@@ -421,16 +434,16 @@ class Trainer:
     def __init__(
         self,
         options: argparse.Namespace,
-        process: ext_dist.Process,
-        data: dp.Data,
-        reporter: report.Reporter,
+        process: Process,
+        data: Data,
+        reporter: Reporter,
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
         self.piece_rows = CPU_PIECE_ROWS if process.device.type == "cpu" else sys.maxsize
         self.execution = make_execution(options, process.device)
         self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
-        self.optimizer = devices.make_optimizer(
+        self.optimizer = make_optimizer(
             options.optimizer, self.model.dense_parameters(), options.learning_rate,
             self.execution.fused_optimizer,
         )  # fmt: skip
@@ -453,9 +466,9 @@ class Trainer:
             options.loss_function, options.loss_weights, process.device, self.execution.triton
         )
         self.losses = LossMeter(process)
-        self.progress = checkpoint.Progress()
+        self.progress = Progress()
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
-        self.trained = checkpoint.Trained(
+        self.trained = ModelState(
             process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
             options.nepochs, self.num_batches, len(data.test), self.scale,
         )  # fmt: skip
@@ -465,7 +478,7 @@ class Trainer:
         """Continue from a model file, or with --inference-only take its parameters."""
         resume = not self.options.inference_only
         accumulate = self.options.mlperf_grad_accum_iter
-        self.progress = checkpoint.load(path, self.trained, accumulate, resume)
+        self.progress = load_model_file(path, self.trained, accumulate, resume)
 
     def train(self, after_step: Callable[[], None]) -> None:
         """All epochs that are left; ends early at a threshold or with --performance."""
@@ -494,10 +507,10 @@ class Trainer:
         """
         model, exchange = self.model, self.model.emb_l.exchange
         return [
-            Phase("load", dp, "load", each=True),
-            Phase("copy", dp.Batch, "to"),
-            Phase("copy", dp.CriteoBatch, "decode"),
-            Phase("copy", random_data.BagBatch, "decode"),
+            Phase("load", sys.modules[__name__], "load_batches", each=True),
+            Phase("copy", Batch, "to"),
+            Phase("copy", CriteoBatch, "decode"),
+            Phase("copy", BagBatch, "decode"),
             Phase("embedding", model.emb_l, "forward"),
             Phase("MLPs", model.bot_l, "forward"),
             Phase("MLPs", model.top_l, "forward"),
@@ -508,8 +521,8 @@ class Trainer:
             Phase("graph", StepGraph, "_replay"),
             Phase("exchange", exchange, "ids_to_tables"),
             Phase("exchange", exchange, "vectors_to_rows"),
-            Phase("exchange", ext_dist._AllToAll, "backward"),
-            Phase("exchange", ext_dist, "sum_over_ranks"),
+            Phase("exchange", _AllToAll, "backward"),
+            Phase("exchange", collectives, "sum_over_ranks"),
             Phase("evaluation", self, "evaluate_and_save", closed=True),
         ]
 
@@ -533,7 +546,7 @@ class Trainer:
                 return False
         return True
 
-    def train_step(self, batch: dp.Batch, it: int) -> torch.Tensor:
+    def train_step(self, batch: Batch, it: int) -> torch.Tensor:
         """Forward, backward, and the update if it is due; gives this rank's share of the loss."""
         accumulate = self.options.mlperf_grad_accum_iter
         group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
@@ -554,11 +567,11 @@ class Trainer:
             self.progress.resume_iter = it
         return share
 
-    def _step_to_record(self, batch: dp.Batch, num_rows: int) -> torch.Tensor:
+    def _step_to_record(self, batch: Batch, num_rows: int) -> torch.Tensor:
         """A whole step; what changes from one to the next is on the device."""
         return self._step([batch], _Update(num_rows, 1, self._lr, True))
 
-    def _step(self, pieces: Sequence[dp.Batch], update: "_Update") -> torch.Tensor:
+    def _step(self, pieces: Sequence[Batch], update: "_Update") -> torch.Tensor:
         """As train_step, on a batch's pieces."""
         tables, updates = self.model.emb_l, update.is_due
         tables.lr = update.lr
@@ -580,23 +593,21 @@ class Trainer:
             self._update_dense(update.lr)
         return sum(losses[1:], losses[0]) / update.num_rows
 
-    def _pieces(self, batch: dp.Batch, data: dp.BatchData, batch_size: int) -> list[dp.Batch]:
+    def _pieces(self, batch: Batch, data: BatchData, batch_size: int) -> list[Batch]:
         """What the model sees of a batch of `data` at a time, on the device."""
         batch = batch.to(self.process.device)
         if self.execution.static_shapes and len(data) > 1:  # one that is alone is like the others
             return [batch.filled(-(-batch_size // self.process.world_size))]
         return batch.pieces(self.piece_rows)
 
-    def _load(
-        self, data: dp.BatchData, numbers: Sequence[int], num_workers: int
-    ) -> Iterable[dp.Batch]:
-        return dp.load(data, numbers, num_workers, self.process.device, self.execution)
+    def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
+        return load_batches(data, numbers, num_workers, self.process.device, self.execution)
 
     def _update_dense(self, lr: Rate) -> None:
         """And, where the loss is scaled, what waits for its overflows."""
         parameters = self.model.dense_parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
-        ext_dist.sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
+        sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
         self.scale.unscale_(gradients)
         self.scale.zero_if_overflown(gradients)
         if isinstance(lr, torch.Tensor):
@@ -685,11 +696,11 @@ class Trainer:
                 scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
-            raise UserError("predictions are nan: the model's parameters are not finite", True)
+            raise UserError("predictions are nan: the model's parameters are not finite")
         return found
 
     def _save(self) -> None:
-        checkpoint.save(self.options.save_model, self.trained, self.progress)
+        save_model_file(self.options.save_model, self.trained, self.progress)
         self.progress.saved = True
 
     def _best(self) -> float:
@@ -729,18 +740,18 @@ def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> li
 # ---------------------------------------------------------------- main
 
 
-def make_process(options: argparse.Namespace) -> ext_dist.Process:
+def make_process(options: argparse.Namespace) -> Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
-    process = ext_dist.this_process(device, options.local_rank, options.dist_backend or "")
+    process = this_process(device, options.local_rank, options.dist_backend or "")
     make_execution(options, process.device)  # what is wrong with it is said now
-    devices.set_jit_compile(process.device, options.jit_compile)
-    devices.set_product_precision(process.device, options.tf32)
+    set_jit_compile(process.device, options.jit_compile)
+    set_product_precision(process.device, options.tf32)
     _check_graphs(options, process)
     return process
 
 
-def _check_graphs(options: argparse.Namespace, process: ext_dist.Process) -> None:
+def _check_graphs(options: argparse.Namespace, process: Process) -> None:
     """A recorded step has one shape, and all of it is the GPU's."""
     if not options.cuda_graphs:
         return
@@ -758,21 +769,21 @@ def _check_graphs(options: argparse.Namespace, process: ext_dist.Process) -> Non
     }
     for message, is_problem in problems.items():
         if is_problem:
-            raise UserError(f"--cuda-graphs {message}", everywhere=True)
+            raise UserError(f"--cuda-graphs {message}")
 
 
-def make_execution(options: argparse.Namespace, device: torch.device) -> devices.Execution:
+def make_execution(options: argparse.Namespace, device: torch.device) -> Execution:
     """How flags and device let the device be used."""
     on_card = device.type != "cpu"
-    lower = devices.lower_precision(device, options.amp)
-    return devices.Execution(
+    lower = lower_precision(device, options.amp)
+    return Execution(
         lower=lower,
         one_lookup=options.one_lookup,
         fused_optimizer=options.fused_optimizer,
         static_shapes=on_card and options.static_shapes,
         pin_memory=on_card and options.pin_memory,
         copy_stream=on_card and options.copy_stream,
-        triton=options.triton and devices.has_triton(device, lower),
+        triton=options.triton and has_triton(device, lower),
         graphs=options.cuda_graphs,
     )
 
@@ -784,24 +795,22 @@ def evaluation_batch_size(options: argparse.Namespace) -> int:
     return size
 
 
-def prepare_data(options: argparse.Namespace) -> data_utils.Prepared | None:
+def prepare_data(options: argparse.Namespace) -> Prepared | None:
     """Criteo data on disk; all ranks make it together, in no collective."""
     if options.data_generation != "dataset":
         return None
-    return data_utils.prepare(data_utils.spec_from_options(options))
+    return prepare(spec_from_options(options))
 
 
-def make_data(
-    options: argparse.Namespace, prepared: data_utils.Prepared | None, process: ext_dist.Process
-) -> dp.Data:
+def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> Data:
     """Batches to train and to evaluate with."""
     if prepared is not None:
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
         sizes = (options.mini_batch_size, evaluation_batch_size(options))
-        return dp.criteo_data(
+        return criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-    spec = random_data.RandomSpec(
+    spec = RandomSpec(
         num_rows=options.arch_embedding_size,
         num_dense=options.arch_mlp_bot[0],
         batch_size=options.mini_batch_size,
@@ -819,7 +828,7 @@ def make_data(
         trace=options.data_trace_file if options.data_generation == "synthetic" else "",
         trace_padding=options.data_trace_enable_padding,
     )
-    return random_data.make(spec, process)
+    return random_data(spec, process)
 
 
 def seed_everything(options: argparse.Namespace) -> None:
@@ -830,23 +839,21 @@ def seed_everything(options: argparse.Namespace) -> None:
     torch.manual_seed(options.numpy_rand_seed)
 
 
-def make_reporter(options: argparse.Namespace, process: ext_dist.Process) -> report.Reporter:
+def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
     """The first rank speaks, the others are silent."""
     if not process.is_first:
-        return report.Reporter()
-    return report.Console(
-        options.mlperf_logging, options.print_wall_time, options.tensor_board_filename
-    )
+        return Reporter()
+    return Console(options.mlperf_logging, options.print_wall_time, options.tensor_board_filename)
 
 
 def print_debug(trainer: Trainer, title: str) -> None:
     """--debug-mode: architecture, data and parameters, on the first rank."""
     if not trainer.options.debug_mode:
         return
-    state = checkpoint.full_state_dict(trainer.trained)
+    state = full_state_dict(trainer.trained)
     if trainer.process.is_first:
         print(trainer.model.architecture)
-        print(dp.describe(trainer.data.train, max_batches=10))
+        print(describe(trainer.data.train, max_batches=10))
         print(f"{title} parameters (weights and bias):")
         for name, value in state.items():
             print(name, value.numpy(), sep="\n")
@@ -858,13 +865,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     process = make_process(options)
     if options.self_check:
-        return self_check.run(main, process, options)
+        return run_self_check(main, process, options)
     prepared = prepare_data(options)
     if options.dry_run:
         return check_only(options, prepared)
     if process.device.type == "cpu":
-        cpu_kernels.set_up(torch.get_num_threads())
-    with ext_dist.joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
+        set_up_threads(torch.get_num_threads())
+    with joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter)
@@ -881,12 +888,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_only(options: argparse.Namespace, prepared: data_utils.Prepared | None) -> int:
+def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
     """--dry-run: what main has checked so far, and that model and data fit."""
     if prepared is None:
         Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
     else:
-        Architecture.from_options(options, prepared.counts, dp.NUM_DENSE)
+        Architecture.from_options(options, prepared.counts, NUM_DENSE)
     return 0
 
 

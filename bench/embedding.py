@@ -14,14 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cpu_kernels  # noqa: E402
+from devices.threads import set_up_threads
+from model.batch import Bags
+from model.embedding_tables import EmbeddingTables
+from model.exchange import Exchange
+from ranks.placement import place_tables
+from ranks.process import Process
 
 # isort: split
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
-
-from embedding_engine import EmbeddingTables  # noqa: E402
-from extend_distributed import Bags, Exchange, Process, place_tables  # noqa: E402
 
 NUM_TABLES, LR, ROUNDS = 26, 0.1, 30
 
@@ -78,7 +80,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=2048, help="rows of a batch")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    cpu_kernels.set_up(2)
+    set_up_threads(2)
     ways = {
         "the engine": engine(options.rows, options.dim),
         "one Embedding(sparse)": concatenated(options.rows, options.dim),

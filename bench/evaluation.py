@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-import devices  # noqa: E402
-import evaluation  # noqa: E402
-import extend_distributed as ext_dist  # noqa: E402
+from devices.card import synchronize
+from engine.score_meter import ScoreMeter
+from ranks.process import Process
+from reporting.metrics import Metrics
 
 CRITEO_TEST_ROWS = 89_000_000  # the test half of the last day of Criteo Terabyte
 BATCH = 16384
@@ -66,15 +67,15 @@ def measure(rows: int, device: torch.device) -> Figures:
     """
     _warm_up(device)
     before = _peak_memory()
-    meter = evaluation.ScoreMeter(_process(device))
+    meter = ScoreMeter(_process(device))
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     add_s = 0.0
     for batch in draw(rows):
         on_device = [column.to(device) for column in batch]
-        devices.synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         meter.add(*on_device)
-        devices.synchronize(device)
+        synchronize(device)
         add_s += time.perf_counter() - start
         if rows <= MOST_COMPARED:
             kept.append(batch)
@@ -86,13 +87,13 @@ def measure(rows: int, device: torch.device) -> Figures:
     return Figures(rows, add_s, metrics_s, before, peak, found.auc, found.ap, difference)
 
 
-def _process(device: torch.device) -> ext_dist.Process:
-    return ext_dist.Process(0, 1, 0, device, "gloo")
+def _process(device: torch.device) -> Process:
+    return Process(0, 1, 0, device, "gloo")
 
 
 def _warm_up(device: torch.device) -> None:
     if device.type != "cpu":
-        meter = evaluation.ScoreMeter(_process(device))
+        meter = ScoreMeter(_process(device))
         for batch in draw(BATCH):
             meter.add(*(column.to(device) for column in batch))
         meter.metrics()
@@ -104,9 +105,7 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 
 
-def _difference(
-    found: evaluation.Metrics, batches: list[tuple[torch.Tensor, torch.Tensor]]
-) -> float:
+def _difference(found: Metrics, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     from sklearn import metrics as sk  # its memory is not the meter's
 
     scores, labels = (torch.cat(column).flatten().numpy() for column in zip(*batches, strict=True))

@@ -30,7 +30,7 @@ from bench import yardstick  # noqa: E402
 from bench.common import ROOT, finish, output, row, start  # noqa: E402
 from bench.floors import count  # noqa: E402
 from bench.training import Case, write_prepared  # noqa: E402
-from profiling import PROFILED_STEPS  # noqa: E402
+from reporting.profiling import PROFILED_STEPS
 
 NUM_ROWS = 10_000_000
 CRITEO = (

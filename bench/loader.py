@@ -17,19 +17,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cpu_kernels  # noqa: E402
+from criteo.columns import NUM_DENSE, Columns
+from criteo.demo import NUM_VALUES
+from criteo.prepared import Prepared, from_meta
+from devices.threads import set_up_threads
+from dlrm_data_pytorch import CARD_READERS, CriteoData, criteo_split, load_batches
+from ranks.process import Process
 
 # isort: split
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-import dlrm_data_pytorch as dp  # noqa: E402
 from bench.common import HEADER, row  # noqa: E402
 from bench.training import write_prepared  # noqa: E402
-from criteo_demo import NUM_VALUES  # noqa: E402
-from criteo_text import NUM_DENSE, Columns  # noqa: E402
-from extend_distributed import Process  # noqa: E402
-from prepared_data import Prepared, from_meta  # noqa: E402
 
 PASSES, RANKS, WORKERS = 9, 8, 2
 BLOCKS, TENSORS = "20,000,000", "3,000,000"  # rows/s wanted
@@ -49,17 +49,19 @@ def make(folder: Path, num_rows: int) -> Prepared:
     return from_meta(folder, json.loads((folder / "meta.json").read_text()))
 
 
-def split(prepared: Prepared, batch: int, rank: int = 0, world_size: int = 1) -> dp.CriteoData:
+def split(prepared: Prepared, batch: int, rank: int = 0, world_size: int = 1) -> CriteoData:
     """The training rows of a rank, mapped."""
     process = Process(rank, world_size, 0, torch.device("cpu"), "gloo")
-    return dp.criteo_split(prepared, "train", batch, process, None, in_memory=False)
+    return criteo_split(prepared, "train", batch, process, None, in_memory=False)
 
 
-def speed(data: dp.CriteoData, num_workers: int, decode: bool) -> float:
+def speed(data: CriteoData, num_workers: int, decode: bool) -> float:
     """Rows/s of the median pass; the first one, in which workers start, does not count."""
     numbers = list(range(len(data))) * (1 + PASSES)
     rows, ends = 0, []
-    for number, batch in enumerate(dp.load(data, numbers, num_workers, torch.device("cpu")), 1):
+    for number, batch in enumerate(
+        load_batches(data, numbers, num_workers, torch.device("cpu")), 1
+    ):
         rows += batch.num_rows
         if decode:
             batch.decode()
@@ -88,9 +90,9 @@ def lines(prepared: Prepared, batch: int) -> Iterator[str]:
         for num_workers, maker in ((0, "a thread"), (WORKERS, f"{WORKERS} workers")):
             found = f"{speed(data, num_workers, decode):,.0f}"
             yield row(f"loader, {what} by {maker}, rows/s", found, wanted=wanted)
-    data.readers = dp.CARD_READERS
+    data.readers = CARD_READERS
     found = f"{speed(data, 0, decode=False):,.0f}"
-    yield row(f"loader, blocks by {dp.CARD_READERS} threads, rows/s", found)
+    yield row(f"loader, blocks by {CARD_READERS} threads, rows/s", found)
     found = f"{speed_of_ranks(prepared, batch):,.0f}"
     yield row(f"loader, blocks, a rank of {RANKS}, rows/s", found)
 
@@ -102,7 +104,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=32768, help="rows of a batch")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    cpu_kernels.set_up(2)
+    set_up_threads(2)
     print(HEADER, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         prepared = make(Path(folder) / "prepared", options.rows)

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import output  # noqa: E402
 from bench.yardstick import ROWS, Rows  # noqa: E402
-from criteo_text import FIRST_SPARSE, Columns  # noqa: E402
-from prepared_data import FORMAT_VERSION, SPLITS  # noqa: E402
-from row_layout import Layout  # noqa: E402
+from criteo.columns import FIRST_SPARSE, Columns
+from criteo.prepared import FORMAT_VERSION, SPLITS
+from criteo.row_layout import Layout
 
 NUM_ROWS = 1 << 20
 YARDSTICK = re.compile(r"([\d.]+) ms/it")

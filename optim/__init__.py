@@ -1,1 +1,1 @@
-"""Optimisers of embedding rows, and the learning-rate schedule."""
+"""Optimisers of embedding rows and of dense parameters, learning rate, loss scale."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from devices import OverflowFlag
+from devices.npu import OverflowFlag
 
 FIRST = 65536.0
 LOWEST, HIGHEST = 1.0, 2.0**60  # it never becomes 0 or infinite, from where no step leads back

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from command_line import UserError
+from common.errors import UserError
 
 LOWEST_DECAYED_RATE = 1e-7
 
@@ -29,7 +29,6 @@ class LearningRateSchedule:
                 f"--lr-decay-start-step={self.decay_start} lies before the end of the warm-up"
                 f" (--lr-num-warmup-steps={self.num_warmup}):"
                 " warm-up must end before the decay starts",
-                everywhere=True,
             )
 
     def rate(self, step: int) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-import cpu_kernels
+from devices import cpu_kernels
 
 
 def without_non_finite(gradients: torch.Tensor) -> torch.Tensor:

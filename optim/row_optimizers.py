@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-import cpu_kernels
-from devices import triton_kernels
+from devices import cpu_kernels
+from devices.gpu import triton_kernels
 from optim.loss_scale import NoScale
 from optim.row_gradients import row_gradients, without_non_finite
 

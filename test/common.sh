@@ -121,11 +121,12 @@ count_cards() { # npu|cuda: prints how many cards torch finds; 0 where it cannot
 import sys
 
 sys.path.insert(0, sys.argv[2])
-import devices
+from devices.card import count_cards
+from devices.npu import import_torch_npu
 
 if sys.argv[1] == "npu":
-    devices.import_torch_npu()
-print(devices.count_cards(sys.argv[1]))
+    import_torch_npu()
+print(count_cards(sys.argv[1]))
 PY
 }
 
@@ -267,10 +268,10 @@ begin_case() { # DEFAULT_NPROC ARGUMENT...: everything before the ranks start
     set_flags
 }
 
-finish_case() { # SUFFIX ARGUMENT...: result lines, results file; further arguments go to report.py
+finish_case() { # SUFFIX ARGUMENT...: result lines, results file; further arguments go to reporting/results.py
     local case_name=DLRM_bs${BATCH_SIZE}_${NPROC}p_$1
-    "$PYTHON" "$ROOT/report.py" "$OUTPUT/train_0.log" --results="$OUTPUT/$case_name.log" --batch-size="$BATCH_SIZE" \
-        --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "${@:2}" || exit 1
+    (cd "$ROOT" && "$PYTHON" -m reporting.results "$OUTPUT/train_0.log" --results="$OUTPUT/$case_name.log" \
+        --batch-size="$BATCH_SIZE" --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "${@:2}") || exit 1
 }
 
 train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png in the caller's folder

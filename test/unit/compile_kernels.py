@@ -13,7 +13,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import triton_kernels as kernels
+from devices.triton_kernels import (
+    DECODE_ROWS,
+    LOOKUP_ROWS,
+    LOSS_ROWS,
+    _cross_entropy,
+    _decode,
+    _dot_backward,
+    _dot_blocks,
+    _dot_forward,
+    _dot_warps,
+    _look_up,
+    _sgd,
+    dot_width,
+)
 
 CAPABILITIES = (80, 90)  # A100, H100
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -31,31 +44,31 @@ def compile_kernel(kernel, types, constants):
 
 def main():
     for kind, precision in (("bf16", "ieee"), ("fp16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32")):
-        width, padded = kernels.dot_width(27, 64, itself=False)
-        block_v, block_d = kernels._dot_blocks(27, 64)
-        warps = kernels._dot_warps(TYPES[kind], precision, block_v, block_d)
+        width, padded = dot_width(27, 64, itself=False)
+        block_v, block_d = _dot_blocks(27, 64)
+        warps = _dot_warps(TYPES[kind], precision, block_v, block_d)
         settings = {"V": 27, "D": 64, "PADDED": padded, "ITSELF": False, "PRECISION": precision,
                     "BLOCK_V": block_v, "BLOCK_D": block_d, "num_warps": warps}  # fmt: skip
         types = dict.fromkeys(("dense", "pooled", "out"), f"*{kind}")
-        compile_kernel(kernels._dot_forward, types, {"WIDTH": width, **settings})
+        compile_kernel(_dot_forward, types, {"WIDTH": width, **settings})
         names = ("gradient", "dense", "pooled", "of_dense", "of_pooled")
-        compile_kernel(kernels._dot_backward, dict.fromkeys(names, f"*{kind}"), settings)
-    of_ids = {"D": 64, "ROWS": kernels.LOOKUP_ROWS, "BLOCK_D": 64}
+        compile_kernel(_dot_backward, dict.fromkeys(names, f"*{kind}"), settings)
+    of_ids = {"D": 64, "ROWS": LOOKUP_ROWS, "BLOCK_D": 64}
     types = {"weight": "*fp32", "rows": "*i64", "out": "*bf16", "num_ids": "i32"}
-    compile_kernel(kernels._look_up, types, of_ids)
+    compile_kernel(_look_up, types, of_ids)
     for lr in ("*fp32", "fp32"):
         types = {"weight": "*fp32", "rows": "*i64", "gradients": "*bf16", "lr": lr}
         constants = {"LR_ON_DEVICE": lr == "*fp32", **of_ids}
-        compile_kernel(kernels._sgd, {**types, "num_ids": "i32"}, constants)
+        compile_kernel(_sgd, {**types, "num_ids": "i32"}, constants)
     names = ("predicted", "label", "weights", "counts", "gradient", "sums")
     types = {**dict.fromkeys(names, "*fp32"), "num_rows": "i32"}
     for has_counts in (True, False):
-        constants = {"HAS_COUNTS": has_counts, "ROWS": kernels.LOSS_ROWS}
-        compile_kernel(kernels._cross_entropy, types, constants)
+        constants = {"HAS_COUNTS": has_counts, "ROWS": LOSS_ROWS}
+        compile_kernel(_cross_entropy, types, constants)
     types = {"block": "*u8", "places": "*i32", "dense": "*fp32", "ids": "*i32", "label": "*fp32",
              "num_rows": "i32", "row_bytes": "i32"}  # fmt: skip
-    counts = {"NUM_DENSE": 13, "NUM_SPARSE": 26, "ROWS": kernels.DECODE_ROWS, "COLUMNS": 64}
-    compile_kernel(kernels._decode, types, counts)
+    counts = {"NUM_DENSE": 13, "NUM_SPARSE": 26, "ROWS": DECODE_ROWS, "COLUMNS": 64}
+    compile_kernel(_decode, types, counts)
 
 
 if __name__ == "__main__":

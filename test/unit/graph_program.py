@@ -25,7 +25,7 @@ import npu_program
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import devices
+from engine import step_graph
 
 
 class Graph(TorchDispatchMode):
@@ -86,9 +86,9 @@ def capture(device, work):
 
 
 def main():
-    devices.capture = capture
+    step_graph.capture = capture
     # the emulated streams ask record_stream of each tensor, also where two streams take turns
-    devices.apart = contextlib.nullcontext
+    step_graph.apart = contextlib.nullcontext
     dlrm._check_graphs = lambda options, process: None
     cases = json.loads(Path(sys.argv[1]).read_text())
     found = {}

@@ -8,11 +8,20 @@ import pytest
 import torch
 from conftest import CRITEO_MODEL, GOLDEN, SMALL_MODEL, train
 
-import dlrm_data_pytorch as dp
-import random_data
-from extend_distributed import Process, place_tables, share_of_rows, split_rows
-from prepared_data import Prepared
-from row_layout import FLAT, Layout
+from common.shares import share_of_rows, split_evenly
+from criteo.prepared import Prepared
+from criteo.row_layout import FLAT, Layout
+from dlrm_data_pytorch import (
+    CriteoData,
+    RandomData,
+    RandomSpec,
+    StackDistances,
+    criteo_split,
+    draw_training_order,
+)
+from model.batch import CriteoBatch
+from ranks.placement import place_tables
+from ranks.process import Process
 
 MIXED = Layout((1, 2, 4) * 13 + (2,))
 
@@ -27,7 +36,7 @@ def random_spec(**changes):
         num_indices=5, num_indices_fixed=False, distribution="uniform", minimum=0, maximum=1,
         mu=-1, sigma=1, round_targets=False, seed=5,
     )  # fmt: skip
-    return random_data.RandomSpec(**(settings | changes))
+    return RandomSpec(**(settings | changes))
 
 
 def bags_of(features):
@@ -38,7 +47,7 @@ def bags_of(features):
 
 
 def test_random_batches_follow_the_contract_draw_by_draw():
-    data = random_data.RandomData(random_spec(), rank_of(0, 1))
+    data = RandomData(random_spec(), rank_of(0, 1))
     random = np.random.RandomState(5)
     assert len(data) == 5
     for number, size in enumerate([7, 7, 7, 7, 2]):
@@ -58,8 +67,8 @@ def test_random_batches_follow_the_contract_draw_by_draw():
 
 def test_random_batches_are_the_same_in_any_order_and_every_epoch():
     data, other = (
-        random_data.RandomData(random_spec(), rank_of(0, 1)),
-        random_data.RandomData(random_spec(), rank_of(0, 1)),
+        RandomData(random_spec(), rank_of(0, 1)),
+        RandomData(random_spec(), rank_of(0, 1)),
     )
     wanted = [data[number].block for number in range(5)]
     for number in (3, 0, 4, 4, 1):
@@ -68,11 +77,8 @@ def test_random_batches_are_the_same_in_any_order_and_every_epoch():
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_shares_of_ranks_add_up_to_the_batch(world_size):
-    whole = random_data.RandomData(random_spec(), rank_of(0, 1))
-    shares = [
-        random_data.RandomData(random_spec(), rank_of(rank, world_size))
-        for rank in range(world_size)
-    ]
+    whole = RandomData(random_spec(), rank_of(0, 1))
+    shares = [RandomData(random_spec(), rank_of(rank, world_size)) for rank in range(world_size)]
     for number in range(5):
         features, parts = whole[number].decode(), [share[number].decode() for share in shares]
         assert torch.equal(torch.cat([part.dense for part in parts]), features.dense)
@@ -106,9 +112,7 @@ def test_loaded_and_mapped_shares_hold_the_right_rows(tmp_path, world_size, batc
     epoch = rows if order is None else rows[order]
     for in_memory in (True, False) if order is None else (True,):
         splits = [
-            dp.criteo_split(
-                prepared, "train", batch_size, rank_of(rank, world_size), order, in_memory
-            )
+            criteo_split(prepared, "train", batch_size, rank_of(rank, world_size), order, in_memory)
             for rank in range(world_size)
         ]
         for number in range(len(splits[0])):
@@ -126,7 +130,7 @@ def test_a_criteo_block_decodes_to_logarithms_ids_and_labels(layout):
     rows = made_up(4)
     largest = np.array([2 ** min(8 * width, 31) - 1 for width in layout.widths])
     rows[3] = [3, *largest[1:]]
-    features = dp.CriteoBatch(torch.from_numpy(layout.pack(rows.T)), 4, (4,), layout).decode()
+    features = CriteoBatch(torch.from_numpy(layout.pack(rows.T)), 4, (4,), layout).decode()
     want = torch.log(torch.tensor(rows[:, 1:14], dtype=torch.float) + 1)
     assert torch.equal(features.dense, want)
     assert features.bags.ids.view(4, 26).tolist() == rows[:, 14:].tolist()
@@ -136,14 +140,14 @@ def test_a_criteo_block_decodes_to_logarithms_ids_and_labels(layout):
 def test_training_order_draws_what_the_original_drew():
     prepared = Prepared({}, (), (5, 4, 3), FLAT)
     np.random.seed(1)
-    total = dp.draw_training_order(prepared, "total")
+    total = draw_training_order(prepared, "total")
     after = np.random.rand()
     np.random.seed(1)
     np.testing.assert_array_equal(total, np.random.permutation(9))
     np.random.permutation(9)
     assert np.random.rand() == after
     np.random.seed(1)
-    day = dp.draw_training_order(prepared, "day")
+    day = draw_training_order(prepared, "day")
     after = np.random.rand()
     np.random.seed(1)
     np.testing.assert_array_equal(
@@ -151,7 +155,7 @@ def test_training_order_draws_what_the_original_drew():
     )
     np.random.permutation(5), np.random.permutation(4)
     assert np.random.rand() == after
-    assert dp.draw_training_order(prepared, "none") is None
+    assert draw_training_order(prepared, "none") is None
 
 
 @pytest.mark.parametrize("kind", ["random", "mapped", "loaded"])
@@ -206,11 +210,11 @@ def test_padding_of_a_trace_draws_no_new_ids_once_all_distances_are_reachable(tm
     path = tmp_path / "t"
     path.write_text("3,1,2\n0,1,2\n0.5,0.75,1.0\n")
     for padding in (False, True):
-        drawn = random_data.StackDistances(path, padding).draw(50, np.random.RandomState(0))
+        drawn = StackDistances(path, padding).draw(50, np.random.RandomState(0))
         assert set(drawn) <= {1, 2, 3}
-    padded = random_data.StackDistances(path, True)
+    padded = StackDistances(path, True)
     assert padded._draw_distance(2, 0.0) == 0 and padded._draw_distance(2, 0.01) == 1
-    assert random_data.StackDistances(path, False)._draw_distance(2, 0.01) == 0
+    assert StackDistances(path, False)._draw_distance(2, 0.01) == 0
     assert padded._draw_distance(0, 0.99) == 0, "before an id was used only distance 0 can be drawn"
 
 
@@ -235,8 +239,8 @@ def test_bin_shuffle_trains_whole_batches_in_another_order_each_epoch(kaggle_cop
 
 
 def test_rows_are_split_consecutively_and_evenly():
-    assert split_rows(10, 4) == [3, 3, 2, 2]
-    assert split_rows(2, 4) == [1, 1, 0, 0]
+    assert split_evenly(10, 4) == [3, 3, 2, 2]
+    assert split_evenly(2, 4) == [1, 1, 0, 0]
     assert [share_of_rows(10, rank, 4) for rank in range(4)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
 
 
@@ -275,9 +279,7 @@ def test_a_short_batch_is_filled_up_with_rows_that_do_not_count(rank, real):
     counts = (9,) * 26
     rows = np.random.default_rng(0).integers(0, 9, (17, 40), np.int32)
     prepared = Prepared({}, counts, (12, 5), MIXED)
-    data = dp.CriteoData(
-        prepared, MIXED.pack(np.ascontiguousarray(rows.T)), 17, 12, rank_of(rank, 3)
-    )
+    data = CriteoData(prepared, MIXED.pack(np.ascontiguousarray(rows.T)), 17, 12, rank_of(rank, 3))
     full, short = data.read([0, 1])
     assert full.filled(4) is full and full.counts() is None
     filled = short.filled(4)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, assert_same_losses, golden, rows_of, train
 
-import data_utils
-from command_line import ArgumentParser
+from common.flags import ArgumentParser
+from criteo.prepared import find_prepared
+from criteo.spec import add_data_options, spec_from_options
 
 RANDOM, CRITEO = golden("random_data.json"), golden("criteo_data.json")
 TOLERANCE = 2e-4
@@ -46,10 +47,8 @@ def test_criteo_losses_metrics_counts_and_sums(case, tmp_path):
     assert train(*argv).losses == result.losses, "a run that finds the data prepared differs"
 
     parser = ArgumentParser()
-    data_utils.add_data_options(parser)
-    prepared = data_utils.find_prepared(
-        data_utils.spec_from_options(parser.parse_known_args(argv)[0])
-    )
+    add_data_options(parser)
+    prepared = find_prepared(spec_from_options(parser.parse_known_args(argv)[0]))
     assert list(prepared.counts) == case["counts"]
     assert list(prepared.rows_per_part) == case["rows_per_split"]
     first = rows_of(prepared, "train")[: prepared.rows_per_part[0]]

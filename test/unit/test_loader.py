@@ -8,11 +8,19 @@ import pytest
 import torch
 from conftest import CRITEO_MODEL, train
 
-import dlrm_data_pytorch as dp
-from command_line import UserError
-from extend_distributed import Process
-from prepared_data import Prepared
-from row_layout import FLAT, Layout
+from common.errors import UserError
+from common.shares import share_of_rows
+from criteo.prepared import Prepared
+from criteo.row_layout import FLAT, Layout
+from dlrm_data_pytorch import (
+    GROUPS_AHEAD,
+    MOST_AHEAD_OF_DEVICE,
+    CriteoData,
+    _copied_ahead,
+    _side_stream,
+    load_batches,
+)
+from ranks.process import Process
 
 CPU = torch.device("cpu")
 BATCH, NUM_ROWS = 100, 20_050  # more than two groups, and a last batch of 50
@@ -32,7 +40,7 @@ def make(rank=0, world_size=1, bad_row=None):
         rows[bad_row, 20] = 50
     prepared = Prepared({}, (50,) * 26, (), LAYOUT)
     process = rank_of(rank, world_size)
-    return dp.CriteoData(prepared, LAYOUT.pack(rows.T), NUM_ROWS, BATCH, process)
+    return CriteoData(prepared, LAYOUT.pack(rows.T), NUM_ROWS, BATCH, process)
 
 
 ORDERS = {
@@ -52,7 +60,7 @@ def test_batches_come_in_the_order_asked_for(order, rank, world_size, readers):
     data, alone = make(rank, world_size), make(rank, world_size)
     data.readers = readers
     assert data.batches_at_a_time > 1 and 2 * data.batches_at_a_time < NUM_BATCHES
-    got = list(dp.load(data, iter(numbers), 0, CPU))
+    got = list(load_batches(data, iter(numbers), 0, CPU))
     assert len(got) == len(numbers)
     for number, batch in zip(numbers, got, strict=True):
         want = alone[number]
@@ -80,12 +88,12 @@ class Recorder:
 def test_what_comes_next_is_made_before_it_is_asked_for():
     """And no more than the groups that may lie ready."""
     data = Recorder(num_groups=6)
-    batches = dp.load(data, range(12), 0, CPU)
+    batches = load_batches(data, range(12), 0, CPU)
     assert next(batches) == 0
-    assert data.begun[dp.GROUPS_AHEAD].wait(WAIT), "nothing is made ahead"
-    assert data.read_so_far == [[0, 1], [2, 3], [4, 5]][: dp.GROUPS_AHEAD + 1]
-    assert next(batches) == 1 and not data.begun[dp.GROUPS_AHEAD + 1].is_set()
-    assert next(batches) == 2 and data.begun[dp.GROUPS_AHEAD + 1].wait(WAIT)
+    assert data.begun[GROUPS_AHEAD].wait(WAIT), "nothing is made ahead"
+    assert data.read_so_far == [[0, 1], [2, 3], [4, 5]][: GROUPS_AHEAD + 1]
+    assert next(batches) == 1 and not data.begun[GROUPS_AHEAD + 1].is_set()
+    assert next(batches) == 2 and data.begun[GROUPS_AHEAD + 1].wait(WAIT)
     assert list(batches) == list(range(3, 12))
 
 
@@ -99,7 +107,7 @@ def test_readers_read_at_the_same_time():
                 together.wait(WAIT)
             return super().read(numbers, pin_memory)
 
-    assert list(dp.load(Slow(num_groups=6, readers=2), range(12), 0, CPU)) == list(range(12))
+    assert list(load_batches(Slow(num_groups=6, readers=2), range(12), 0, CPU)) == list(range(12))
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -108,7 +116,7 @@ def test_an_error_while_reading_reaches_who_asks(readers):
     data, got = make(bad_row=8150), []
     data.readers = readers
     with pytest.raises(UserError, match="row 8150 of the epoch in .*: id 50 of table 6 is outside"):
-        for batch in dp.load(data, range(NUM_BATCHES), 0, CPU):
+        for batch in load_batches(data, range(NUM_BATCHES), 0, CPU):
             got.append(int(LAYOUT.unpack(batch.block.numpy())[0, 0]))
     assert got == list(range(0, BATCH * data.batches_at_a_time, BATCH))
 
@@ -117,7 +125,7 @@ def test_an_error_while_reading_reaches_who_asks(readers):
 def test_no_thread_is_left(leave):
     before = set(threading.enumerate())
     bad_row = 8150 if leave == "error" else None
-    batches = dp.load(make(bad_row=bad_row), range(NUM_BATCHES), 0, CPU)
+    batches = load_batches(make(bad_row=bad_row), range(NUM_BATCHES), 0, CPU)
     next(batches)
     assert set(threading.enumerate()) - before, "who made the batch?"
     if leave == "close":
@@ -146,7 +154,7 @@ def test_a_run_that_stops_early_leaves_no_thread(kaggle):
 def test_an_error_names_the_row_of_the_epoch_whoevers_share_it_is(number):
     """The second of two ranks, which has only its own rows, in memory."""
     process = rank_of(1, 2)
-    shares = [dp.share_of_rows(min(BATCH, NUM_ROWS - k * BATCH), 1, 2) for k in range(NUM_BATCHES)]
+    shares = [share_of_rows(min(BATCH, NUM_ROWS - k * BATCH), 1, 2) for k in range(NUM_BATCHES)]
     number_of = np.concatenate(
         [k * BATCH + np.arange(*share) for k, share in enumerate(shares)]
     )  # of the rank's rows in the epoch
@@ -155,7 +163,7 @@ def test_an_error_names_the_row_of_the_epoch_whoevers_share_it_is(number):
     rows[bad, 20] = 50
     prepared = Prepared({}, (50,) * 26, (), FLAT)
     packed = rows.view(np.uint8)
-    data = dp.CriteoData(prepared, packed, NUM_ROWS, BATCH, process, shares_only=True)
+    data = CriteoData(prepared, packed, NUM_ROWS, BATCH, process, shares_only=True)
     first = number // 8 * 8
     for numbers in ([number], range(first, min(first + 8, NUM_BATCHES))):
         with pytest.raises(UserError, match=f"row {number_of[bad]} of the epoch"):
@@ -196,9 +204,9 @@ class OnDevice:
 def streams(monkeypatch):
     """The device's module is Streams."""
     monkeypatch.setattr(torch, "get_device_module", lambda _: Streams())
-    dp._side_stream.cache_clear()
+    _side_stream.cache_clear()
     yield Streams
-    dp._side_stream.cache_clear()
+    _side_stream.cache_clear()
 
 
 @pytest.fixture
@@ -214,7 +222,7 @@ def copied(streams):
         finally:
             log.append("closed")
 
-    return log, dp._copied_ahead(maker(), CPU)
+    return log, _copied_ahead(maker(), CPU)
 
 
 def test_a_copy_begins_before_the_step_on_the_batch_before_it(copied):
@@ -232,7 +240,7 @@ def test_a_copy_begins_before_the_step_on_the_batch_before_it(copied):
 
 def test_the_host_waits_where_it_is_far_ahead_of_the_device(streams, monkeypatch):
     """For the step that many batches before, whose block's memory is then free."""
-    log, most = [], dp.MOST_AHEAD_OF_DEVICE
+    log, most = [], MOST_AHEAD_OF_DEVICE
 
     class Event(streams.Event):
         def record(self, stream):
@@ -243,7 +251,7 @@ def test_the_host_waits_where_it_is_far_ahead_of_the_device(streams, monkeypatch
             log.append(f"wait for {self.number}")
 
     monkeypatch.setattr(streams, "Event", Event)
-    for batch in dp._copied_ahead((OnDevice(number, log) for number in range(most + 3)), CPU):
+    for batch in _copied_ahead((OnDevice(number, log) for number in range(most + 3)), CPU):
         log.append(f"step {batch.number}")
     assert [line for line in log if "wait" in line] == [f"wait for {number}" for number in range(3)]
     assert log.index("wait for 0") == log.index(f"step {most}") - 1

@@ -11,13 +11,17 @@ import statistics
 import pytest
 from conftest import ROOT
 
-import criteo_demo
-import data_utils
 import dlrm_s_pytorch as dlrm
+from criteo.demo import add_demo_options
+from criteo.spec import add_data_options
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
-SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "optim").glob("*.py")])
+SOURCES = sorted(
+    path
+    for path in ROOT.glob("**/*.py")
+    if not {"test", "bench", ".venv"} & set(path.relative_to(ROOT).parts)
+)
 
 
 def depth(statements, level=0):
@@ -83,8 +87,8 @@ def all_parsers():
     for name, function in vars(dlrm).items():
         if name.startswith("_add_"):
             function(trainer)
-    data_utils.add_data_options(trainer)
-    criteo_demo.add_demo_options(data)
+    add_data_options(trainer)
+    add_demo_options(data)
     return trainer, data
 
 

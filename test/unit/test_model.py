@@ -7,11 +7,13 @@ from conftest import at, train, trained
 from torch import nn
 
 import dlrm_s_pytorch as dlrm
-import losses
-from embedding_engine import EmbeddingTables
-from extend_distributed import Bags, Exchange, Process, place_tables
-from losses import make_loss
+from model.batch import Bags
+from model.embedding_tables import EmbeddingTables
+from model.exchange import Exchange
+from model.losses import _cross_entropy, make_loss
 from optim.row_gradients import sum_duplicates
+from ranks.placement import place_tables
+from ranks.process import Process
 
 ALONE = Process(0, 1, 0, torch.device("cpu"), "gloo")
 ROWS, DIM, BATCH = (7, 3, 50), 4, 6
@@ -208,7 +210,7 @@ def losses_of(kind, label):
     yield "cpu", lambda predicted: on_cpu(predicted, label, None)
     if kind != "mse":  # it is the same everywhere
         weights = torch.tensor(OF_LABEL if kind == "wbce" else (1.0, 1.0))
-        yield "other", lambda predicted: losses._cross_entropy(predicted, label, weights, None)
+        yield "other", lambda predicted: _cross_entropy(predicted, label, weights, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,8 +22,8 @@ PYTHON_FIRST = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['
 def copy(tmp_path_factory):
     """What a clone holds."""
     target = tmp_path_factory.mktemp("copy") / "dlrm"
-    ours = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *(ROOT / "optim").glob("*.py")]
-    for path in [*ours, *(ROOT / "test").glob("*.sh"), *(ROOT / "test").glob("*.py")]:
+    ours = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *ROOT.glob("[a-z]*/*.py")]
+    for path in [*ours, *(ROOT / "test").glob("*.sh")]:
         place = target / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
@@ -186,7 +186,7 @@ def changed_copy(copy, tmp_path, name, function):
 
 def test_fewer_cards_than_ranks_is_an_error_that_names_the_ways_out(copy, tmp_path):
     few = changed_copy(
-        copy, tmp_path, "devices.py", "def count_cards(device_type):\n    return 2\n"
+        copy, tmp_path, "devices/find.py", "def count_cards(device_type):\n    return 2\n"
     )
     done = script(
         few, "train_full_8p.sh", f"--data_path={tmp_path}/data", "--device=gpu", cwd=tmp_path
@@ -218,7 +218,7 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
 def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
     """A bug, not a user's mistake: the script shows the end of the log of the rank that has it."""
     fault = "def make_loss(*_):\n    raise ZeroDivisionError('a bug')\n"
-    broken = changed_copy(copy, tmp_path, "losses.py", fault)
+    broken = changed_copy(copy, tmp_path, "model/losses.py", fault)
     options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=2"]
     done = script(broken, "train_full_8p.sh", *options, cwd=tmp_path)
     assert done.returncode == 1

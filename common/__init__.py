@@ -1,0 +1,1 @@
+"""What every folder uses: errors, flag types, launch facts, equal shares, compiling."""

@@ -1,0 +1,101 @@
+"""Flags of the command line: a parser with one-line errors, and types of values."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from common.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse where dashes and underscores in flags are alike.
+
+    Errors are of one line and name the nearest flag.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **settings
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse `args` (default: the process's); exits 2 with one line where they are wrong."""
+        spelling = {_dashed(flag): flag for flag in self._option_string_actions}
+        words = [_canonical(word, spelling) for word in (sys.argv[1:] if args is None else args)]
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            self.error(_unknown_flag(unknown[0], list(self._option_string_actions)))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `message` as the one line that the user sees."""
+        raise UserError(f"{message}; {self.prog} --help lists all flags")
+
+
+def _dashed(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+def _canonical(word: str, spelling: dict[str, str]) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return spelling.get(_dashed(flag), flag) + equals + value
+
+
+def _unknown_flag(word: str, flags: list[str]) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}: all arguments are flags"
+    near = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+    return f"unknown flag {word}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def true_or_false(text: str) -> bool:
+    """`true` or `false` in any case (the original took any text for true)."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
+
+
+def dashed_ints(text: str) -> tuple[int, ...]:
+    """`13-512-64` as (13, 512, 64); every number at least 1."""
+    try:
+        numbers = tuple(int(word) for word in text.split("-"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not whole numbers joined by '-', as in 13-512-64"
+        ) from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    return numbers
+
+
+def dashed_floats(text: str) -> tuple[float, ...]:
+    """`1.0-3.5` as (1.0, 3.5)."""
+    try:
+        return tuple(float(word) for word in re.split(r"(?<![eE])-", text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not numbers joined by '-', as in 1.0-3.5"
+        ) from None
+
+
+def number_in(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
+    """A type for argparse: `kind` (int or float) in [low, high]."""
+
+    def parse(text: str) -> Any:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            whole = "a whole number" if kind is int else "a number"
+            bounds = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {whole} {bounds}")
+        return number
+
+    return parse

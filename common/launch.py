@@ -1,0 +1,45 @@
+"""What the launcher says of this process: torchrun's variables in the environment."""
+
+import os
+from dataclasses import dataclass
+
+from common.errors import RankError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that were started together; alone it is rank 0 of 1.
+
+    Attributes:
+        rank: of this process, from 0.
+        world_size: processes of all machines.
+        local_rank: of this process among those of its machine.
+        local_world_size: processes of this machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun sets them.
+
+        Raises:
+            RankError: one of them is no whole number, or the rank is not below the world's size.
+        """
+        rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
+        if not 0 <= rank < world_size:
+            expected = f"expected 0 to {world_size - 1}"
+            raise RankError(f"RANK={rank} with WORLD_SIZE={world_size}: {expected}")
+        local_world_size = max(_environment_int("LOCAL_WORLD_SIZE", 1), 1)
+        return cls(rank, world_size, _environment_int("LOCAL_RANK", 0), local_world_size)
+
+
+def _environment_int(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise RankError(f"{name}={text!r} in the environment: expected a whole number") from None

@@ -1,0 +1,1 @@
+"""Criteo's format: columns, text, raw files, rows, prepared data, demo data."""

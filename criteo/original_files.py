@@ -1,0 +1,248 @@
+"""Files that the original program left: found, checked, and read a piece at a time.
+
+    <processed>.npz                       X_int, X_cat, y, counts: all rows in file order
+    <raw>_<d>_reordered.npz               X_int, X_cat, y of day d, shuffled already
+    <processed>_{train,test,val}.bin      int32 rows of label, 13 integers, 26 ids
+    <raw>_fea_count.npz                   counts: of both forms above
+    <raw>_day_count.npz                   total_per_file: rows of each part
+
+Their arrays hold integers clipped at 0, ids instead of categories, in any numeric type.
+"""
+
+import contextlib
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+from common.shares import split_evenly
+from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_DENSE, NUM_FIELDS, NUM_SPARSE, Rows
+from criteo.row_layout import FLAT
+
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError)
+ROWS_AT_A_TIME = 1 << 17
+_WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
+
+
+@dataclass(frozen=True)
+class Original:
+    """Arrays of the original: files in order, rows of each table and part, whether shuffled."""
+
+    files: list[Path]
+    counts: tuple[int, ...]
+    rows_per_part: tuple[int, ...]
+    shuffled: bool
+
+
+def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
+    """The original's npz files for `raw` or `processed`: each day's where training maps its rows.
+
+    Raises:
+        UserError: they are there but not what the original writes.
+    """
+    if mapped and (days := _find_days(raw)):
+        rows = tuple(_num_rows(day) for day in days)
+        return Original(days, _read_counts(raw, processed), rows, shuffled=True)
+    whole = processed if processed.suffix == ".npz" else Path(f"{processed}.npz")
+    if not whole.is_file():
+        return None
+    counts = _checked_counts(whole, _array(whole, "counts"))
+    return Original([whole], counts, _rows_per_part(whole, raw), shuffled=False)
+
+
+def find_flat(
+    raw: Path, processed: Path, stem: Path
+) -> tuple[dict[str, Path], tuple[int, ...], int, int] | None:
+    """(files by split, rows of each table, training, evaluation rows) of the flat form, or None."""
+    for prefix in (processed, stem):
+        files = {split: Path(f"{prefix}_{split}.bin") for split in ("train", "test", "val")}
+        if all(path.is_file() for path in files.values()):
+            rows = {split: _flat_rows(path) for split, path in files.items()}
+            return files, _read_counts(raw, processed), rows["train"], rows["test"] + rows["val"]
+    return None
+
+
+def _flat_rows(path: Path) -> int:
+    rows, rest = divmod(path.stat().st_size, FLAT.row_bytes)
+    if rest:
+        raise UserError(
+            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {FLAT.row_bytes}",
+        )
+    return rows
+
+
+def read_original(original: Original) -> Iterator[tuple[int, Rows]]:
+    """(part, rows) in order, a bounded piece at a time; rows (n, 40) int32 as in prepared data."""
+    if len(original.files) > 1:
+        for part, path in enumerate(original.files):
+            for rows in _read_file(path, original.counts):
+                yield part, rows
+        return
+    yield from _cut_into_parts(
+        _read_file(original.files[0], original.counts), original.rows_per_part
+    )
+
+
+def _cut_into_parts(
+    pieces: Iterable[Rows], rows_per_part: Sequence[int]
+) -> Iterator[tuple[int, Rows]]:
+    """(part, rows) of consecutive parts, however the pieces (n, 40) lie across their ends."""
+    ends = np.cumsum(rows_per_part)
+    row = 0
+    for rows in pieces:
+        for chunk in np.split(rows, ends[(ends > row) & (ends < row + len(rows))] - row):
+            yield int(np.searchsorted(ends, row, side="right")), chunk
+            row += len(chunk)
+
+
+def _prefixes(raw: Path) -> list[Path]:
+    """What names beside a raw file begin with.
+
+    The original cuts `.txt`, and appends `_day` for Kaggle.
+    """
+    bare = raw.with_suffix("") if raw.suffix == ".txt" else raw
+    return [raw, bare, bare.with_name(bare.name + "_day")]
+
+
+def _find_days(raw: Path) -> list[Path]:
+    for prefix in _prefixes(raw):
+        days: list[Path] = []
+        while (path := Path(f"{prefix}_{len(days)}_reordered.npz")).is_file():
+            days.append(path)
+        if len(days) > 1:
+            return days
+    return []
+
+
+def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
+    bare = processed.with_suffix("") if processed.suffix == ".npz" else processed
+    for prefix in [processed, bare, *_prefixes(raw)]:
+        path = Path(f"{prefix}_fea_count.npz")
+        if path.is_file():
+            return _checked_counts(path, _array(path, "counts"))
+    raise UserError(
+        f"{raw}_fea_count.npz: no such file; it holds the rows of each table (counts)",
+    )
+
+
+def _checked_counts(path: Path, counts: npt.NDArray[Any]) -> tuple[int, ...]:
+    if (
+        counts.shape != (NUM_SPARSE,)
+        or not np.issubdtype(counts.dtype, np.number)
+        or (counts < 1).any()
+    ):
+        raise UserError(
+            f"{path}: counts has shape {counts.shape}, expected {NUM_SPARSE} numbers of at least 1",
+        )
+    return tuple(int(count) for count in counts)
+
+
+def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
+    rows = _num_rows(whole)
+    for prefix in _prefixes(raw):
+        path = Path(f"{prefix}_day_count.npz")
+        if path.is_file():
+            parts = tuple(int(count) for count in _array(path, "total_per_file"))
+            if sum(parts) != rows:
+                raise UserError(
+                    f"{path}: total_per_file adds up to {sum(parts)}, {whole} has {rows} rows"
+                )
+            return parts
+    if "terabyte" in whole.name:
+        raise UserError(
+            f"{raw}_day_count.npz: no such file; it holds the rows of each day of {whole}"
+        )
+    return tuple(split_evenly(rows, KAGGLE_PARTS))
+
+
+def _array(path: Path, name: str) -> npt.NDArray[Any]:
+    """A small array of an npz, whole."""
+    with _readable(path), np.load(path, allow_pickle=False) as arrays:
+        array: npt.NDArray[Any] = arrays[name]
+    return array
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What fails in here becomes one line about `path`."""
+    try:
+        yield
+    except (*_DAMAGES, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an npz that the original writes ({error})") from error
+
+
+def _num_rows(path: Path) -> int:
+    with _readable(path), zipfile.ZipFile(path) as archive, archive.open("y.npy") as file:
+        return int(_header(file)[0][0])
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, column-major, type) at the head of an npy file, left at its first value."""
+    version = np.lib.format.read_magic(file)
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, column_major, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, column_major, dtype
+
+
+def _read_file(path: Path, counts: tuple[int, ...]) -> Iterator[Rows]:
+    """The rows of one npz; its three arrays are read side by side, a piece at a time."""
+    row = 0
+    with _readable(path), zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
+        columns = [
+            _blocks(stack.enter_context(archive.open(f"{name}.npy")), _WIDTHS[name])
+            for name in _WIDTHS
+        ]
+        for blocks in zip(*columns, strict=True):
+            rows = np.concatenate(blocks, axis=1)
+            _check_ids(path, row, rows, counts)
+            row += len(rows)
+            yield rows
+
+
+def _blocks(file: IO[bytes], width: int) -> Iterator[Rows]:
+    shape, column_major, dtype = _header(file)
+    if int(np.prod(shape)) != shape[0] * width:
+        raise ValueError(f"an array has shape {shape}, expected {width} columns")
+    if column_major and width > 1:
+        whole = np.frombuffer(file.read(), dtype).reshape(width, shape[0]).T
+        yield from (
+            whole[at : at + ROWS_AT_A_TIME].astype(np.int32)
+            for at in range(0, shape[0], ROWS_AT_A_TIME)
+        )
+        return
+    for at in range(0, shape[0], ROWS_AT_A_TIME):
+        rows = min(ROWS_AT_A_TIME, shape[0] - at)
+        yield (
+            np.frombuffer(_read_exactly(file, rows * width * dtype.itemsize), dtype)
+            .reshape(rows, width)
+            .astype(np.int32)
+        )
+
+
+def _read_exactly(file: IO[bytes], size: int) -> bytes:
+    content = file.read(size)
+    if len(content) != size:
+        raise EOFError("it ends early")
+    return content
+
+
+def _check_ids(path: Path, first_row: int, rows: Rows, counts: tuple[int, ...]) -> None:
+    ids = rows[:, FIRST_SPARSE:NUM_FIELDS]
+    outside = (ids < 0) | (ids >= np.array(counts))
+    if outside.any():
+        row, table = (int(at[0]) for at in np.nonzero(outside))
+        raise UserError(
+            f"{path}, row {first_row + row}: id {ids[row, table]} of table {table}"
+            f" is outside its {counts[table]} rows",
+        )

@@ -1,0 +1,174 @@
+"""Criteo's raw files, plain or gzip: which there are, and their lines in bounded blocks."""
+
+import contextlib
+import gzip
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from common.errors import RankError, UserError
+
+BLOCK_BYTES = 4 << 20  # of text in memory at a time
+MAX_LINE_BYTES = 1 << 16
+RAW_NAMES = {"kaggle": "train.txt", "terabyte": "day"}
+HINT = "--data_path or --raw-data-file names the raw data"
+
+
+class Lines:
+    """The lines of a text from a byte on, in blocks.
+
+    Args:
+        file: of the text, at its beginning.
+        begin: a line belongs here if its first byte is at `begin` or behind.
+    """
+
+    def __init__(self, file: IO[bytes], begin: int = 0) -> None:
+        self._file, self.at, self.is_at_end = file, begin, False
+        self._on_disk = getattr(file, "fileobj", file)
+        if begin:
+            file.seek(begin - 1)
+            self.at = begin - 1 + len(file.readline(MAX_LINE_BYTES))
+
+    @property
+    def packed(self) -> int:
+        """Bytes of the file on disk that have been read."""
+        return int(self._on_disk.tell())
+
+    def blocks(self, end: int) -> Iterator[bytes]:
+        """Blocks of whole lines, those that begin before byte `end`.
+
+        Every line ends in a newline, the last one of the file too. One of more than
+        MAX_LINE_BYTES, which is none of Criteo's, may be cut.
+        """
+        while self.at < end:
+            text = self._file.read(min(BLOCK_BYTES, end - self.at))
+            if text and not text.endswith(b"\n"):
+                text += self._file.readline(MAX_LINE_BYTES)
+            self.at += len(text)
+            if not text:
+                self.is_at_end = True
+                return
+            yield text if text.endswith(b"\n") else text + b"\n"
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file of Criteo text as it was when the run began; its text is what gzip unpacks it to."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def at(cls, path: Path) -> "RawFile":
+        """The file as it is now."""
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    @property
+    def is_gzip(self) -> bool:
+        """Is it unpacked while it is read?"""
+        return self.path.suffix == ".gz"
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells whether a file is the same without reading it: name, size, time."""
+        return {"name": self.path.name, "size": self.size, "mtime_ns": self.mtime_ns}
+
+    @contextlib.contextmanager
+    def lines(self, begin: int = 0) -> Iterator[Lines]:
+        """The lines that begin at byte `begin` of the text or behind.
+
+        Raises:
+            UserError: on leaving, where the file was truncated, damaged or changed meanwhile.
+        """
+        try:
+            with self._open() as file:
+                yield Lines(file, begin)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise RankError(
+                f"{self.path} is truncated or damaged ({error}): fetch it again"
+            ) from error
+        self.check_unchanged()
+
+    def _open(self) -> IO[bytes]:
+        opened: Any = gzip.open(self.path) if self.is_gzip else open(self.path, "rb")  # noqa: SIM115
+        file: IO[bytes] = opened
+        return file
+
+    def check_unchanged(self) -> None:
+        """Raise a UserError where the file is no longer what it was."""
+        if not self.path.is_file() or RawFile.at(self.path) != self:
+            raise RankError(
+                f"{self.path} changed while it was read: start again when it is complete"
+            )
+
+    def sample(self, size: int) -> tuple[bytes, float]:
+        """(about the first `size` bytes of text in whole lines, bytes of text a byte of file)."""
+        with open(self.path, "rb") as file:
+            packed = file.read(size + MAX_LINE_BYTES)
+        text, unpacked = packed, 1.0
+        if self.is_gzip:
+            text, unpacker = b"", zlib.decompressobj(wbits=31)
+            with contextlib.suppress(zlib.error):  # reading it will say so
+                text = unpacker.decompress(packed)
+                unpacked = len(text) / max(len(packed) - len(unpacker.unused_data), 1)
+        end = text.find(b"\n", size) + 1
+        return (text[:end] if end else text), unpacked
+
+
+def find_raw_files(raw: Path, data_set: str) -> list[RawFile]:
+    """The raw files, in order: train.txt or the days; of a day its plain file before its .gz.
+
+    Raises:
+        UserError: a file is missing, unreadable or empty, or days are too few or have a gap.
+    """
+    paths = [_plain_or_gzip(raw)] if data_set == "kaggle" else _find_days(raw)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; {HINT}")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path}: no permission to read it")
+        if path.stat().st_size == 0:
+            raise UserError(
+                f"{path} is empty: expected lines of label, 13 integers, 26 hex strings",
+            )
+    return [RawFile.at(path) for path in paths]
+
+
+def _plain_or_gzip(path: Path) -> Path:
+    packed = path.with_name(path.name + ".gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+def _find_days(raw: Path) -> list[Path]:
+    days = day_numbers(raw)
+    gaps = sorted(set(range(days[-1] + 1)) - set(days)) if days else []
+    if not days:
+        raise UserError(f"{raw}_0: no such file; {HINT}")
+    if gaps:
+        missing = _names(raw, gaps)
+        raise UserError(
+            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}):"
+            " days are numbered from 0",
+        )
+    if len(days) < 2:
+        raise UserError(
+            f"{raw.parent} holds only {raw.name}_0: at least two days are needed, the last tests",
+        )
+    return [_plain_or_gzip(raw.with_name(f"{raw.name}_{day}")) for day in days]
+
+
+def _names(raw: Path, days: Sequence[int]) -> str:
+    return ", ".join(f"{raw.name}_{day}" for day in days[:5]) + (" ..." if len(days) > 5 else "")
+
+
+def day_numbers(raw: Path) -> list[int]:
+    """The numbers d of the files `<raw>_<d>` and `<raw>_<d>.gz`, ascending."""
+    prefix = raw.name + "_"
+    names = [path.name.removeprefix(prefix) for path in raw.parent.glob(prefix + "*")]
+    names = [name.removesuffix(".gz") for name in names]
+    return sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))})

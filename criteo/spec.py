@@ -1,0 +1,140 @@
+"""Which Criteo data the flags ask for, and how it is prepared."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.flags import number_in
+from criteo.raw_files import RAW_NAMES, day_numbers
+
+PROCESSED_NAMES = {
+    "kaggle": "kaggleAdDisplayChallenge_processed.npz",
+    "terabyte": "terabyte_processed.npz",
+}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which data, and how it is prepared: everything that decides the bytes on disk."""
+
+    data_set: str
+    raw: Path
+    processed: Path
+    max_ind_range: int = -1
+    sub_sample_rate: float = 0.0
+    randomize: str = "total"
+    memory_map: bool = False
+    flat: bool = False
+    parallel: bool = False
+    seed: int = 123
+    max_bad_lines: int = 0
+
+    @property
+    def mapped(self) -> bool:
+        """Training reads rows from the disk in the order in which they lie there."""
+        return self.memory_map or self.flat
+
+    @property
+    def order(self) -> str:
+        """Order of the training rows on disk: file, total, day; loaded data is shuffled later."""
+        return self.randomize if self.mapped and self.randomize != "none" else "file"
+
+    @property
+    def stem(self) -> Path:
+        """`processed` without its .npz: what names of prepared data begin with."""
+        return self.processed.with_suffix("") if self.processed.suffix == ".npz" else self.processed
+
+    @property
+    def directory(self) -> Path:
+        """Where the prepared data goes."""
+        return self.stem.with_name(self.stem.name + ".prepared")
+
+    @property
+    def work_folder(self) -> Path:
+        """Where finished pieces lie until all is prepared."""
+        return self.stem.with_name(self.stem.name + ".prepared.partial")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that `spec_from_options` reads; shared by this program and the trainer."""
+    group = parser.add_argument_group("Criteo data")
+    flag = group.add_argument
+    flag("--data-set", choices=("kaggle", "terabyte"), help="kaggle: train.txt; terabyte: day_<d>")
+    flag("--data_path", default="", metavar="DIR", help="folder of day_0, day_1, ... or train.txt")
+    flag("--raw-data-file", default="", metavar="PATH", help=".../train.txt, or .../day without _0")
+    flag("--processed-data-file", default="", metavar="PATH", help="where prepared data is or goes")
+    flag("--data-randomize", choices=("total", "day", "none"), default="total", help="row shuffle")
+    flag("--max-ind-range", type=int, default=-1, help="> 0: most rows; categories modulo this")
+    flag(
+        "--data-sub-sample-rate",
+        type=number_in(float, 0, 1),
+        default=0.0,
+        help="drop a row of label 0 with this probability",
+    )
+    flag(
+        "--max-bad-lines",
+        type=number_in(int, 0),
+        default=0,
+        help="skip and count this many bad lines; the next one ends the run",
+    )
+    flag("--memory-map", action="store_true", help="map the rows from disk instead of loading them")
+    flag("--dataset-multiprocessing", action="store_true", help="prepare with all cores")
+    flag("--mlperf-bin-loader", action="store_true", help="write, read one flat int32 file a split")
+    flag("--numpy-rand-seed", type=number_in(int, 0, 2**32 - 1), default=123, help="of all draws")
+
+
+def spec_from_options(options: argparse.Namespace) -> DataSpec:
+    """The flags of `add_data_options` as a DataSpec.
+
+    Raises:
+        UserError: no data is named, or the folder holds none, or two kinds.
+    """
+    data_set, raw = options.data_set, options.raw_data_file
+    if options.data_path:
+        data_set, raw = _find_raw(Path(options.data_path), data_set)
+    data_set = data_set or "kaggle"
+    if not raw and not options.processed_data_file:
+        raise UserError("no data is named: give --data_path=DIR or --raw-data-file=PATH")
+    processed = Path(options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set])
+    raw = Path(raw or processed.parent / RAW_NAMES[data_set])
+    if not 1 <= options.max_ind_range <= 2**32 and options.max_ind_range != -1:
+        raise UserError(
+            f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit",
+        )
+    return DataSpec(
+        data_set=data_set,
+        raw=raw,
+        processed=processed,
+        max_ind_range=options.max_ind_range,
+        sub_sample_rate=options.data_sub_sample_rate,
+        randomize=options.data_randomize,
+        memory_map=options.memory_map,
+        flat=options.mlperf_bin_loader,
+        parallel=options.dataset_multiprocessing,
+        seed=options.numpy_rand_seed,
+        max_bad_lines=options.max_bad_lines,
+    )
+
+
+def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
+    """Which data set a folder holds, and what its raw files' names begin with."""
+    if not folder.is_dir():
+        raise UserError(f"--data_path={folder}: no such folder")
+    found = [data_set] if data_set else [name for name in RAW_NAMES if _holds(folder, name)]
+    if len(found) > 1:
+        both = "train.txt and day files: say --data-set=kaggle or terabyte"
+        raise UserError(f"--data_path={folder} holds {both}")
+    if not found:
+        none = "found neither day_0, day_1, ... nor train.txt there"
+        raise UserError(f"--data_path={folder}: {none}")
+    return found[0], folder / RAW_NAMES[found[0]]
+
+
+def _holds(folder: Path, data_set: str) -> bool:
+    """Is there raw data of that kind, or what was prepared from it?"""
+    raw = folder / RAW_NAMES[data_set]
+    prepared = Path(PROCESSED_NAMES[data_set]).stem
+    theirs = [*folder.glob(f"{prepared}*"), *folder.glob(f"{raw.stem}_*_reordered.npz")]
+    packed = raw.with_name(raw.name + ".gz")
+    return raw.is_file() or packed.is_file() or bool(day_numbers(raw)) or bool(theirs)

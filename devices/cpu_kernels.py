@@ -1,0 +1,247 @@
+"""Kernels for the CPU where torch's operators are far from what the memory allows, by numba.
+
+devices/threads.py says how many threads they take.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from common.compiled import compiler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Slots = npt.NDArray[np.int32]
+
+
+# sums may be reordered, but nan and infinity keep their meaning: gradients are tested for them
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+kernel = compiler(fastmath=FAST, parallel=False)
+parallel_kernel = compiler(fastmath=FAST, parallel=True)
+
+
+def _arrays(*tensors: "Tensor") -> list[Any]:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+# ---------------------------------------------------------------- rows of tables
+
+
+def add_to_rows(target: "Tensor", rows: "Tensor", source: "Tensor", scale: float) -> None:
+    """target[rows[i]] += scale * source[i], in order of i; what is not finite adds nothing.
+
+    Args:
+        target: (R, D), changed.
+        rows: (n,) int64, any number of times each.
+        source: (n, D).
+        scale: a number.
+    """
+    arrays = _arrays(target, rows, source.contiguous())
+    _add_to_rows(*arrays, np.float32(scale), numba.get_num_threads())
+
+
+@parallel_kernel
+def _add_to_rows(
+    target: Floats, rows: Ints, source: Floats, scale: np.float32, num_parts: int
+) -> None:
+    # each thread does the rows that a hash gives it, so none waits for another
+    # and the order of additions to a row does not depend on their number
+    for part in numba.prange(num_parts):
+        for i in range(len(rows)):
+            hashed = (np.uint64(rows[i]) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
+            if (hashed * np.uint64(num_parts)) >> np.uint64(32) != np.uint64(part):
+                continue
+            row = rows[i]
+            for d in range(source.shape[1]):
+                value = source[i, d]
+                target[row, d] += scale * value if abs(value) < np.inf else np.float32(0)
+
+
+def assign_slots(
+    index: "Tensor", slot_of: Slots, rows: "Tensor", count: int, slots: "Tensor"
+) -> int:
+    """Number rows as they first appear; gives the new count.
+
+    Args:
+        index: (n,) int64 rows.
+        slot_of: (R,) the slot of each row, -1: none yet; changed.
+        rows: (at least count + n,) the row of each slot; changed.
+        count: slots so far.
+        slots: (n,) int64, out: the slot of each of `index`.
+    """
+    ids, row_of, out = _arrays(index, rows, slots)
+    return int(_assign_slots(ids, slot_of, row_of, count, out))
+
+
+@kernel
+def _assign_slots(index: Ints, slot_of: Slots, rows: Ints, count: int, slots: Ints) -> int:
+    for i in range(len(index)):
+        row = index[i]
+        if slot_of[row] < 0:
+            slot_of[row] = count
+            rows[count] = row
+            count += 1
+        slots[i] = slot_of[row]
+    return count
+
+
+def sgd(weight: "Tensor", rows: "Tensor", sums: "Tensor", lr: float) -> None:
+    """weight[rows[k]] -= lr * sums[k] for weight (R, D), distinct rows (m,) and sums (m, D)."""
+    _sgd(*_arrays(weight, rows, sums), np.float32(lr))
+
+
+@parallel_kernel
+def _sgd(weight: Floats, rows: Ints, sums: Floats, lr: np.float32) -> None:
+    for k in numba.prange(len(rows)):
+        for d in range(weight.shape[1]):
+            weight[rows[k], d] -= lr * sums[k, d]
+
+
+def adagrad(
+    state: tuple["Tensor", "Tensor"], rows: "Tensor", sums: "Tensor", lr: float, eps: float
+) -> None:
+    """total += sums^2; weight -= lr * sums / (sqrt(total) + eps), at distinct rows.
+
+    Args:
+        state: weight and total, (R, D) each, changed.
+        rows: (m,) distinct.
+        sums: (m, D).
+        lr: learning rate.
+        eps: keeps the quotient finite.
+    """
+    _adagrad(*_arrays(*state, rows, sums), np.float32(lr), np.float32(eps))
+
+
+@parallel_kernel
+def _adagrad(
+    weight: Floats, total: Floats, rows: Ints, sums: Floats, lr: np.float32, eps: np.float32
+) -> None:
+    for k in numba.prange(len(rows)):
+        row = rows[k]
+        for d in range(weight.shape[1]):
+            total[row, d] += sums[k, d] * sums[k, d]
+            weight[row, d] -= lr * sums[k, d] / (np.sqrt(total[row, d]) + eps)
+
+
+def row_wise_adagrad(
+    state: tuple["Tensor", "Tensor"], rows: "Tensor", sums: "Tensor", lr: float, eps: float
+) -> None:
+    """As `adagrad`, but total (R,) has one number a row: the mean over it of sums^2 is added."""
+    _row_wise_adagrad(*_arrays(*state, rows, sums), np.float32(lr), np.float32(eps))
+
+
+@parallel_kernel
+def _row_wise_adagrad(
+    weight: Floats, total: Floats, rows: Ints, sums: Floats, lr: np.float32, eps: np.float32
+) -> None:
+    for k in numba.prange(len(rows)):
+        row = rows[k]
+        squares = np.float32(0)
+        for d in range(weight.shape[1]):
+            squares += sums[k, d] * sums[k, d]
+        total[row] += squares / np.float32(weight.shape[1])
+        step = lr / (np.sqrt(total[row]) + eps)
+        for d in range(weight.shape[1]):
+            weight[row, d] -= step * sums[k, d]
+
+
+# ---------------------------------------------------------------- dot interaction
+
+
+def dot_products(vectors: "Tensor", itself: bool, out: "Tensor") -> None:
+    """A copy of each row's first vector, then the products of pairs of its vectors.
+
+    Args:
+        vectors: (B, V, D).
+        itself: also each vector with itself.
+        out: (B, D + pairs): pair (i, j) with j < i stands at D + i(i-1)/2 + j, or with
+            `itself` (j <= i) at D + i(i+1)/2 + j.
+    """
+    _dot_products(*_arrays(vectors, out), int(itself))
+
+
+@parallel_kernel
+def _dot_products(vectors: Floats, out: Floats, itself: int) -> None:
+    for b in numba.prange(len(vectors)):
+        _dot_products_of_row(vectors, b, itself, out)
+
+
+@kernel
+def _dot_products_of_row(vectors: Floats, b: int, itself: int, out: Floats) -> None:
+    _, num_vectors, dim = vectors.shape
+    out[b, :dim] = vectors[b, 0]
+    at = dim
+    for i in range(num_vectors):
+        for j in range(i + itself):
+            product = np.float32(0)
+            for d in range(dim):
+                product += vectors[b, i, d] * vectors[b, j, d]
+            out[b, at] = product
+            at += 1
+
+
+def mirror_pairs(gradient: "Tensor", dim: int, itself: bool, out: "Tensor") -> None:
+    """Gradients of pairs as symmetric matrices; on the diagonal 0, or with `itself` twice theirs.
+
+    Args:
+        gradient: (B, D + pairs), ordered as in `dot_products`.
+        dim: D.
+        itself: as there.
+        out: (B, V, V).
+    """
+    _mirror_pairs(*_arrays(gradient.contiguous(), out), dim, int(itself))
+
+
+@parallel_kernel
+def _mirror_pairs(gradient: Floats, out: Floats, dim: int, itself: int) -> None:
+    for b in numba.prange(len(out)):
+        _mirror_pairs_of_row(gradient, b, dim, itself, out)
+
+
+@kernel
+def _mirror_pairs_of_row(gradient: Floats, b: int, dim: int, itself: int, out: Floats) -> None:
+    at = dim
+    for i in range(out.shape[1]):
+        out[b, i, i] = 0
+        for j in range(i + itself):
+            out[b, i, j] = out[b, j, i] = gradient[b, at]
+            at += 1
+        out[b, i, i] *= 2
+
+
+# ---------------------------------------------------------------- loss
+
+
+def cross_entropy(
+    predicted: "Tensor", label: "Tensor", of_label: "Tensor", gradient: "Tensor"
+) -> float:
+    """Binary cross entropy in nats, summed; logarithms are cut off at -100.
+
+    Args:
+        predicted: (b, 1) probabilities of label 1.
+        label: (b, 1), 0 to 1.
+        of_label: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
+        gradient: (b, 1), out: of the predictions; its denominator p (1 - p) is at least 1e-12.
+    """
+    return float(_cross_entropy(*_arrays(predicted, label, of_label, gradient)))
+
+
+@kernel
+def _cross_entropy(predicted: Floats, label: Floats, of_label: Floats, gradient: Floats) -> float:
+    total = 0.0
+    for b in range(len(predicted)):
+        p, y = predicted[b, 0], label[b, 0]
+        weight = of_label[max(0, min(int(y), 1))]
+        of_one, of_zero = np.log(p), np.log1p(-p)  # nan stays nan in both comparisons
+        of_one = np.float32(-100) if of_one < -100 else of_one
+        of_zero = np.float32(-100) if of_zero < -100 else of_zero
+        total -= weight * (y * of_one + (np.float32(1) - y) * of_zero)
+        variance = p * (np.float32(1) - p)
+        variance = np.float32(1e-12) if variance < np.float32(1e-12) else variance
+        gradient[b, 0] = weight * (p - y) / variance
+    return total

@@ -1,0 +1,144 @@
+"""Ascend NPUs: all that this program says to torch_npu.
+
+torch_npu's names are those of 2.13.0; docs/npu.md has the versions that go together.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from devices.card import device_name
+
+
+def import_torch_npu() -> None:
+    """Import torch_npu, which makes the npu device known to torch.
+
+    Raises:
+        UserError: it is not installed, is for another torch, or does not find CANN.
+    """
+    version = torch_npu_version()
+    if version and _release(version) != _release(torch.__version__):
+        raise UserError(
+            f"--use-npu: torch_npu {version} and torch {torch.__version__} do not go together:"
+            f" expected torch {_release(version)}; requirements-npu.txt has a pair that does",
+        )
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:  # what it raises where CANN is not whole is a plain Exception
+        raise UserError(f"--use-npu: {_why_not(error)}") from error
+
+
+def torch_npu_version() -> str:
+    """The version of what is installed; empty where that does not say."""
+    try:
+        return importlib.metadata.version("torch_npu")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _release(version: str) -> str:
+    """`2.13.0` of `2.13.0+cpu` or `2.13.0.post1`."""
+    found = re.match(r"\d+(\.\d+){0,2}", version)
+    return found[0] if found else version
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
+        return "torch_npu is not installed: pip install -r requirements-npu.txt"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    installed = f"torch_npu {torch_npu_version()}".strip()
+    if "undefined symbol" in reason:
+        return (
+            f"{installed} and the CANN that is here do not go together ({reason}):"
+            " docs/npu.md has the versions that do"
+        )
+    if re.search(r"lib\w+\.so|ASCEND_|set_env\.sh", reason):
+        return (
+            f"{installed} does not find CANN ({reason}): install CANN and source its set_env.sh"
+            " (`source test/env_npu.sh` looks for it)"
+        )
+    return f"{installed} cannot be imported ({reason}): docs/npu.md has the versions it wants"
+
+
+def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
+    """Whether an NPU compiles an operator for the shapes at hand, or takes a ready kernel.
+
+    None leaves it as the chip has it: on for Ascend 910, off for Atlas A2 and A3 (set_compile_mode
+    in the Ascend Extension for PyTorch's API reference). The newest chips refuse to compile.
+
+    Raises:
+        UserError: the chip or its settings refuse it.
+    """
+    if device.type != "npu" or compiles is None:
+        return
+    module = torch.get_device_module("npu")
+    reason = "it stays off"
+    try:
+        module.set_compile_mode(jit_compile=compiles)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    if compiles == module.is_jit_compile_false():
+        raise UserError(
+            f"--jit-compile={str(compiles).lower()}: {device_name(device)} refuses it ({reason}):"
+            " leave the flag out",
+        )
+
+
+class OverflowFlag:
+    """A chip's flag of float16 overflow, where one saturates at 65504 instead of giving infinity.
+
+    That is Ascend 910 (INF_NAN_MODE_ENABLE in torch_npu's environment variables): no tensor shows
+    an overflow there, only the float status register does.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch_npu: Any = None
+        if device.type == "npu":
+            torch_npu = importlib.import_module("torch_npu")
+            if not torch_npu.npu.utils.is_support_inf_nan():
+                self._torch_npu = torch_npu
+
+    def clear(self) -> None:
+        """Forget earlier overflows."""
+        if self._torch_npu is not None:
+            self._torch_npu.npu_clear_float_status(torch.zeros(8, device=self._device))
+
+    def add_to(self, found: torch.Tensor) -> None:
+        """Add 1 to `found` (1,) on the device, without waiting, if there was one."""
+        if self._torch_npu is not None:
+            status = self._torch_npu.npu_get_float_status(torch.zeros(8, device=self._device))
+            found.add_((status[:1] != 0).float())
+
+
+def npu_versions() -> dict[str, str]:
+    """Versions of torch_npu, CANN and the driver, by name; `unknown` where nothing tells."""
+    torch_npu = importlib.import_module("torch_npu")
+    found = {"torch_npu": torch_npu.__version__}
+    for name, module in (("CANN", "CANN"), ("driver", "DRIVER")):
+        with contextlib.suppress(RuntimeError, AttributeError):
+            found[name] = torch_npu.utils.get_cann_version(module)
+        found[name] = found.get(name) or "unknown"
+    return found
+
+
+@contextlib.contextmanager
+def npu_profiler(steps: int, folder: str) -> Iterator[Any]:
+    """torch_npu's profiler for that many steps (`.step()` ends one); it leaves its files in folder.
+
+    As in the guide of the Ascend PyTorch Profiler: schedule, and tensorboard_trace_handler.
+    """
+    profiler = importlib.import_module("torch_npu").profiler
+    with profiler.profile(
+        activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU],
+        schedule=profiler.schedule(wait=0, warmup=0, active=steps, repeat=1),
+        on_trace_ready=profiler.tensorboard_trace_handler(folder),
+    ) as active:
+        yield active

@@ -1,0 +1,1 @@
+"""The network's parts: embedding tables, exchange, MLP, interaction, losses, batch."""

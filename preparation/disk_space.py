@@ -1,0 +1,63 @@
+"""Room on the disk for what preparation writes, and what a disk can refuse."""
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Sequence
+
+from common.errors import UserError
+from criteo.original_files import Original
+from criteo.raw_files import RawFile
+from criteo.row_layout import FLAT
+from criteo.spec import DataSpec
+
+PARSED_ROW, IDS_ROW, PREPARED_ROW = 100, 12, 100  # bytes a row on disk, about, on Criteo's data
+
+
+def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | None) -> None:
+    """Raise a UserError where the disk has no room for what preparation writes, at its most."""
+    folder = spec.directory.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    rows = sum(original.rows_per_part) if original else _rows_about(spec, raw)
+    prepared = FLAT.row_bytes if spec.flat else PREPARED_ROW
+    shuffled = prepared if spec.order != "file" else 0
+    needed = int(rows * max(PARSED_ROW + 2 * IDS_ROW, IDS_ROW + shuffled + prepared))
+    there = 0
+    for path in spec.work_folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # other ranks are at work there
+            there += path.stat().st_blocks * 512
+    free = shutil.disk_usage(folder).free
+    if needed - there > free:
+        raise UserError(
+            f"preparation needs {_size(needed - there)} at {folder}, {_size(free)} free:"
+            " --processed-data-file can name another disk",
+        )
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.0f} GB" if number >= 1e10 else f"{number / 1e6:.0f} MB"
+
+
+def _rows_about(spec: DataSpec, raw: Sequence[RawFile]) -> float:
+    """Rows that will be kept, from the first lines of each file."""
+    rows = 0.0
+    for file in raw:
+        text, unpacked = file.sample(1 << 16)
+        lines = text.count(b"\n") or 1
+        clicks = (text.startswith(b"1") + text.count(b"\n1\t")) / lines
+        kept = clicks + (1 - clicks) * (1 - spec.sub_sample_rate)
+        rows += kept * unpacked * file.size / max(len(text) / lines, 1)
+    return rows
+
+
+def disk_trouble(spec: DataSpec, error: OSError) -> str:
+    """What the user can do about an error of the disk that the prepared data goes to."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left for the prepared data in {spec.directory.parent}; what is finished is"
+            " kept: make room and start again, or name another --processed-data-file"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"cannot write to {spec.directory.parent}: name a writable --processed-data-file"
+    return f"cannot prepare data: {error}"

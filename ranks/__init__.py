@@ -1,0 +1,1 @@
+"""Processes: who this one is, which tables and rows are whose, collectives."""

@@ -1,0 +1,100 @@
+"""Processes: who this one is, and the group that joins them."""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from common.errors import RankError, UserError
+from common.launch import Launch
+from devices.find import find_device
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One rank of a run: its place among the ranks, its device, the backend that joins them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    backend: str
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0: the one that prints, measures and saves."""
+        return self.rank == 0
+
+
+def this_process(device_type: str, card: int = -1, backend: str = "") -> Process:
+    """The launch facts from the environment (RANK, WORLD_SIZE, LOCAL_RANK), and the device.
+
+    Args:
+        device_type: cpu, cuda or npu.
+        card: which card; -1: the launcher's LOCAL_RANK.
+        backend: of torch.distributed; empty: the device's own.
+
+    Raises:
+        UserError: the device is not there, or the backend does not serve it.
+    """
+    launch = Launch.from_environment()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if launch.world_size > 1 and missing:
+        raise RankError(
+            f"WORLD_SIZE={launch.world_size} but {', '.join(missing)} not set:"
+            " start the ranks with torchrun"
+        )
+    device = find_device(device_type, card if card >= 0 else launch.local_rank)
+    backend = _backend_for(device_type, backend)
+    return Process(launch.rank, launch.world_size, launch.local_rank, device, backend)
+
+
+def _backend_for(device_type: str, backend: str) -> str:
+    own = BACKENDS[device_type]
+    backend = backend or own
+    available = {"mpi": dist.is_mpi_available, "gloo": dist.is_gloo_available}
+    if backend not in (own, "mpi", "gloo") or not available.get(backend, lambda: True)():
+        have = f"{own}, gloo" + (", mpi" if dist.is_mpi_available() else "; this torch has no mpi")
+        raise UserError(
+            f"--dist-backend={backend} does not serve {device_type} here: expected {have}",
+        )
+    return backend
+
+
+@contextlib.contextmanager
+def joined(process: Process) -> Iterator[None]:
+    """Join the ranks in a process group for the time of the block.
+
+    One that exists already is used and left alone.
+    """
+    if process.world_size == 1 or dist.is_initialized():
+        yield
+        return
+    own = process.device.type
+    # nccl and hccl take no CPU tensors, and what is saved or scored travels as such
+    mixed = process.backend in ("nccl", "hccl")
+    backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
+    # torch.optim imports this, and modules below it keep the group that exists when they are
+    # imported. Gloo's threads then outlive destroy_process_group and, when Python shuts down under
+    # them, end the process with SIGABRT ("terminate called without an active exception").
+    importlib.import_module("torch._dynamo")
+    dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    try:
+        yield
+    except RuntimeError as error:
+        if says_that_a_rank_has_gone(error):
+            raise RankError("another rank has ended: its own log says why") from error
+        raise
+    dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
+
+
+def says_that_a_rank_has_gone(error: BaseException) -> bool:
+    """It is what a collective raises when another rank has ended."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -1,0 +1,147 @@
+"""What a log says; as a program it writes the 8-way scripts' results:
+
+python -m reporting.results train_0.log --results=DLRM_bs32768_8p_acc.log --plot=DLRM.png ...
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, reports_errors
+from common.flags import ArgumentParser, number_in
+
+
+@dataclass
+class LogSummary:
+    """What the lines of a log hold: steps counted over epochs."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    ms_per_it: list[float] = field(default_factory=list)
+    test_steps: list[int] = field(default_factory=list)
+    aucs: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+
+    def images_per_second(self, batch_size: int) -> float:
+        """batch * 1000 / mean ms/it of `Finished` lines but the first (warm-up); nan without."""
+        times = [ms for ms in self.ms_per_it[1:] if ms > 0]
+        return batch_size * 1000 * len(times) / sum(times) if times else math.nan
+
+    def train_accuracy(self) -> float:
+        """The last AUC where there is one, else the last accuracy, as a fraction; nan for none."""
+        aucs = [auc for auc in self.aucs if not math.isnan(auc)]
+        return (aucs or self.accuracies or [math.nan])[-1]
+
+
+_NUMBER = r"([-+.\deE]+|nan|inf)"
+_TRAINING = re.compile(
+    rf"Finished training it (\d+)/(\d+) of epoch (\d+), {_NUMBER} ms/it, loss {_NUMBER}"
+)
+_AUC = re.compile(rf"recall .*? auc {_NUMBER}, best auc")
+_ACCURACY = re.compile(rf"accuracy {_NUMBER} %, best")
+
+
+def summarise(text: str) -> LogSummary:
+    """The lines of a log as numbers."""
+    summary = LogSummary()
+    step = 0
+    for line in text.splitlines():
+        if found := _TRAINING.search(line):
+            it, of, epoch = (int(word) for word in found.groups()[:3])
+            step = epoch * of + it
+            summary.steps.append(step)
+            summary.ms_per_it.append(float(found[4]))
+            summary.losses.append(float(found[5]))
+        elif found := _ACCURACY.search(line):
+            auc = _AUC.search(line)
+            summary.test_steps.append(step)
+            summary.accuracies.append(float(found[1]) / 100)
+            summary.aucs.append(float(auc[1]) if auc else math.nan)
+    return summary
+
+
+def plot(summary: LogSummary, path: Path, title: str) -> None:
+    """A picture of the loss and, if evaluated, the AUC (else the accuracy) over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    axis.plot(summary.steps, summary.losses, color="tab:blue", label="training loss")
+    axis.set(xlabel="step", ylabel="training loss (mean since the last line)", title=title)
+    values, name = (
+        (summary.accuracies, "accuracy")
+        if all(map(math.isnan, summary.aucs))
+        else (summary.aucs, "AUC")
+    )
+    if values:
+        other = axis.twinx()
+        other.plot(summary.test_steps, values, color="tab:orange", marker="o", label=f"test {name}")
+        other.set_ylabel(f"test {name}")
+    figure.legend(loc="outside lower center", ncols=2)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def result_lines(facts: dict[str, Any]) -> str:
+    """The lines of a results file: `key = value`."""
+    return "".join(f"{key} = {value}\n" for key, value in facts.items())
+
+
+def final_result(fps: float, accuracy: float, seconds: int) -> str:
+    """The 8-way scripts' last lines."""
+    return (
+        "------------------ Final result ------------------\n"
+        f"Final Performance images/sec : {fps:.2f}\n"
+        f"Final Train Accuracy : {accuracy:.4f}\n"
+        f"E2E Training Duration sec : {seconds}"
+    )
+
+
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a log's final result, write its results file, draw its picture; gives the status."""
+    parser = ArgumentParser(
+        prog="python -m reporting.results", description="What a training log says."
+    )
+    parser.add_argument("log", type=Path, help="rank 0's log")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="where the key = value lines go"
+    )
+    parser.add_argument("--plot", type=Path, help="where a PNG of loss and AUC over steps goes")
+    parser.add_argument(
+        "--batch-size", type=number_in(int, 1), required=True, help="global batch size"
+    )
+    parser.add_argument("--ranks", type=number_in(int, 1), required=True, help="ranks that trained")
+    parser.add_argument("--device", required=True, help="npu, gpu or cpu")
+    parser.add_argument(
+        "--seconds", type=number_in(int, 0), required=True, help="duration of the training"
+    )
+    options = parser.parse_args(argv)
+    try:
+        summary = summarise(options.log.read_text(errors="replace"))
+    except OSError as error:
+        raise UserError(f"{options.log}: cannot read the log ({error.strerror})") from error
+    if not summary.losses and not summary.accuracies:
+        raise UserError(f"{options.log} has no `Finished training` line: nothing was trained")
+    fps, accuracy = summary.images_per_second(options.batch_size), summary.train_accuracy()
+    facts = {
+        "Network": "DLRM",
+        "RankSize": options.ranks,
+        "BatchSize": options.batch_size,
+        "DeviceType": options.device,
+        "CaseName": options.results.stem,
+        "ActualFPS": f"{fps:.2f}",
+        "TrainAccuracy": f"{accuracy:.4f}",
+        "ActualLoss": f"{summary.losses[-1]:.6f}" if summary.losses else "nan",
+    }
+    options.results.write_text(result_lines(facts))
+    if options.plot:
+        plot(summary, options.plot, options.results.stem)
+    print(final_result(fps, accuracy, options.seconds))
+    return 0

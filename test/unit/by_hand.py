@@ -1,0 +1,47 @@
+"""What preparation has to make of raw rows, with dictionaries and loops, and how tests call it."""
+
+import numpy as np
+from conftest import rows_of, train
+
+from common.flags import ArgumentParser
+from criteo.spec import add_data_options, spec_from_options
+from data_utils import main
+
+
+def spec(*argv):
+    parser = ArgumentParser()
+    add_data_options(parser)
+    return spec_from_options(parser.parse_args([str(word) for word in argv]))
+
+
+def prepare(*argv):
+    return train(*argv, program=main)
+
+
+def by_hand(days, max_ind_range=-1):
+    """The rows that the contract describes, with dictionaries and loops."""
+    ids = [{} for _ in range(26)]
+    parts = []
+    for day in days:
+        rows = []
+        for fields in day:
+            integers = [max(int(word or 0), 0) for word in fields[1:14]]
+            categories = []
+            for table, word in enumerate(fields[14:]):
+                value = int(word or "0", 16)
+                value = value % max_ind_range if max_ind_range > 0 else value
+                categories.append(ids[table].setdefault(value, len(ids[table])))
+            rows.append([int(fields[0]), *integers, *categories])
+        parts.append(np.array(rows, np.int32))
+    return parts, [len(table) for table in ids]
+
+
+def assert_equals_by_hand(prepared, days, max_ind_range=-1):
+    """Prepared in the order of the files, and nothing dropped."""
+    parts, counts = by_hand(days, max_ind_range)
+    half = (len(parts[-1]) + 1) // 2
+    np.testing.assert_array_equal(rows_of(prepared, "train"), np.concatenate(parts[:-1]))
+    np.testing.assert_array_equal(rows_of(prepared, "test"), parts[-1][:half])
+    np.testing.assert_array_equal(rows_of(prepared, "val"), parts[-1][half:])
+    assert list(prepared.counts) == counts
+    assert prepared.rows_per_part == tuple(len(part) for part in parts)

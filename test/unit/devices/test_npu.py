@@ -1,0 +1,434 @@
+"""The program on the emulated npu device: it does what it does on the CPU, and no more than it may.
+
+One process runs all cases (npu_program.py); the tests look at what it found.
+"""
+
+import json
+import re
+import shutil
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from conftest import (
+    CRITEO_MODEL,
+    GOLDEN,
+    RELEASE,
+    ROOT,
+    SMALL_MODEL,
+    assert_same_losses,
+    losses_of,
+    metrics_of,
+    shell,
+    train,
+)
+from torch.utils import backend_registration
+
+from optim import loss_scale
+from optim.loss_scale import FIRST
+
+EMULATED = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
+NPU = "--use-npu"
+SELDOM = "--print-freq=1000"  # a line after the last step only
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason=f"torch {torch.__version__} has no devices made in Python",
+)
+
+# flags of runs that give the CPU's losses; the data is random where none is named
+SAME = {
+    "sgd": "",
+    "adagrad": "--optimizer=adagrad --learning-rate=0.01",
+    "rwsadagrad": "--optimizer=rwsadagrad --learning-rate=0.01",
+    "accumulation": "--optimizer=adagrad --learning-rate=0.01 --mlperf-grad-accum-iter=3",
+    "sgd_accumulation": "--mlperf-grad-accum-iter=3",
+    "learned_pooling": "--weighted-pooling=learned --optimizer=rwsadagrad --learning-rate=0.01",
+    "cat": "--arch-interaction-op=cat --loss-function=mse",
+    "itself": "--arch-interaction-itself --loss-function=wbce --loss-weights=0.5-2",
+    "clamp": "--loss-threshold=0.1 --num-indices-per-lookup-fixed=true",
+}
+OF_CRITEO = {
+    "criteo": "",
+    "criteo_adagrad": "--optimizer=adagrad --learning-rate=0.01",
+    "criteo_rwsadagrad": "--optimizer=rwsadagrad --learning-rate=0.01",
+    "criteo_accumulation": "--optimizer=adagrad --learning-rate=0.01 --mlperf-grad-accum-iter=4",
+    "criteo_mse": "--loss-function=mse",
+    "criteo_wbce": "--loss-function=wbce --loss-weights=0.5-2",
+    "criteo_in_memory": "--data-randomize=day",
+    "criteo_worker": "--num-workers=1",
+    "criteo_cat": "--arch-interaction-op=cat",
+    "no_fused_optimizer": "--fused-optimizer=false",
+    "no_one_lookup": "--one-lookup=false",
+    "no_static_shapes": "--static-shapes=false",
+    "no_pin_memory": "--pin-memory=false",
+    "no_copy_stream": "--copy-stream=false",
+}
+RATES = {"sgd": 0.1, "adagrad": 0.01, "rwsadagrad": 0.01}  # adagrad's steps grow what differs
+AMP = {
+    f"{amp}_{optimizer}": f"--amp={amp} --optimizer={optimizer} --learning-rate={RATES[optimizer]}"
+    for amp in ("bf16", "fp16")
+    for optimizer in ("sgd", "adagrad", "rwsadagrad")
+} | {"fp16_accumulation": "--amp=fp16 --mlperf-grad-accum-iter=4"}
+FAULTS = {
+    "embedding_bag": "operators",
+    "item": "waits",
+    "cpu": "host_copies",
+    "table": "host_copies",
+    "nonzero": "waits",
+    "unique": "waits",
+    "synchronize": "waits",
+    "host_tensor": "waits",
+    "double": "dtypes",
+}
+
+
+def criteo_flags(folder, flags):
+    """13 batches of 500; the last one of an epoch has 3 rows."""
+    mapped = [] if "--data-randomize" in flags else ["--memory-map"]
+    if not mapped:  # its rows lie on disk in another order
+        folder = folder.with_name("in_memory")
+    sizes = ["--mini-batch-size=500", "--test-mini-batch-size=330", "--test-freq=1000"]
+    return [*CRITEO_MODEL, *sizes, SELDOM, f"--data_path={folder}", *mapped, *flags.split()]
+
+
+def make_cases(folder):
+    cases = {}
+    for name, flags in SAME.items():
+        argv = [*SMALL_MODEL, *flags.split()]
+        cases[name] = {"argv": [*argv, SELDOM, NPU]}
+        cases[f"{name} cpu"] = {"argv": [*argv, SELDOM]}
+    for name, flags in {**OF_CRITEO, **AMP}.items():
+        argv = criteo_flags(folder / "data", flags)
+        cases[name] = {"argv": [*argv, NPU]}
+        cases[f"{name} cpu"] = {"argv": argv}
+    for fault in [*FAULTS, "mixed", "race"]:
+        cases[f"fault {fault}"] = {
+            "argv": [*criteo_flags(folder / "data", ""), "--num-batches=5", NPU],
+            "fault": fault,
+        }
+    return cases | files_and_chips(folder)
+
+
+def files_and_chips(folder):
+    data = criteo_flags(
+        folder / "data", "--optimizer=rwsadagrad --learning-rate=0.01 --test-freq=5 --print-freq=1"
+    )
+    sgd = [*SMALL_MODEL, "--print-freq=1"]
+    saved = f"--save-model={folder / 'npu.pth'}"
+    loads = f"--load-model={folder / 'npu.pth'}"
+    overflow = [*criteo_flags(folder / "data", "--amp=fp16"), "--nepochs=3", "--print-freq=1"]
+    tried = [NPU, "--mini-batch-size=2", "--data-size=6"]
+    return {
+        "whole": {"argv": [*data, "--nepochs=2", NPU]},
+        "whole sgd": {"argv": [*sgd, "--nepochs=2", NPU]},
+        "saved sgd": {"argv": [*sgd, f"--save-model={folder / 'sgd.pth'}", NPU]},
+        "saved": {"argv": [*data, saved, NPU]},
+        "resumed": {"argv": [*data, loads, "--nepochs=2", NPU]},
+        "resumed sgd": {"argv": [*sgd, f"--load-model={folder / 'sgd.pth'}", "--nepochs=2", NPU]},
+        "loaded on the cpu": {"argv": [*data, loads, "--inference-only"]},
+        "overflow": {"argv": [*overflow, NPU], "first_scale": 2.0**40},
+        "overflow cpu": {"argv": overflow, "first_scale": 2.0**40},
+        "frozen cpu": {"argv": [*overflow, "--learning-rate=0"]},
+        "overflow saturates": {
+            "argv": [*overflow, NPU],
+            "first_scale": 2.0**40,
+            "environment": {"EMULATED_NPU_INF": "0"},
+        },
+        "no card": {"argv": tried, "environment": {"EMULATED_NPU_CARDS": "0"}},
+        "too few cards": {"argv": [*tried, "--local_rank=9"]},
+        "no bf16": {"argv": [*tried, "--amp=bf16"], "environment": {"EMULATED_NPU_BF16": "0"}},
+        "jit": {"argv": [*tried, "--jit-compile=true"]},
+        "no jit": {"argv": [*tried, "--jit-compile=false"]},
+        "jit refused": {
+            "argv": [*tried, "--jit-compile=true"],
+            "environment": {"EMULATED_NPU_JIT": "0"},
+        },
+        "profile": {"argv": [*SMALL_MODEL, NPU, "--enable-profiling", SELDOM]},
+        "self-check": {"argv": [NPU, "--self-check"]},
+        "self-check adagrad fp16": {
+            "argv": [NPU, "--self_check", "--amp=fp16", "--optimizer=adagrad"]
+        },
+        "self-check fails": {"argv": [NPU, "--self-check"], "fault": "mixed"},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("npu")
+    for name in ("data", "in_memory"):
+        shutil.copytree(GOLDEN / "data" / "kaggle", folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    (folder / "cases.json").write_text(json.dumps(make_cases(folder)))
+    earlier = folder / "dlrm_s_pytorch_npu" / "zzz_9_ascend_pt" / "ASCEND_PROFILER_OUTPUT"
+    earlier.mkdir(parents=True)
+    (earlier / "trace_view.json").write_text("of an earlier run")
+    program = ROOT / "test" / "unit" / "npu_program.py"
+    files = ["cases.json", "results.json"]
+    done = shell(sys.executable, program, *files, cwd=folder, env=EMULATED, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """Of each operator: kernel, default, composite, or fallback, which is the host."""
+    lines = (ROOT / "test" / "operators.tsv").read_text().splitlines()
+    assert lines[0] == "operator\ttorch_npu_2.13.0"
+    return dict(line.split("\t") for line in lines[1:])
+
+
+def without_kernel(operators, kinds):
+    """Those that an NPU does not have, or has only through the host."""
+    names = [name.removeprefix("aten::") for name in operators if not name.startswith("c10d::")]
+    return [
+        name
+        for name in names
+        if kinds.get(name, kinds.get(name.removesuffix(".default"), "fallback")) == "fallback"
+    ]
+
+
+@pytest.mark.parametrize("name", [*SAME, *OF_CRITEO])
+def test_the_losses_and_metrics_are_the_cpus(name, found):
+    got, want = found[name], found[f"{name} cpu"]
+    assert got["status"] == want["status"] == 0, got["err"]
+    assert_same_losses(losses_of(got["out"]), losses_of(want["out"]))
+    tests = metrics_of(got["out"])
+    assert len(tests) == (name in OF_CRITEO)
+    for one, other in zip(tests, metrics_of(want["out"]), strict=True):
+        assert one == pytest.approx(other, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", AMP)
+def test_lower_precision_comes_near_float32(name, found):
+    optimizer = name.split("_")[1].replace("accumulation", "sgd")
+    float32 = "criteo" if optimizer == "sgd" else f"criteo_{optimizer}"
+    (got,), (want,) = (losses_of(found[run]["out"]) for run in (name, f"{float32} cpu"))
+    on_cpu = losses_of(found[f"{name} cpu"]["out"])[0]
+    if name != "fp16_accumulation":  # which has other steps than float32's
+        assert got[3] == pytest.approx(want[3], rel=1e-4 if optimizer == "sgd" else 2e-2)
+    assert got[3] == pytest.approx(on_cpu[3], rel=1e-4 if optimizer == "sgd" else 2e-2)
+    lower = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}[name[:4]]
+    assert lower in found[name]["steps"]["dtypes"]
+
+
+IN_A_STEP = [name for name in (*SAME, *OF_CRITEO, *AMP) if name != "no_pin_memory"]
+
+
+@pytest.mark.parametrize("name", IN_A_STEP)
+def test_a_step_has_kernels_for_all_and_waits_for_nothing(name, found, kinds):
+    steps = found[name]["steps"]
+    assert without_kernel(steps["operators"], kinds) == []
+    assert steps["waits"] == {} and steps["host_copies"] == []
+    assert "torch.float64" not in steps["dtypes"]
+    assert sum(steps["operators"].values()) > 100
+
+
+def test_evaluating_saving_and_loading_have_kernels_too(found, kinds):
+    for name in ("criteo_adagrad", "saved", "resumed", "fp16_rwsadagrad"):
+        assert "aten::sort" in found[name]["whole"] or "aten::sort.stable" in found[name]["whole"]
+        assert without_kernel(found[name]["whole"], kinds) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_step_may_not_do_is_seen(fault, found, kinds):
+    """The negative controls of the test above."""
+    steps = found[f"fault {fault}"]["steps"]
+    seen = {
+        "operators": without_kernel(steps["operators"], kinds) != [],
+        "waits": steps["waits"] != {},
+        "host_copies": steps["host_copies"] != [],
+        "dtypes": "torch.float64" in steps["dtypes"],
+    }
+    assert seen[FAULTS[fault]], steps
+    if fault == "embedding_bag":
+        assert without_kernel(steps["operators"], kinds) == ["_embedding_bag_backward"]
+
+
+def test_tensors_of_two_devices_do_not_mix(found):
+    assert "Expected all tensors to be on the same device" in found["fault mixed"]["err"]
+
+
+def test_a_stream_may_not_use_what_another_is_still_making(found):
+    assert "another stream without waiting for it" in found["fault race"]["err"]
+
+
+def test_memory_that_is_not_pinned_is_waited_for(found):
+    assert set(found["no_pin_memory"]["steps"]["waits"]) == {"copy from pageable memory"}
+
+
+def test_the_flags_turn_off_what_they_say(found):
+    def counts(name):
+        return Counter(found[name]["steps"]["operators"])
+
+    plain = counts("criteo")
+    assert plain["aten::record_stream"] > 0 and counts("no_copy_stream")["aten::record_stream"] == 0
+    steps = 11  # of 13
+    lookups = counts("no_one_lookup")["aten::embedding"] - plain["aten::embedding"]
+    assert lookups == steps * (26 - 1)
+    foreach = "aten::_foreach_add_.List"
+    assert plain[foreach] == 0 and counts("no_fused_optimizer")[foreach] == steps
+
+
+BIG = {"aten::addmm", "aten::mm", "aten::bmm", "aten::embedding", "aten::index_add", "aten::cat"}
+BIG |= {"aten::index_add_", "aten::index_select"}
+
+
+def test_a_short_batch_has_the_shapes_of_the_others(found):
+    assert not BIG & set(found["criteo"]["last"])
+    assert BIG & set(found["no_static_shapes"]["last"]) >= {"aten::addmm", "aten::bmm"}
+
+
+def test_a_model_goes_from_the_npu_to_the_cpu_and_back(found):
+    for name in ("whole", "saved", "resumed", "loaded on the cpu"):
+        assert found[name]["status"] == 0, found[name]["err"]
+    best = max(metrics_of(found["saved"]["out"]), key=lambda test: test["auc"])
+    (loaded,) = metrics_of(found["loaded on the cpu"]["out"])
+    assert loaded["auc"] == pytest.approx(best["auc"], abs=1e-4)
+    for end in ("", " sgd"):
+        whole, resumed = (losses_of(found[name + end]["out"]) for name in ("whole", "resumed"))
+        assert len(resumed) >= 10
+        assert_same_losses(resumed, whole[-len(resumed) :])
+
+
+def test_an_overflow_of_float16_skips_steps_until_the_scale_is_low(found):
+    inf, saturated, cpu = (
+        [line[3] for line in losses_of(found[name]["out"])]
+        for name in ("overflow", "overflow saturates", "overflow cpu")
+    )
+    assert len(inf) == 39
+    assert saturated == pytest.approx(inf, rel=1e-3)
+    assert cpu == pytest.approx(inf, rel=1e-3)
+    frozen = [line[3] for line in losses_of(found["frozen cpu"]["out"])]
+    skipped = [one == other for one, other in zip(inf, frozen, strict=True)].index(False) - 1
+    assert 5 < skipped < 30  # 2**40 is halved so often
+    assert inf[-1] < frozen[-1]
+
+
+MISTAKES = {
+    "no card": ["no npu device found", "npu-smi info", "without --use-npu the CPU trains"],
+    "too few cards": ["card 9 is asked for", "found 8, npu:0 to npu:7"],
+    "no bf16": ["--amp=bf16", "has no bfloat16", "--amp=fp16"],
+    "jit refused": ["--jit-compile=true", "refuses", "leave the flag out"],
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_a_card_cannot_do_is_one_line(name, found):
+    run = found[name]
+    assert run["status"] == 2 and run["err"].count("\n") == 1 and run["out"] == ""
+    for words in MISTAKES[name]:
+        assert words in run["err"]
+
+
+def test_operators_are_compiled_as_the_flag_says(found):
+    assert [found[name]["settings"]["jit_compile"] for name in ("jit", "no jit")] == [True, False]
+    assert found["sgd"]["settings"]["jit_compile"] is None  # the chip's own is left alone
+
+
+def test_the_profile_is_torch_npus_and_the_table_ours(found, folder):
+    out = found["profile"]["out"]
+    assert "phases of a training step" in out and re.search(r"^embedding +1\.00", out, re.M)
+    assert (folder / "dlrm_s_pytorch.json").read_text() == "[]"
+    assert "backward" in (folder / "dlrm_s_pytorch.prof").read_text()
+    assert list(folder.glob("dlrm_s_pytorch_npu/*/ASCEND_PROFILER_OUTPUT/kernel_details.csv"))
+
+
+@pytest.mark.parametrize("name", ["self-check", "self-check adagrad fp16"])
+def test_a_self_check_passes(name, found):
+    run = found[name]
+    assert run["status"] == 0, run
+    for words in (
+        f"torch_npu      {RELEASE}",
+        "CANN           emulated",
+        "driver",
+        "20 steps",
+        "load ",
+    ):
+        assert words in run["out"]
+    assert run["out"].endswith("PASS\n")
+
+
+def test_a_self_check_that_fails_says_what_and_why(found):
+    run = found["self-check fails"]
+    assert run["status"] == 1 and "PASS" not in run["out"]
+    assert re.search(r"^FAIL: 20 steps: Expected all tensors .* same device", run["out"], re.M)
+    assert "Traceback" in run["err"]
+
+
+# ---------------------------------------------------------------- several ranks, and the scripts
+
+ON_RANKS = {
+    "sgd": "",
+    "adagrad": "--optimizer=adagrad --learning-rate=0.01",
+    "rwsadagrad": "--optimizer=rwsadagrad --learning-rate=0.01 --mlperf-grad-accum-iter=2",
+    "bf16": "--amp=bf16",
+    "fp16": "--amp=fp16",
+    "fp16_overflow": "--amp=fp16 --optimizer=adagrad --learning-rate=0.01 --print-freq=1",
+}
+
+
+def test_three_ranks_give_what_one_on_the_cpu_gives(folder, monkeypatch):
+    """The scale of float16 begins so high that some steps overflow, on all ranks or on none."""
+    monkeypatch.setattr(loss_scale, "FIRST", 2.0**28)
+    cases = {"random": [*SMALL_MODEL, SELDOM]}
+    cases |= {name: criteo_flags(folder / "data", flags) for name, flags in ON_RANKS.items()}
+    tensor_board = "--tensor-board-filename="
+    on_npu = {name: [*argv, NPU, tensor_board] for name, argv in cases.items()}
+    (folder / "ranks.json").write_text(json.dumps(on_npu))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    program = ROOT / "test" / "unit" / "ranks_program.py"
+    files = [folder / "ranks.json", folder / "ranks_results.json"]
+    backend = "cpu:gloo,npu:hccl"
+    environment = EMULATED | {"OMP_NUM_THREADS": "1", "FIRST_SCALE": str(FIRST)}
+    done = shell(*launch, program, *files, backend, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(files[1].read_text())
+    for name, argv in cases.items():
+        want, got = train(*argv), found[name]["out"]
+        if "--amp" not in str(argv):
+            assert_same_losses(losses_of(got), want.losses)
+        alike = found[name]["alike"]
+        assert alike.count(alike[0]) == 3, "ranks have other dense parameters, or scales"
+        losses = [line[3] for line in losses_of(got)]
+        # a rank's sums over fewer rows overflow a step earlier or later than the whole batch's
+        near = 0.15 if "overflow" in name else 3e-2 if "fp16" in name else 1e-3
+        assert losses == pytest.approx([line[3] for line in want.losses], rel=near)
+        if name == "fp16_overflow":  # nothing changes in the first steps, then it does
+            assert 1 < got.count("1 of 1 steps overflowed in float16") < 12 and len(losses) == 13
+            assert abs(got.count("overflowed") - want.out.count("overflowed")) <= 2
+        for one, other in zip(metrics_of(got), want.tests, strict=True):
+            assert one["auc"] == pytest.approx(other["auc"], abs=0.1 if "fp16" in name else 2e-3)
+
+
+def test_the_scripts_train_and_evaluate_on_8_ranks(tmp_path):
+    """As a user runs them, but for a small network; and the losses of one rank on the CPU."""
+    network = ["--arch-mlp-bot=13-32-16", "--arch-mlp-top=32-1", "--print-freq=10"]
+    copy = tmp_path / "copy"
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    ignored = shutil.ignore_patterns(".git", ".venv", "output", "demo_data", ".*cache")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+
+    def script(name, *options):
+        data = [f"--data_path={tmp_path / 'data'}", "--device=npu", "--batch_size=256"]
+        command = ["bash", copy / "test" / name, *data, *options, "--", *network]
+        return shell(*command, cwd=tmp_path, env=EMULATED, timeout=600)
+
+    done = script("train_full_8p.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    flags = "--memory-map --arch-sparse-feature-size=16 --learning-rate=0.1 --loss-function=bce"
+    flags += " --max-ind-range=10000000 --data-sub-sample-rate=0.875 --mini-batch-size=256"
+    want = train(f"--data_path={tmp_path / 'data'}", *flags.split(), *network)
+    assert_same_losses(losses_of(done.stdout), want.losses)
+    assert "Final Performance images/sec" in done.stdout
+    results = (copy / "test/output/0/DLRM_bs256_8p_acc.log").read_text()
+    assert "RankSize = 8" in results and "DeviceType = npu" in results
+    again = script("train_eval_8p.sh", "--nproc=1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    (before,), (after,) = metrics_of(done.stdout), metrics_of(again.stdout)
+    assert after["auc"] == pytest.approx(before["auc"], abs=1e-4)

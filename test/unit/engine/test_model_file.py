@@ -1,0 +1,335 @@
+"""Model files: the original's keys, the best model, resumed equals uninterrupted, wrong files."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import CRITEO_MODEL, SMALL_MODEL, train
+
+from engine import model_file
+from engine.model_file import save_model_file
+
+CONTRACT_KEYS = {
+    "epoch", "iter", "nepochs", "nbatches", "nbatches_test", "state_dict", "train_loss",
+    "total_loss", "test_acc", "test_auc", "opt_state_dict",
+}  # fmt: skip
+OPTIMIZERS = ["sgd", "adagrad", "rwsadagrad"]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_model(one, other):
+    one, other = load(one), load(other)
+    assert set(one["state_dict"]) == set(other["state_dict"])
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    states = one["opt_state_dict"]["state"], other["opt_state_dict"]["state"]
+    assert states[0].keys() == states[1].keys()
+    for number, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][name]))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
+    path = tmp_path / "model.pth"
+    flags = [f"--optimizer={optimizer}", "--weighted-pooling=learned", f"--save-model={path}"]
+    assert train(*SMALL_MODEL, *flags).status == 0
+    content = load(path)
+    assert CONTRACT_KEYS <= set(content)
+    assert (content["epoch"], content["iter"], content["nepochs"], content["nbatches"]) == (
+        0,
+        10,
+        1,
+        10,
+    )
+    state = content["state_dict"]
+    shapes = [state[f"emb_l.{t}.weight"].shape for t in range(4)] + [
+        state[f"v_W_l.{t}"].shape for t in range(4)
+    ]
+    dense = [state[f"{mlp}.{layer}.{kind}"].shape
+             for mlp, layers in (("bot_l", (0, 2)), ("top_l", (0, 2, 4)))
+             for layer in layers for kind in ("weight", "bias")]  # fmt: skip
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in [*shapes, *dense]]
+    assert len(state) == len(parameters)
+    saved = content["opt_state_dict"]
+    assert saved["param_groups"][0]["params"] == list(range(len(parameters)))
+    if optimizer == "sgd":
+        assert saved["state"] == {}
+        torch.optim.SGD(parameters, lr=1).load_state_dict(saved)
+        return
+    assert all(float(entry["step"]) == 10 for entry in saved["state"].values())
+    name = "sum" if optimizer == "adagrad" else "momentum"
+    for number, parameter in enumerate(parameters):
+        entry = saved["state"][number]
+        key = name if number < 4 else "sum"
+        rowwise = optimizer == "rwsadagrad" and number < 4
+        assert entry[key].shape == (parameter.shape[:1] if rowwise else parameter.shape)
+    if optimizer == "adagrad":
+        torch.optim.Adagrad(parameters, lr=1).load_state_dict(saved)
+
+
+def test_a_file_holds_the_current_rate_wherever_the_step_is_taken(tmp_path):
+    """On one CPU sgd steps inside the backward pass; with accumulation outside."""
+    warm_up = ["--lr-num-warmup-steps=100", f"--save-model={tmp_path}/m.pth"]
+    for accumulate in (1, 2):
+        flags = [*SMALL_MODEL, *warm_up, f"--mlperf-grad-accum-iter={accumulate}"]
+        assert train(*flags).status == 0
+        saved = load(tmp_path / "m.pth")["opt_state_dict"]["param_groups"][0]["lr"]
+        steps = 10 // accumulate
+        assert saved == pytest.approx(0.1 * steps / 100)
+
+
+RESUMED = {
+    "sgd": [
+        "--learning-rate=0.1", "--lr-num-warmup-steps=9", "--lr-decay-start-step=15",
+        "--lr-num-decay-steps=30",
+    ],
+    "adagrad": ["--optimizer=adagrad", "--weighted-pooling=learned"],
+    "rwsadagrad": ["--optimizer=rwsadagrad"],
+    "accumulation": ["--mlperf-grad-accum-iter=4", "--optimizer=adagrad"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("stop", [("1", "10"), ("2", "5")])
+def test_resumed_equals_uninterrupted(tmp_path, name, stop):
+    """Stopped at the end of epoch 0, or in the middle of epoch 1 at an evaluation.
+
+    The lines and the parameters are the same.
+    """
+    nepochs, test_freq = stop
+    flags = [*SMALL_MODEL, *RESUMED[name], f"--test-freq={test_freq}"]
+    whole = train(*flags, "--nepochs=3", f"--save-model={tmp_path}/end.pth", "--test-freq=-1")
+    part = tmp_path / "part.pth"
+    save_at(part, at=(int(nepochs) - 1, int(test_freq)), argv=[*flags, f"--nepochs={nepochs}"])
+    resumed = train(
+        *flags,
+        "--nepochs=3",
+        f"--load-model={part}",
+        f"--save-model={tmp_path}/resumed.pth",
+        "--test-freq=-1",
+    )
+    assert resumed.status == 0, resumed.err
+    place = (int(nepochs) - 1, int(test_freq))
+    assert resumed.losses == [line for line in whole.losses if (line[2], line[0]) > place]
+    assert_same_model(tmp_path / "end.pth", tmp_path / "resumed.pth")
+
+
+def save_at(path, at, argv):
+    """Save at that (epoch, it), whatever the evaluation there says."""
+    import dlrm_s_pytorch as dlrm
+
+    original = dlrm.Trainer.evaluate_and_save
+
+    def save_here(self):
+        if (self.progress.epoch, self.progress.iter) == at:
+            save_model_file(str(path), self.trained, self.progress)
+
+    dlrm.Trainer.evaluate_and_save = save_here
+    try:
+        assert train(*argv).status == 0
+    finally:
+        dlrm.Trainer.evaluate_and_save = original
+
+
+def test_resuming_a_finished_run_ends_and_more_epochs_continue(tmp_path):
+    path = tmp_path / "model.pth"
+    train(*SMALL_MODEL, f"--save-model={path}")
+    done = train(*SMALL_MODEL, f"--load-model={path}")
+    assert done.status == 0 and "nothing left to train" in done.out and not done.losses
+    more = train(*SMALL_MODEL, f"--load-model={path}", "--nepochs=2")
+    assert [line[2] for line in more.losses] == [1] * 10
+
+
+def test_generators_and_best_metrics_are_restored(tmp_path):
+    path = tmp_path / "model.pth"
+    train(*SMALL_MODEL, "--test-freq=5", f"--save-model={path}", "--mlperf-logging")
+    content = load(path)
+    assert content["progress"]["best_auc"] == content["test_auc"]
+    np.random.seed(0)
+    train(*SMALL_MODEL, f"--load-model={path}", "--nepochs=2", "--num-batches=10")
+    keys = content["generators"]["numpy"][1].numpy()
+    np.testing.assert_array_equal(np.random.get_state()[1], keys.astype(np.uint32))
+
+
+def test_only_an_evaluation_that_is_the_best_so_far_saves(tmp_path, kaggle, monkeypatch):
+    saves = []
+    original = save_model_file
+    monkeypatch.setattr(
+        model_file, "save", lambda *args: (saves.append(args[2].auc), original(*args))
+    )
+    flags = [
+        *CRITEO_MODEL,
+        f"--data_path={kaggle}",
+        "--learning-rate=1.5",
+        "--nepochs=3",
+        "--test-freq=6",
+    ]
+    result = train(*flags, f"--save-model={tmp_path}/m.pth", "--print-freq=1000")
+    aucs = [test["auc"] for test in result.tests]
+    best_so_far = [auc for k, auc in enumerate(aucs) if auc > max(aucs[:k], default=-1)]
+    assert len(best_so_far) < len(aucs), "the run shall have evaluations that are not the best"
+    np.testing.assert_allclose(saves, best_so_far, atol=6e-5)
+    assert [test["best_auc"] for test in result.tests] == [
+        max(aucs[: k + 1]) for k in range(len(aucs))
+    ]
+    assert abs(load(tmp_path / "m.pth")["test_auc"] - max(aucs)) < 6e-5
+
+
+def test_inference_only_repeats_the_evaluation_of_the_saved_model(tmp_path, kaggle):
+    data = [*CRITEO_MODEL, f"--data_path={kaggle}"]
+    trained = train(*data, "--test-freq=47", f"--save-model={tmp_path}/m.pth")
+    found = train(*data, f"--load-model={tmp_path}/m.pth", "--inference-only")
+    assert found.status == 0 and found.tests == trained.tests[-1:] and not found.losses
+    assert found.out.startswith("Testing at - 47/47 of epoch 0,\n")
+    other = train(*data, f"--load-model={tmp_path}/m.pth", "--inference-only", "--eval-split=val")
+    assert other.status == 0 and other.tests != found.tests
+
+
+def test_a_file_of_the_original_loads(tmp_path):
+    """Its metrics are numpy scalars, it has no progress of ours.
+
+    And it may be in torch's old format.
+    """
+    path = tmp_path / "model.pth"
+    train(*SMALL_MODEL, f"--save-model={path}", "--optimizer=adagrad")
+    content = load(path)
+    for key in ("progress", "generators"):
+        del content[key]
+    content |= {
+        "test_acc": np.float64(0.5),
+        "train_loss": np.float32(0.1),
+        "total_loss": np.int64(0),
+        "iter": 4,
+    }
+    for old_format in (False, True):
+        torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+        result = train(*SMALL_MODEL, f"--load-model={path}", "--optimizer=adagrad")
+        assert result.status == 0, result.err
+        assert [line[0] for line in result.losses] == [5, 6, 7, 8, 9, 10]
+
+
+def test_a_file_that_does_not_fit_names_the_table_or_layer_and_both_shapes(tmp_path):
+    path = tmp_path / "model.pth"
+    train(*SMALL_MODEL, f"--save-model={path}")
+
+    def message(*flags):
+        result = train(*SMALL_MODEL, f"--load-model={path}", "--nepochs=2", *flags)
+        assert result.status == 2 and result.err.count("\n") == 1, result.err
+        return result.err
+
+    shapes = message("--arch-embedding-size=100-200-301-40")
+    assert "emb_l.2.weight has shape (300, 16) there, (301, 16) in this model" in shapes
+    assert "top_l.0.weight has shape (64, 26) there, (60, 26)" in message("--arch-mlp-top=60-32-1")
+    assert "has no v_W_l.0" in message("--weighted-pooling=learned")
+    assert "was not trained with --optimizer=adagrad" in message("--optimizer=adagrad")
+    assert "10 batches an epoch, this run has 20" in message("--mini-batch-size=32")
+
+
+def test_a_resumed_run_keeps_a_better_model(tmp_path):
+    """Nothing better was found after the best model was loaded: the file stays as it was."""
+    path = tmp_path / "m.pth"
+    flags = ["--round-targets=true", "--data-size=40", "--mini-batch-size=4", "--test-freq=5"]
+    flags += ["--learning-rate=0.001", f"--save-model={path}"]
+    assert train(*flags).status == 0
+    before = path.read_bytes()
+    assert train(*flags, f"--load-model={path}", "--nepochs=2").status == 0
+    assert path.read_bytes() == before
+
+
+def test_a_threshold_that_the_loaded_model_has_reached_trains_nothing(tmp_path, kaggle):
+    flags = [*CRITEO_MODEL, f"--data_path={kaggle}", "--test-freq=10", "--mlperf-auc-threshold=0.4"]
+    flags += ["--nepochs=2", f"--save-model={tmp_path}/m.pth"]
+    assert len(train(*flags).tests) == 1
+    again = train(*flags, f"--load-model={tmp_path}/m.pth")
+    assert again.status == 0 and not again.losses and "has reached the threshold" in again.out
+
+
+DAMAGES = {
+    "progress keys": lambda c: c["progress"].update(speed=3),
+    "progress kind": lambda c: c.update(progress="far"),
+    "optimiser kind": lambda c: c.update(opt_state_dict=None),
+    "optimiser list": lambda c: c.update(opt_state_dict=[1]),
+    "row state shape": lambda c: c["opt_state_dict"]["state"][0].update(sum=torch.zeros(3)),
+    "dense state shape": lambda c: c["opt_state_dict"]["state"][9].update(sum=torch.zeros(3)),
+    "dense state missing": lambda c: c["opt_state_dict"]["state"].pop(9),
+    "generators": lambda c: c.update(generators={"numpy": 3}),
+    "state_dict keys": lambda c: c["state_dict"].update({5: torch.zeros(1), "x": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_part_of_a_file_is_one_line(tmp_path, name):
+    path = tmp_path / "m.pth"
+    train(*SMALL_MODEL, "--optimizer=adagrad", f"--save-model={path}")
+    content = load(path)
+    DAMAGES[name](content)
+    torch.save(content, path)
+    result = train(*SMALL_MODEL, "--optimizer=adagrad", "--nepochs=2", f"--load-model={path}")
+    assert result.status == 2 and result.err.count("\n") == 1, result.err
+    assert result.err.startswith("error: --load-model=")
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "foreign", "pickle", "folder"])
+def test_a_corrupt_or_foreign_file_is_one_line(tmp_path, kind):
+    path = tmp_path / "model.pth"
+    if kind == "text":
+        path.write_text("hello")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        train(*SMALL_MODEL, f"--save-model={path}")
+        path.write_bytes(path.read_bytes()[:20000])
+    elif kind == "foreign":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        torch.save({"state_dict": {}, "evil": os.system}, path)
+    result = train(*SMALL_MODEL, f"--load-model={path}")
+    assert (
+        result.status == 2
+        and result.err.startswith("error: --load-model=")
+        and result.err.count("\n") == 1
+    )
+
+
+def test_a_failing_save_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "model.pth"
+    train(*SMALL_MODEL, f"--save-model={path}")
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = train(*SMALL_MODEL, f"--save-model={path}", "--learning-rate=0.5")
+    assert (
+        result.status == 2
+        and "No space left on device" in result.err
+        and result.err.count("\n") == 1
+    )
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["model.pth"]
+
+
+def test_a_save_that_the_disk_refuses_while_it_is_written(tmp_path):
+    """torch.save itself runs out of space: a file size limit stands for a full disk."""
+    import resource
+    import signal
+
+    path = tmp_path / "model.pth"
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        result = train(*SMALL_MODEL, f"--save-model={path}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert "cannot write it (File too large)" in result.err, "the system's words"
+    assert os.listdir(tmp_path) == []
