@@ -63,6 +63,7 @@ from optim.dense import DenseUpdate, make_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from optim.row_optimizers import Rate
+from optim.update import Update
 from ranks import collectives
 from ranks.collectives import sum_over_ranks
 from ranks.placement import place_tables
@@ -384,21 +385,26 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device, execution.lower)
         self.interact = make_interaction(architecture, process.device, execution.triton)
 
-    def forward(self, features: Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
-        """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors."""
-        dense = self.bot_l(features.dense)
-        pooled = self.emb_l(features.bags, rows_per_rank)
-        probability: torch.Tensor = self.top_l(self.interact(dense, pooled))
+    def forward(
+        self, features: Features, rows_per_rank: Sequence[int], update: Update | None = None
+    ) -> torch.Tensor:
+        """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors.
+
+        Args:
+            features: of this rank's rows.
+            rows_per_rank: rows of the batch on each rank.
+            update: what the backward pass does with the gradients; None: there is none.
+        """
+        sgd_lr = float(update.lr) if update is not None and update.dense_now else None
+        dense = self.bot_l(features.dense, sgd_lr)
+        pooled = self.emb_l(features.bags, rows_per_rank, update)
+        probability: torch.Tensor = self.top_l(self.interact(dense, pooled), sgd_lr)
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """What all ranks hold alike: both MLPs."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
-
-    def sgd_in_backward(self, lr: float | None) -> None:
-        """Both MLPs' next backward pass takes the step at this rate; None: makes gradients."""
-        self.bot_l.sgd_in_backward = self.top_l.sgd_in_backward = lr
 
 
 def make_interaction(architecture: Architecture, device: torch.device, triton: bool) -> nn.Module:
@@ -448,7 +454,6 @@ class Trainer:
             self.execution.fused_optimizer,
         )  # fmt: skip
         self.scale = make_loss_scale(self.execution.lower, process.device)
-        self.model.emb_l.loss_scale = self.scale
         # nothing to add up over ranks, nothing to remember: a gradient can be its own update
         self._can_update_at_once = (
             process.device.type == "cpu"
@@ -573,24 +578,22 @@ class Trainer:
 
     def _step(self, pieces: Sequence[Batch], update: "_Update") -> torch.Tensor:
         """As train_step, on a batch's pieces."""
-        tables, updates = self.model.emb_l, update.is_due
-        tables.lr = update.lr
+        updates = update.is_due
         at_once = self._can_update_at_once and updates and update.group == len(pieces) == 1
-        self.model.sgd_in_backward(float(update.lr) if at_once else None)
         divisor = update.num_rows * update.group
         losses = []
         for piece in pieces:  # all see the same rows, so these change with the last one
-            tables.update_in_backward = updates and piece is pieces[-1]
+            applied = Update(update.lr, updates and piece is pieces[-1], at_once, self.scale)
             features = piece.decode(self.execution.triton)
             self.scale.begin()
-            predicted = self.model(features, piece.rows_per_rank)
+            predicted = self.model(features, piece.rows_per_rank, applied)
             self.scale.look()
             loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
             predicted.backward(self.scale.scaled(gradient.div_(divisor)))
             self.scale.look()
             losses.append(loss)
         if updates and not at_once:
-            self._update_dense(update.lr)
+            self._update_dense(applied)
         return sum(losses[1:], losses[0]) / update.num_rows
 
     def _pieces(self, batch: Batch, data: BatchData, batch_size: int) -> list[Batch]:
@@ -603,19 +606,19 @@ class Trainer:
     def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
         return load_batches(data, numbers, num_workers, self.process.device, self.execution)
 
-    def _update_dense(self, lr: Rate) -> None:
+    def _update_dense(self, update: Update) -> None:
         """And, where the loss is scaled, what waits for its overflows."""
         parameters = self.model.dense_parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
         self.scale.unscale_(gradients)
         self.scale.zero_if_overflown(gradients)
-        if isinstance(lr, torch.Tensor):
-            self.dense_update.apply(lr)
+        if isinstance(update.lr, torch.Tensor):
+            self.dense_update.apply(update.lr)
         else:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.model.emb_l.apply_kept()
+        self.model.emb_l.apply_kept(update)
         self.scale.end()
 
     def _after_step(self, it: int, epoch: int) -> bool:

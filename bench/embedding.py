@@ -18,6 +18,7 @@ from devices.threads import set_up_threads
 from model.batch import Bags
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
+from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process
 
@@ -35,10 +36,9 @@ def engine(rows: int, dim: int) -> Step:
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
     shards = place_tables([rows] * NUM_TABLES, 1)
     tables = EmbeddingTables(shards, dim, Exchange(process, shards), "sgd", False)
-    tables.lr = LR
 
     def step(ids: torch.Tensor, gradient: torch.Tensor) -> None:
-        tables(Bags(ids.view(-1)), (len(ids),)).backward(gradient)
+        tables(Bags(ids.view(-1)), (len(ids),), Update(LR)).backward(gradient)
 
     return step
 

@@ -13,8 +13,8 @@ from devices.execution import Execution
 from devices.gpu import triton_kernels
 from model.batch import Bags
 from model.exchange import Exchange
-from optim.loss_scale import NoScale
-from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, Rate, RowOptimizer
+from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
+from optim.update import Update
 from ranks.placement import Shard
 
 VALUES_AT_A_TIME = 1 << 22  # initial values drawn at a time
@@ -29,15 +29,20 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: torch.Tensor, tables: "EmbeddingTables", bags: Bags
+        ctx: Any,
+        anchor: torch.Tensor,
+        tables: "EmbeddingTables",
+        bags: Bags,
+        update: Update | None,
     ) -> torch.Tensor:
-        ctx.tables, ctx.bags = tables, bags
+        ctx.tables, ctx.bags, ctx.update = tables, bags, update
         return tables.pool(bags)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:  # type: ignore[override]
-        ctx.tables.take_gradient(ctx.bags, gradient)
-        return None, None, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None, None]:  # type: ignore[override]
+        assert ctx.update is not None, "a forward pass without an update has no backward pass"
+        ctx.tables.take_gradient(ctx.bags, gradient, ctx.update)
+        return None, None, None, None
 
 
 def _zeros(rows: int, dim: int, device: torch.device) -> torch.Tensor:
@@ -66,11 +71,6 @@ class EmbeddingTables(nn.Module):
     Attributes:
         weight: (rows of this rank, D), the shards one after the other, in order of their tables.
         pooling: (rows of this rank, 1) weights, or None.
-        lr: rate of the next update.
-        update_in_backward: False keeps row gradients (accumulation) for the next backward pass
-            that updates.
-        loss_scale: of the gradients that come in. Where it is on they are kept until
-            `apply_kept`, as only the end of the backward pass knows whether the step counts.
     """
 
     def __init__(
@@ -103,14 +103,19 @@ class EmbeddingTables(nn.Module):
         ]
         self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device)
         self._anchor = torch.zeros((), device=device, requires_grad=True)
-        self.lr: Rate = 0.0
-        self.update_in_backward = True
-        self.loss_scale = NoScale()
 
-    def forward(self, bags: Bags, rows_per_rank: Sequence[int]) -> torch.Tensor:
-        """Bags of this rank's b rows -> pooled vectors (b, T, D)."""
+    def forward(
+        self, bags: Bags, rows_per_rank: Sequence[int], update: Update | None = None
+    ) -> torch.Tensor:
+        """Bags of this rank's b rows -> pooled vectors (b, T, D).
+
+        Args:
+            bags: ids of this rank's rows in all tables.
+            rows_per_rank: rows of the batch on each rank.
+            update: what the backward pass does with the gradients; None: there is none.
+        """
         bags = self._to_weight_rows(self.exchange.ids_to_tables(bags, rows_per_rank))
-        pooled = _Lookup.apply(self._anchor, self, bags)
+        pooled = _Lookup.apply(self._anchor, self, bags, update)
         if self._execution.lower is not None:
             pooled = pooled.to(self._execution.lower)
         return self.exchange.vectors_to_rows(
@@ -154,7 +159,7 @@ class EmbeddingTables(nn.Module):
         by_table = [F.embedding(of_table, self.weight) for of_table in of_tables]
         return torch.stack(by_table, dim=1).view(-1, self.dim)
 
-    def take_gradient(self, bags: Bags, gradient: torch.Tensor) -> None:
+    def take_gradient(self, bags: Bags, gradient: torch.Tensor, update: Update) -> None:
         """Gradient of the pooled vectors (bags, D) -> gradients of rows, applied now or kept."""
         of_ids = gradient
         if bags.lengths is not None:
@@ -165,27 +170,17 @@ class EmbeddingTables(nn.Module):
         if self.pooling is not None:
             of_pooling = (of_ids * F.embedding(bags.ids, self.weight)).sum(1, keepdim=True)
             of_ids = of_ids * F.embedding(bags.ids, self.pooling)
-        self._give(self.optimizer, bags.ids, of_ids)
+        _give(self.optimizer, bags.ids, of_ids, update)
         if self.pooling_optimizer is not None and of_pooling is not None:
-            self._give(self.pooling_optimizer, bags.ids, of_pooling)
+            _give(self.pooling_optimizer, bags.ids, of_pooling, update)
 
-    def _give(self, optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor) -> None:
-        if self.loss_scale.is_on:
-            gradients = gradients.float()  # without their scale float16 would make some of them 0
-            self.loss_scale.unscale_([gradients])
-            optimizer.keep(rows, gradients)
-        elif self.update_in_backward:
-            optimizer.apply(rows, gradients, self.lr)
-        else:
-            optimizer.keep(rows, gradients)
-
-    def apply_kept(self) -> None:
-        """Update with what `loss_scale` had kept, unless the step has overflowed."""
-        if not self.loss_scale.is_on:
+    def apply_kept(self, update: Update) -> None:
+        """Update with what the loss's scale had kept, unless the step has overflowed."""
+        if not update.scale.is_on:
             return
         for optimizer in (self.optimizer, self.pooling_optimizer):
             if optimizer is not None:
-                optimizer.apply_kept(self.lr, self.loss_scale)
+                optimizer.apply_kept(update.lr, update.scale)
 
     @torch.no_grad()
     def initialise(self, num_rows: Sequence[int]) -> None:
@@ -239,6 +234,20 @@ class EmbeddingTables(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for shard, view in zip(self.mine, self._views(self.weight), strict=True):
             view.copy_(state_dict[f"{prefix}{shard.table}.weight"][shard.begin : shard.end])
+
+
+def _give(
+    optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor, update: Update
+) -> None:
+    """Gradients (n, D) of rows (n,) to their optimiser, which applies or keeps them."""
+    if update.scale.is_on:
+        gradients = gradients.float()  # without their scale float16 would make some of them 0
+        update.scale.unscale_([gradients])
+        optimizer.keep(rows, gradients)
+    elif update.rows_now:
+        optimizer.apply(rows, gradients, update.lr)
+    else:
+        optimizer.keep(rows, gradients)
 
 
 class PoolingWeights(nn.Module):

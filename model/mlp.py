@@ -33,10 +33,6 @@ class MLP(nn.Sequential):
         device: where it computes.
         lower: type of the products and of what a ReLU gives; None: float32. Parameters and
             gradients stay float32, and so does a Sigmoid: bfloat16 cannot tell 0.997 from 1.
-
-    Attributes:
-        sgd_in_backward: on the CPU, a learning rate: the backward pass takes the SGD step in the
-            products that would make the gradients, which then never exist. None: it makes them.
     """
 
     def __init__(
@@ -64,15 +60,21 @@ class MLP(nn.Sequential):
         self._on_gpu = device.type == "cuda" and lower is not None
         self._names = [type(activation).__name__ for activation in list(self)[1::2]]
         self._in_order = tuple(self.parameters())  # torch looks for them anew each time
-        self.sgd_in_backward: float | None = None
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor, sgd_lr: float | None = None) -> torch.Tensor:
         """(B, first width) -> (B, last width); columns of zeros after the first width are let be.
 
         Without them float16's products are slow where a width is no multiple of 8.
+
+        Args:
+            inputs: of the first layer.
+            sgd_lr: float32 on the CPU: the backward pass takes the SGD step at this learning rate
+                in the products that would make the gradients, which then never exist. None: it
+                makes the gradients.
         """
         if self._in_one_node:
-            return _Layers.apply(inputs[:, : self._num_inputs], self, *self._in_order)
+            return _Layers.apply(inputs[:, : self._num_inputs], self, sgd_lr, *self._in_order)
+        assert sgd_lr is None, "only the CPU updates in the backward pass"
         if self._lower is not None or inputs.shape[1] > self._num_inputs:
             return self._by_operators(inputs, self._lower or torch.float32)
         outputs: torch.Tensor = super().forward(inputs)
@@ -126,18 +128,22 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, mlp: MLP, *parameters: nn.Parameter
+        ctx: Any,
+        inputs: torch.Tensor,
+        mlp: MLP,
+        sgd_lr: float | None,
+        *parameters: nn.Parameter,
     ) -> torch.Tensor:
         outputs = [inputs]
         for name, weight, bias in zip(mlp._names, parameters[::2], parameters[1::2], strict=True):
             outputs.append(_layer(outputs[-1], weight, bias, name))
         ctx.save_for_backward(*outputs)
-        ctx.mlp, ctx.parameters = mlp, parameters
+        ctx.names, ctx.lr, ctx.parameters = mlp._names, sgd_lr, parameters
         return outputs[-1]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        outputs, names, lr = ctx.saved_tensors, ctx.mlp._names, ctx.mlp.sgd_in_backward
+        outputs, names, lr = ctx.saved_tensors, ctx.names, ctx.lr
         for k in reversed(range(len(names))):
             weight, bias = ctx.parameters[2 * k : 2 * k + 2]
             gradient = _through_activation(gradient, outputs[k + 1], names[k])
@@ -150,7 +156,7 @@ class _Layers(torch.autograd.Function):
                 bias.add_(gradient.sum(0), alpha=-lr)
             gradient = of_inputs
         of_mlp = gradient if ctx.needs_input_grad[0] else None
-        return of_mlp, *[None] * (1 + len(ctx.parameters))
+        return of_mlp, *[None] * (2 + len(ctx.parameters))
 
 
 def _gains_from_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:

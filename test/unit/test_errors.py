@@ -180,7 +180,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/some/file")
 
-    monkeypatch.setattr(dlrm.data_utils, "spec_from_options", refuse)
+    monkeypatch.setattr(dlrm, "spec_from_options", refuse)
     result = train("--data-generation=dataset", "--raw-data-file=x")
     assert result.status == 2 and result.err == "error: /some/file: Permission denied\n"
     memory = train("--mini-batch-size=1000000000000", "--num-batches=1")

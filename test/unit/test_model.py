@@ -7,11 +7,12 @@ from conftest import at, train, trained
 from torch import nn
 
 import dlrm_s_pytorch as dlrm
-from model.batch import Bags
+from model.batch import Bags, Features
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
 from model.losses import _cross_entropy, make_loss
 from optim.row_gradients import sum_duplicates
+from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process
 
@@ -91,7 +92,7 @@ def test_forward_equals_a_naive_one(flags, one_each):
         model.emb_l.pooling.uniform_(0.5, 2)
     bags, lists = make_bags(one_each)
     dense = torch.randn(BATCH, 5)
-    got = model(dlrm.dp.Features(dense, bags, torch.zeros(BATCH, 1)), (BATCH,))
+    got = model(Features(dense, bags, torch.zeros(BATCH, 1)), (BATCH,))
     weights, pooling = naive_parameters(model)
     torch.testing.assert_close(got, naive_forward(weights, pooling, model, dense, lists))
 
@@ -105,7 +106,6 @@ def test_updated_rows_equal_torch_optim(optimizer, learned, one_each):
     weights, pooling = naive_parameters(model)
     make = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adagrad
     reference = make([*weights, *(pooling if learned else [])], lr=0.1)
-    model.emb_l.lr = 0.1
     for step in range(3):
         bags, lists = make_bags(one_each, seed=step)
         dense, label = torch.randn(BATCH, 5), torch.rand(BATCH, 1)
@@ -114,7 +114,7 @@ def test_updated_rows_equal_torch_optim(optimizer, learned, one_each):
             naive_forward(weights, pooling, model, dense, lists), label
         ).backward()
         model.zero_grad()
-        predicted = model(dlrm.dp.Features(dense, bags, label), (BATCH,))
+        predicted = model(Features(dense, bags, label), (BATCH,), Update(0.1))
         nn.functional.mse_loss(predicted, label).backward()
         reference.step()
     state = model.state_dict()
@@ -133,9 +133,8 @@ def test_row_wise_adagrad_equals_its_formula():
     tables = EmbeddingTables(shards, 2, exchange, "rwsadagrad", learned_pooling=False)
     tables.weight.copy_(torch.arange(10.0).view(5, 2))
     expected, accumulated = tables.weight.clone(), torch.zeros(5)
-    tables.lr = 0.5
     for ids, scale in (([1, 3, 1], 1.0), ([3, 0, 0], 2.0)):
-        pooled = tables(Bags(torch.tensor(ids)), (3,))
+        pooled = tables(Bags(torch.tensor(ids)), (3,), Update(0.5))
         gradient = scale * torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])
         (pooled[:, 0] * gradient).sum().backward()
         for row in set(ids):
@@ -159,7 +158,7 @@ def test_no_gradient_of_table_size_and_no_growth_of_the_graph():
     model = make_model()
     assert all(p.shape[0] != sum(ROWS) for p in model.parameters())
     bags, _ = make_bags(True)
-    features = dlrm.dp.Features(torch.randn(BATCH, 5), bags, torch.rand(BATCH, 1))
+    features = Features(torch.randn(BATCH, 5), bags, torch.rand(BATCH, 1))
     with torch.no_grad():
         assert model(features, (BATCH,)).grad_fn is None
 
@@ -282,7 +281,7 @@ def accumulate_by_hand(trainer, groups):
     model = dlrm.DLRM_Net(trainer.model.architecture, ALONE, options.optimizer)
     make = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.Adagrad
     optimizer = make(model.dense_parameters(), lr=options.learning_rate)
-    model.emb_l.lr, number = options.learning_rate, 0
+    update, number = Update(options.learning_rate), 0
     for size in groups:
         parts = [trainer.data.train[number + k].decode() for k in range(size)]
         number += size
@@ -290,11 +289,11 @@ def accumulate_by_hand(trainer, groups):
         bags = Bags(
             torch.cat([p.bags.ids for p in parts]), torch.cat([p.bags.lengths for p in parts])
         )
-        features = dlrm.dp.Features(
+        features = Features(
             torch.cat([p.dense for p in parts]), bags, torch.cat([p.label for p in parts])
         )
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(features, (rows,)), features.label).backward()
+        nn.functional.mse_loss(model(features, (rows,), update), features.label).backward()
         optimizer.step()
     return model.state_dict()
 

@@ -101,10 +101,9 @@ def test_a_step_in_the_backward_pass_is_that_of_torchs_sgd(name, last):
     ours, theirs, inputs, gradient = make(CASES[name][0], last, CASES[name][1])
     mine, wanted = inputs.requires_grad_(), inputs.detach().double().requires_grad_()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
-    ours.sgd_in_backward = 0.05
     for _ in range(2):
         optimizer.zero_grad()
-        ours(mine).backward(gradient / len(inputs))
+        ours(mine, sgd_lr=0.05).backward(gradient / len(inputs))
         theirs(wanted).backward(gradient.double() / len(inputs))
         optimizer.step()
         assert all(value is None for value in gradients(ours).values())
@@ -115,9 +114,7 @@ def test_a_step_in_the_backward_pass_is_that_of_torchs_sgd(name, last):
 
 def test_without_the_step_gradients_are_made_again():
     ours, theirs, inputs, gradient = make((13, 64, 1), "Sigmoid", 9)
-    ours.sgd_in_backward = 0.0
-    ours(inputs).backward(gradient)
-    ours.sgd_in_backward = None
+    ours(inputs, sgd_lr=0.0).backward(gradient)
     ours(inputs).backward(gradient)
     theirs(inputs.double()).backward(gradient.double())
     for key, value in gradients(ours).items():

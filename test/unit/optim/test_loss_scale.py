@@ -12,7 +12,6 @@ from optim.loss_scale import (
     BACKOFF,
     FIRST,
     GROWTH,
-    GROWTH_INTERVAL,
     HIGHEST,
     LOWEST,
     LossScale,
@@ -29,7 +28,7 @@ def grad_scaler():
         init_scale=FIRST,
         growth_factor=GROWTH,
         backoff_factor=BACKOFF,
-        growth_interval=GROWTH_INTERVAL,
+        growth_interval=loss_scale.GROWTH_INTERVAL,
     )
 
 
@@ -164,7 +163,7 @@ def test_the_scale_stays_a_number_that_can_be_undone():
     scale.unscale_([gradient])
     scale.zero_if_overflown([gradient])
     assert gradient.tolist() == [1.0]
-    scale.restore([HIGHEST, GROWTH_INTERVAL - 1])
+    scale.restore([HIGHEST, loss_scale.GROWTH_INTERVAL - 1])
     scale.end()
     assert float(scale.scale) == HIGHEST
 
