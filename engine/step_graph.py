@@ -1,5 +1,6 @@
 """Training steps that a GPU replays with one call of the host (--cuda-graphs)."""
 
+import argparse
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,9 +8,12 @@ from typing import Any
 
 import torch
 
+from common.errors import UserError
+from common.phases import phase
 from devices.card import apart, synchronize
 from devices.gpu import capture
 from model.batch import Batch
+from ranks.process import Process
 
 WARM_UP_STEPS = 3  # before a step is recorded: libraries make ready what they cannot make then
 
@@ -53,7 +57,8 @@ class StepGraph:
                 return self._step(batch, num_rows)
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch, num_rows)
-        return self._replay(self._recorded[shape], batch)
+        with phase("graph"):
+            return self._replay(self._recorded[shape], batch)
 
     def close(self) -> None:
         """Wait for the device and give up what is recorded.
@@ -78,3 +83,27 @@ class StepGraph:
         with_own_block = replace(batch, block=block)
         graph, loss = capture(self._device, lambda: self._step(with_own_block, num_rows))
         return _Recorded(block, graph, loss)
+
+
+def check_graphs(options: argparse.Namespace, process: Process) -> None:
+    """Raise a UserError if --cuda-graphs is given and a step cannot be recorded.
+
+    A recorded step has one shape, and everything in it runs on the GPU.
+    """
+    if not options.cuda_graphs:
+        return
+    problems = {
+        f"needs --use-gpu: the device is {process.device.type}": process.device.type != "cuda",
+        "needs Criteo data (--data_path): other data's batches differ in shape": (
+            options.data_generation != "dataset"
+        ),
+        f"needs a --mini-batch-size that {process.world_size} ranks share evenly: got"
+        f" {options.mini_batch_size}": options.mini_batch_size % process.world_size > 0,
+        "does not go with --mlperf-grad-accum-iter above 1": options.mlperf_grad_accum_iter > 1,
+        f"needs --dist-backend=nccl: {process.backend} goes through the host": (
+            process.world_size > 1 and process.backend != "nccl"
+        ),
+    }
+    for message, is_problem in problems.items():
+        if is_problem:
+            raise UserError(f"--cuda-graphs {message}")
