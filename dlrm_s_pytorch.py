@@ -67,6 +67,7 @@ from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
+from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
 from reporting.profiling import PROFILED_STEPS, profiled
 from reporting.reporter import Console, Reporter
@@ -77,22 +78,30 @@ PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first i
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; a bad or impossible one raises UserError."""
+    """Read and check the command line.
+
+    Raises:
+        UserError: a flag is wrong, or flags contradict one another.
+    """
+    options: argparse.Namespace = make_parser().parse_args(argv)
+    _refuse_unavailable(options)
+    _check_options(options)
+    if options.data_path:
+        options.data_generation = "dataset"
+    return options
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all flags, in groups."""
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
     data = (_add_data, add_data_options)
     training = (_add_training, _add_device, _add_execution, _add_gpu)
     results = (_add_reporting, _add_model_files, _add_mlperf)
-    groups = (_add_model, _add_compressed, _add_loss, *data, *training, *results)
-    for add_group in groups:
+    for add_group in (_add_model, _add_compressed, _add_loss, *data, *training, *results):
         add_group(parser)
-    options = parser.parse_args(argv)
-    _refuse_unavailable(options)
-    _check_options(options)
-    if options.data_path:
-        options.data_generation = "dataset"
-    return options
+    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -503,7 +512,7 @@ class Trainer:
             self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
             self.progress.epoch, self.progress.iter = epoch, it
             self._timed_steps += 1
-            self.reporter.step()
+            self.reporter.end_step()
             after_step()
             if not self._after_step(it, epoch):
                 return False
@@ -546,8 +555,8 @@ class Trainer:
         self._lines += 1
         self.progress.train_loss = loss
         self._warn_of_skipped_steps()
-        step = epoch * self.num_batches + it
-        self.reporter.training(it, self.num_batches, epoch, ms_per_it, loss, step)
+        where = StepPosition(it, self.num_batches, epoch)
+        self.reporter.training(where, ms_per_it, loss)
 
     def _warn_of_skipped_steps(self) -> None:
         skipped, steps, scale = self.state.scale.skipped()
@@ -568,10 +577,8 @@ class Trainer:
         """Evaluate; the best metrics so far include it."""
         progress, found = self.progress, self.evaluate()
         progress.note_evaluation(found)
-        where = (progress.iter, self.num_batches, progress.epoch)
-        step = progress.epoch * self.num_batches + progress.iter
-        best = (progress.best_accuracy, progress.best_auc)
-        self.reporter.evaluation(where, found, best, step)
+        where = StepPosition(progress.iter, self.num_batches, progress.epoch)
+        self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc))
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
