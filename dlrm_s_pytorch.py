@@ -8,8 +8,8 @@ torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
 
 import os
 
-# torch_npu is imported with --use-npu only: a broken CANN would else keep torch from being
-# imported at all, and this must stand before the first import of torch
+# Importing torch must not import torch_npu, which fails if CANN is broken; --use-npu imports it.
+# This line has to come before the first import of torch.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import common.compiled  # noqa: F401  (before torch: both use the same threads)
@@ -270,25 +270,28 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """What no single flag's type can see."""
-    threshold = options.loss_threshold
-    problems = {
-        "--use-npu and --use-gpu: give one of them": options.use_npu and options.use_gpu,
-        f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)": not 0
-        <= threshold
-        < 0.5,
-        f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5": len(
-            options.loss_weights
-        )
-        != 2,
-        f"--test-mini-batch-size={options.test_mini_batch_size}: expected at least 1, or -1": (
-            options.test_mini_batch_size < 1 and options.test_mini_batch_size != -1
+    """Raise a UserError for a mistake that no single flag's type can see."""
+    test_batch, threshold = options.test_mini_batch_size, options.loss_threshold
+    problems = (
+        (options.use_npu and options.use_gpu, "--use-npu and --use-gpu: give one of them"),
+        (
+            not 0 <= threshold < 0.5,
+            f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)",
         ),
-        f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability": (
-            options.arch_mlp_top[-1] != 1
+        (
+            len(options.loss_weights) != 2,
+            f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5",
         ),
-    }
-    for message, is_problem in problems.items():
+        (
+            test_batch < 1 and test_batch != -1,
+            f"--test-mini-batch-size={test_batch}: expected at least 1, or -1",
+        ),
+        (
+            options.arch_mlp_top[-1] != 1,
+            f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability",
+        ),
+    )
+    for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
     _check_model_files(options)
@@ -296,7 +299,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _check_model_files(options: argparse.Namespace) -> None:
-    """Before hours of training, not after."""
+    """Raise a UserError before hours of training, not after."""
     if options.load_model and not Path(options.load_model).is_file():
         raise UserError(f"--load-model={options.load_model}: no such file")
     folder = Path(options.save_model).absolute().parent
@@ -314,14 +317,14 @@ def _check_model_files(options: argparse.Namespace) -> None:
 class Architecture:
     """The model's shape.
 
-    Args:
+    Attributes:
         num_rows: rows of each of the T tables.
         dim: embedding dimension D.
         bottom: widths of the bottom MLP, dense features first.
         top: widths of the top MLP, the interaction's first.
         interaction: dot or cat.
         itself: dot keeps the products of a vector with itself.
-        learned_pooling: a trained weight a row in the sum over a bag.
+        learned_pooling: each row of a table has a trained weight in the sum over a bag.
         clamp: predictions stay in [clamp, 1 - clamp].
     """
 
@@ -338,7 +341,16 @@ class Architecture:
     def from_options(
         cls, options: argparse.Namespace, num_rows: Sequence[int], num_dense: int
     ) -> "Architecture":
-        """The shape that flags and data give; widths that do not fit are an error."""
+        """The shape that flags and data give.
+
+        Args:
+            options: of the command line.
+            num_rows: rows of each table.
+            num_dense: dense features of the data.
+
+        Raises:
+            UserError: the bottom MLP does not end in the embedding dimension.
+        """
         dim = options.arch_sparse_feature_size
         bottom = (num_dense, *options.arch_mlp_bot[1:])
         if len(bottom) < 2 or bottom[-1] != dim:
@@ -363,7 +375,16 @@ class Architecture:
 
 
 class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
-    """Embedding bags, bottom MLP, interaction, top MLP; named as in the original's checkpoints."""
+    """Embedding bags, bottom MLP, interaction, top MLP (arXiv 1906.00091, figure 1).
+
+    The names emb_l, bot_l, top_l and v_W_l are frozen: they are the keys of model files.
+
+    Args:
+        architecture: the shape.
+        process: this rank; it holds its share of the tables, and both MLPs.
+        optimizer: of the rows of tables: sgd, adagrad or rwsadagrad.
+        execution: how the device is used.
+    """
 
     def __init__(
         self,
@@ -389,7 +410,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     def forward(
         self, features: Features, rows_per_rank: Sequence[int], update: Update | None = None
     ) -> torch.Tensor:
-        """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors.
+        """Click probabilities (B, 1) of this rank's B rows; all ranks call it together.
 
         Args:
             features: of this rank's rows.
@@ -409,12 +430,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """What all ranks hold alike: both MLPs."""
+        """The parameters that all ranks hold alike: those of both MLPs."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
 
 
 def make_interaction(architecture: Architecture, device: torch.device, triton: bool) -> nn.Module:
-    """How the bottom MLP's output and the T pooled vectors combine."""
+    """The module that combines the bottom MLP's output with the T pooled vectors."""
     if architecture.interaction == "cat":
         return CatInteraction()
     return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device, triton)
@@ -612,7 +633,7 @@ class Trainer:
         return self.progress.best(by_auc=self.options.mlperf_logging)
 
     def _threshold_reached(self) -> bool:
-        """Whether training stops at a threshold of --mlperf-*-threshold, which is said."""
+        """Whether a threshold of --mlperf-*-threshold is reached, which is then reported."""
         options = self.options
         sentence = self.progress.threshold_reached(
             options.mlperf_acc_threshold, options.mlperf_auc_threshold
@@ -623,7 +644,7 @@ class Trainer:
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
-    """The numbers of an epoch's batches, in the order in which they are trained."""
+    """Numbers of an epoch's batches in the order in which they are trained."""
     if not options.mlperf_bin_shuffle:
         return range(num_batches)
     order: list[int] = (
@@ -639,7 +660,7 @@ def make_process(options: argparse.Namespace) -> Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
     process = this_process(device, options.local_rank, options.dist_backend or "")
-    make_execution(options, process.device)  # what is wrong with it is said now
+    make_execution(options, process.device)  # raises its errors before data is prepared
     set_jit_compile(process.device, options.jit_compile)
     set_product_precision(process.device, options.tf32)
     check_graphs(options, process)
@@ -647,7 +668,7 @@ def make_process(options: argparse.Namespace) -> Process:
 
 
 def make_execution(options: argparse.Namespace, device: torch.device) -> Execution:
-    """How flags and device let the device be used."""
+    """How the device is used, by the flags and by what it can do."""
     on_card = device.type != "cpu"
     lower = lower_precision(device, options.amp)
     return Execution(
@@ -670,7 +691,7 @@ def evaluation_batch_size(options: argparse.Namespace) -> int:
 
 
 def prepare_data(options: argparse.Namespace) -> Prepared | None:
-    """Criteo data on disk; all ranks make it together, in no collective."""
+    """Criteo data on disk, or None for other data; all ranks prepare it together."""
     if options.data_generation != "dataset":
         return None
     return prepare(spec_from_options(options))
@@ -714,14 +735,14 @@ def seed_everything(options: argparse.Namespace) -> None:
 
 
 def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
-    """The first rank speaks, the others are silent."""
+    """The reporter of this rank: the first one prints, the others are silent."""
     if not process.is_first:
         return Reporter()
     return Console(options.mlperf_logging, options.print_wall_time, options.tensor_board_filename)
 
 
 def print_debug(trainer: Trainer, title: str) -> None:
-    """--debug-mode: architecture, data and parameters, on the first rank."""
+    """Print architecture, data and parameters on the first rank, with --debug-mode."""
     if not trainer.options.debug_mode:
         return
     state = full_state_dict(trainer.state)
@@ -735,7 +756,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
 
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or evaluate with --inference-only; gives the exit status."""
+    """Train, or evaluate with --inference-only; returns the exit status."""
     options = parse_options(argv)
     process = make_process(options)
     if options.self_check:
@@ -764,7 +785,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
-    """--dry-run: what main has checked so far, and that model and data fit."""
+    """End of a --dry-run: check that model and data fit."""
     if prepared is None:
         Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
     else:
