@@ -55,7 +55,7 @@ from engine.self_check import run_self_check
 from engine.step_graph import StepGraph
 from model.batch import BagBatch, Batch, CriteoBatch, Features
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.exchange import Exchange, _AllToAll
+from model.exchange import AllToAll, Exchange
 from model.interaction import CatInteraction, DotInteraction
 from model.losses import make_loss
 from model.mlp import MLP
@@ -373,12 +373,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        shards = place_tables(architecture.num_rows, process.world_size)
-        exchange = Exchange(process, shards)
+        tables = place_tables(architecture.num_rows, architecture.dim, process.world_size)
+        exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
-            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling, execution
+            tables, exchange, optimizer, architecture.learned_pooling, execution
         )
-        self.emb_l.initialise(architecture.num_rows)
+        self.emb_l.initialise()
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
@@ -521,12 +521,12 @@ class Trainer:
             Phase("MLPs", model.top_l, "forward"),
             Phase("interaction", model.interact, "forward"),
             Phase("backward", torch.Tensor, "backward"),
-            Phase("update", model.emb_l, "take_gradient"),
+            Phase("update", model.emb_l.matrix, "update_rows"),
             Phase("update", self, "_update_dense"),
             Phase("graph", StepGraph, "_replay"),
-            Phase("exchange", exchange, "ids_to_tables"),
+            Phase("exchange", exchange, "ids_to_parts"),
             Phase("exchange", exchange, "vectors_to_rows"),
-            Phase("exchange", _AllToAll, "backward"),
+            Phase("exchange", AllToAll, "backward"),
             Phase("exchange", collectives, "sum_over_ranks"),
             Phase("evaluation", self, "evaluate_and_save", closed=True),
         ]

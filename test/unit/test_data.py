@@ -20,7 +20,6 @@ from dlrm_data_pytorch import (
     draw_training_order,
 )
 from model.batch import CriteoBatch
-from ranks.placement import place_tables
 from ranks.process import Process
 
 MIXED = Layout((1, 2, 4) * 13 + (2,))
@@ -242,18 +241,6 @@ def test_rows_are_split_consecutively_and_evenly():
     assert split_evenly(10, 4) == [3, 3, 2, 2]
     assert split_evenly(2, 4) == [1, 1, 0, 0]
     assert [share_of_rows(10, rank, 4) for rank in range(4)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
-
-
-def test_tables_are_spread_by_number_then_by_rows():
-    shards = place_tables([5, 100, 7, 90, 1], 2)
-    assert [shard.table for shard in shards] == [0, 1, 2, 3, 4]
-    assert all(
-        (shard.begin, shard.end) == (0, rows)
-        for shard, rows in zip(shards, [5, 100, 7, 90, 1], strict=True)
-    )
-    per_rank = [sum(shard.rank == rank for shard in shards) for rank in range(2)]
-    assert sorted(per_rank) == [2, 3]
-    assert {shard.rank for shard in place_tables([3, 2], 8)} == {0, 1}
 
 
 def test_prepared_data_is_read_where_it_lies(tmp_path):
