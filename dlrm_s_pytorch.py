@@ -550,7 +550,7 @@ class Trainer:
             self.scale.begin()
             predicted = self.model(features, piece.rows_per_rank, applied)
             self.scale.look()
-            loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
+            loss, gradient = self.loss(predicted.detach(), features.label, piece.mask())
             predicted.backward(self.scale.scaled(gradient.div_(divisor)))
             self.scale.look()
             losses.append(loss)
@@ -562,8 +562,8 @@ class Trainer:
         """What the model sees of a batch of `data` at a time, on the device."""
         batch = batch.to(self.process.device)
         if self.execution.static_shapes and len(data) > 1:  # one that is alone is like the others
-            return [batch.filled(-(-batch_size // self.process.world_size))]
-        return batch.pieces(self.piece_rows)
+            return [batch.padded(-(-batch_size // self.process.world_size))]
+        return batch.chunks(self.piece_rows)
 
     def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
         return load_batches(data, numbers, num_workers, self.process.device, self.execution)
@@ -657,7 +657,7 @@ class Trainer:
             for piece in self._pieces(batch, self.data.test, evaluation_batch_size(self.options)):
                 features = piece.decode(self.execution.triton)
                 predicted = self.model(features, piece.rows_per_rank)
-                count = piece.num_rows - piece.num_filled
+                count = piece.num_rows - piece.num_padding
                 scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):

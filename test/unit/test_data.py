@@ -268,13 +268,13 @@ def test_a_short_batch_is_filled_up_with_rows_that_do_not_count(rank, real):
     prepared = Prepared({}, counts, (12, 5), MIXED)
     data = CriteoData(prepared, MIXED.pack(np.ascontiguousarray(rows.T)), 17, 12, rank_of(rank, 3))
     full, short = data.read([0, 1])
-    assert full.filled(4) is full and full.counts() is None
-    filled = short.filled(4)
-    assert filled.rows_per_rank == (4, 4, 4) and filled.num_rows == len(filled.block) == 4
-    assert filled.num_filled == 4 - real
-    assert filled.counts().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
-    assert torch.equal(filled.block[:real], short.block)
-    features = filled.decode()
+    assert full.padded(4) is full and full.mask() is None
+    padded = short.padded(4)
+    assert padded.rows_per_rank == (4, 4, 4) and padded.num_rows == len(padded.block) == 4
+    assert padded.num_padding == 4 - real
+    assert padded.mask().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
+    assert torch.equal(padded.block[:real], short.block)
+    features = padded.decode()
     assert features.dense[real:].eq(0).all() and features.label[real:].eq(0).all()
     assert features.bags.ids.view(4, 26)[real:].eq(0).all()
 

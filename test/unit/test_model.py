@@ -10,7 +10,7 @@ import dlrm_s_pytorch as dlrm
 from model.batch import Bags, Features
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
-from model.losses import _cross_entropy, make_loss
+from model.losses import cross_entropy, make_loss
 from optim.row_gradients import sum_duplicates
 from optim.update import Update
 from ranks.placement import place_tables
@@ -210,7 +210,7 @@ def losses_of(kind, label):
     yield "cpu", lambda predicted: on_cpu(predicted, label, None)
     if kind != "mse":  # it is the same everywhere
         weights = torch.tensor(OF_LABEL if kind == "wbce" else (1.0, 1.0))
-        yield "other", lambda predicted: _cross_entropy(predicted, label, weights, None)
+        yield "other", lambda predicted: cross_entropy(predicted, label, weights, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
