@@ -35,8 +35,13 @@ from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import add_data_options, spec_from_options
 from data_utils import prepare
-from devices.execution import Execution, lower_precision
-from devices.gpu import has_triton, set_product_precision
+from devices.execution import (
+    Execution,
+    add_device_options,
+    add_execution_options,
+    add_gpu_options,
+)
+from devices.gpu import set_product_precision
 from devices.npu import set_jit_compile
 from devices.threads import set_up_threads
 from dlrm_data_pytorch import (
@@ -97,7 +102,7 @@ def make_parser() -> ArgumentParser:
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
     data = (_add_data, add_data_options)
-    training = (_add_training, _add_device, _add_execution, _add_gpu)
+    training = (_add_training, add_device_options, add_execution_options, add_gpu_options)
     results = (_add_reporting, _add_model_files, _add_mlperf)
     for add_group in (_add_model, _add_compressed, _add_loss, *data, *training, *results):
         add_group(parser)
@@ -179,49 +184,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     flag("--mlperf-grad-accum-iter", type=number_in(int, 1), default=1, help="batches an update")
     flag("--sync-dense-params", type=true_or_false, default=True, help="accepted: they always are")
     flag("--print-precision", type=number_in(int, 0, 16), default=5, help="digits of --debug-mode")
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Device and processes").add_argument
-    flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
-    flag("--use-gpu", action="store_true", help="CUDA")
-    flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
-    flag(
-        "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="precision of MLPs and interaction",
-    )
-    flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
-    flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
-    flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
-    flag("--self-check", action="store_true", help="try all parts on the device, print PASS or not")
-
-
-def _add_execution(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
-
-    def flag(name: str, help_text: str, default: bool | None = True) -> None:
-        group.add_argument(name, type=true_or_false, default=default, help=help_text)
-
-    flag("--fused-optimizer", "one kernel updates both MLPs (sgd)")
-    flag("--one-lookup", "one lookup for all tables, not one a table (also on the CPU)")
-    flag("--static-shapes", "fill up short batches, so that all shapes are alike")
-    flag("--pin-memory", "batches wait in page-locked memory")
-    flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
-    flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
-
-
-def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("NVIDIA GPU").add_argument
-    flag("--cuda-graphs", action="store_true", help="record a step once, then replay it")
-    flag("--tf32", action="store_true", help="float32 products round their factors to 10 bits")
-    flag(
-        "--triton",
-        type=true_or_false,
-        default=True,
-        help="kernels in Triton (with TRITON_INTERPRET=1 also on the CPU)",
-    )
 
 
 def _add_reporting(parser: argparse.ArgumentParser) -> None:
@@ -395,12 +357,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        shards = place_tables(architecture.num_rows, process.world_size)
-        exchange = Exchange(process, shards)
+        tables = place_tables(architecture.num_rows, architecture.dim, process.world_size)
+        exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
-            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling, execution
+            tables, exchange, optimizer, architecture.learned_pooling, execution
         )
-        self.emb_l.initialise(architecture.num_rows)
+        self.emb_l.initialise()
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
@@ -456,7 +418,7 @@ class Trainer:
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
-        self.execution = make_execution(options, process.device)
+        self.execution = Execution.from_options(options, process.device)
         self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
@@ -617,7 +579,7 @@ class Trainer:
             for chunk in chunking.chunks(batch):
                 features = chunk.decode(self.execution.triton)
                 predicted = self.model(features, chunk.rows_per_rank)
-                count = chunk.num_rows - chunk.num_filled
+                count = chunk.num_rows - chunk.num_padding
                 scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
@@ -660,27 +622,11 @@ def make_process(options: argparse.Namespace) -> Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
     process = this_process(device, options.local_rank, options.dist_backend or "")
-    make_execution(options, process.device)  # raises its errors before data is prepared
+    Execution.from_options(options, process.device)  # raises its errors before data is prepared
     set_jit_compile(process.device, options.jit_compile)
     set_product_precision(process.device, options.tf32)
     check_graphs(options, process)
     return process
-
-
-def make_execution(options: argparse.Namespace, device: torch.device) -> Execution:
-    """How the device is used, by the flags and by what it can do."""
-    on_card = device.type != "cpu"
-    lower = lower_precision(device, options.amp)
-    return Execution(
-        lower=lower,
-        one_lookup=options.one_lookup,
-        fused_optimizer=options.fused_optimizer,
-        static_shapes=on_card and options.static_shapes,
-        pin_memory=on_card and options.pin_memory,
-        copy_stream=on_card and options.copy_stream,
-        triton=options.triton and has_triton(device, lower),
-        graphs=options.cuda_graphs,
-    )
 
 
 def evaluation_batch_size(options: argparse.Namespace) -> int:

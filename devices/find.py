@@ -1,4 +1,4 @@
-"""Finding a device: which there are, which one is asked for, what it calls itself."""
+"""Finding the device that is asked for, and the versions of what drives it."""
 
 import torch
 
@@ -11,11 +11,11 @@ FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
 
 
 def find_device(device_type: str, card: int) -> torch.device:
-    """The device, made the current one.
+    """Make a device the current one and return it.
 
     Args:
         device_type: cpu, cuda or npu.
-        card: which one, if not the CPU.
+        card: its number; the CPU has none.
 
     Raises:
         UserError: it is not there.
@@ -46,7 +46,7 @@ def _looked_with(device_type: str) -> str:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What a run depends on, by name: device, driver, libraries; `unknown` where nothing tells."""
+    """Device, driver and libraries with their versions, by name; `unknown` if none is told."""
     found = {"device": f"{device} ({device_name(device)})"}
     if device.type == "npu":
         found |= npu_versions()

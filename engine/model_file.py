@@ -22,6 +22,7 @@ from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
 from ranks.collectives import send_to_first
+from ranks.placement import Part
 from ranks.process import Process
 
 
@@ -42,9 +43,10 @@ class ModelState:
 
 def full_state_dict(trained: ModelState) -> dict[str, torch.Tensor]:
     """The whole model's state dict on rank 0's host, empty elsewhere; every rank takes part."""
-    state = {f"emb_l.{table}.weight": value for table, value in _gather(trained, "weight").items()}
-    if trained.tables.pooling is not None:
-        state |= {f"v_W_l.{table}": value for table, value in _gather(trained, "pooling").items()}
+    state = {f"emb_l.{part.key}": value for part, value in _gather(trained, "weight").items()}
+    if trained.tables.matrix.pooling is not None:
+        pooling = _gather(trained, "pooling")
+        state |= {f"v_W_l.{part.table}": value for part, value in pooling.items()}
     if not trained.process.is_first:
         return {}
     return state | {
@@ -52,16 +54,16 @@ def full_state_dict(trained: ModelState) -> dict[str, torch.Tensor]:
     }
 
 
-def _gather(trained: ModelState, name: str) -> dict[int, torch.Tensor]:
-    """A tensor with a row for each row of a table, of all tables, on rank 0."""
-    whole = trained.tables.tensors()[name]
+def _gather(trained: ModelState, name: str) -> dict[Part, torch.Tensor]:
+    """The rows of all parts in one of the tables' `row_tensors`; on rank 0, elsewhere empty."""
+    own = trained.tables.row_tensors()[name]
     gathered = {}
-    for shard, view in trained.tables.shard_views(name):
+    for part, view in trained.tables.part_views(name):
         host = None if view is None else view.detach().to("cpu", copy=True)
-        like = torch.empty((shard.end - shard.begin, *whole.shape[1:]), dtype=whole.dtype)
-        received = send_to_first(trained.process, host, like, shard.rank)
+        like = torch.empty((part.num_rows, *own.shape[1:]), dtype=own.dtype)
+        received = send_to_first(trained.process, host, like, part.rank)
         if received is not None:
-            gathered[shard.table] = received
+            gathered[part] = received
     return gathered
 
 
@@ -139,8 +141,8 @@ def _optimizer_state(trained: ModelState, progress: Progress) -> dict[str, Any]:
     states: list[dict[str, Any]] = []
     for prefix, names in _row_states(trained):
         gathered = {name.removeprefix(prefix): _gather(trained, name) for name in names}
-        for table in range(len(trained.tables.shards)):
-            state = {name: values[table] for name, values in gathered.items() if table in values}
+        for part in trained.tables.parts:
+            state = {name: values[part] for name, values in gathered.items() if part in values}
             states.append(
                 {"step": torch.tensor(float(progress.num_steps)), **state} if state else {}
             )
@@ -158,8 +160,8 @@ _WEIGHTS = ("weight", "pooling")
 
 def _row_states(trained: ModelState) -> list[tuple[str, list[str]]]:
     """Prefix and names of row-wise optimiser state: of tables, then of pooling weights."""
-    prefixes = [""] if trained.tables.pooling is None else ["", "pooling."]
-    states = [name for name in trained.tables.tensors() if name not in _WEIGHTS]
+    prefixes = [""] if trained.tables.matrix.pooling is None else ["", "pooling."]
+    states = [name for name in trained.tables.row_tensors() if name not in _WEIGHTS]
     return [(prefix, [n for n in states if ("." in n) == bool(prefix)]) for prefix in prefixes]
 
 
@@ -243,12 +245,12 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _expected_shapes(trained: ModelState) -> dict[str, tuple[int, ...]]:
-    shards, dim = trained.tables.shards, trained.tables.dim
+    parts = trained.tables.parts
     shapes: dict[str, tuple[int, ...]] = {
-        f"emb_l.{s.table}.weight": (s.end - s.begin, dim) for s in shards
+        f"emb_l.{part.key}": (part.num_rows, part.dim) for part in parts
     }
-    if trained.tables.pooling is not None:
-        shapes |= {f"v_W_l.{s.table}": (s.end - s.begin,) for s in shards}
+    if trained.tables.matrix.pooling is not None:
+        shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in parts}
     return shapes | {name: tuple(value.shape) for name, value in trained.model.named_parameters()}
 
 
@@ -295,22 +297,22 @@ def _progress(content: dict[str, Any], accumulate: int) -> Progress:
 
 def _load_optimizer(path: str, content: dict[str, Any], trained: ModelState) -> None:
     states = content.get("opt_state_dict", {}).get("state", {})
-    num_tables = len(trained.tables.shards)
+    num_parts = len(trained.tables.parts)
     row_states = _row_states(trained)
-    for position, (prefix, names) in enumerate(row_states):
-        of_tables = [states.get(position * num_tables + table, {}) for table in range(num_tables)]
+    for k, (prefix, names) in enumerate(row_states):
+        of_parts = [states.get(k * num_parts + number, {}) for number in range(num_parts)]
         for name in names:
-            _load_rows(path, of_tables, (prefix, name), trained)
-    _load_dense(path, states, len(row_states) * num_tables, trained)
+            _load_rows(path, of_parts, (prefix, name), trained)
+    _load_dense(path, states, len(row_states) * num_parts, trained)
 
 
 def _load_rows(
     path: str, states: list[dict[str, Any]], tensor: tuple[str, str], trained: ModelState
 ) -> None:
-    """Optimiser state by table into the tensor of that (prefix, name)."""
+    """Copy the state of each part to the rows of the part in the tensor of that (prefix, name)."""
     prefix, name = tensor
-    for shard, view in trained.tables.shard_views(name):
-        value = _state_of(path, states[shard.table], name.removeprefix(prefix), trained)
+    for state, (_, view) in zip(states, trained.tables.part_views(name), strict=True):
+        value = _state_of(path, state, name.removeprefix(prefix), trained)
         if view is not None:
             view.copy_(value.reshape(view.shape))
 

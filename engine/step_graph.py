@@ -51,8 +51,8 @@ class StepGraph:
     def run(self, batch: Batch, num_rows: int) -> torch.Tensor:
         """Train on a batch of num_rows rows; the next call overwrites the loss that is returned."""
         shape = batch.rows_per_rank, num_rows
-        self._seen[shape] += not batch.num_filled
-        if batch.num_filled or self._seen[shape] <= WARM_UP_STEPS:
+        self._seen[shape] += not batch.num_padding
+        if batch.num_padding or self._seen[shape] <= WARM_UP_STEPS:
             with apart(self._device):
                 return self._step(batch, num_rows)
         if shape not in self._recorded:

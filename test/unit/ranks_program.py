@@ -67,7 +67,7 @@ def main():
         trainer = Watched.latest
         facts = [None] * dist.get_world_size()
         mine = (
-            len(trainer.model.emb_l.weight),
+            len(trainer.model.emb_l.matrix.weight),
             trainer.data.train.rows_read,
             trainer.rows_computed,
             (

@@ -20,7 +20,6 @@ from dlrm_data_pytorch import (
     draw_training_order,
 )
 from model.batch import CriteoBatch
-from ranks.placement import place_tables
 from ranks.process import Process
 
 MIXED = Layout((1, 2, 4) * 13 + (2,))
@@ -244,18 +243,6 @@ def test_rows_are_split_consecutively_and_evenly():
     assert [share_of_rows(10, rank, 4) for rank in range(4)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
 
 
-def test_tables_are_spread_by_number_then_by_rows():
-    shards = place_tables([5, 100, 7, 90, 1], 2)
-    assert [shard.table for shard in shards] == [0, 1, 2, 3, 4]
-    assert all(
-        (shard.begin, shard.end) == (0, rows)
-        for shard, rows in zip(shards, [5, 100, 7, 90, 1], strict=True)
-    )
-    per_rank = [sum(shard.rank == rank for shard in shards) for rank in range(2)]
-    assert sorted(per_rank) == [2, 3]
-    assert {shard.rank for shard in place_tables([3, 2], 8)} == {0, 1}
-
-
 def test_prepared_data_is_read_where_it_lies(tmp_path):
     """The README's few lines of numpy."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "d")
@@ -281,13 +268,13 @@ def test_a_short_batch_is_filled_up_with_rows_that_do_not_count(rank, real):
     prepared = Prepared({}, counts, (12, 5), MIXED)
     data = CriteoData(prepared, MIXED.pack(np.ascontiguousarray(rows.T)), 17, 12, rank_of(rank, 3))
     full, short = data.read([0, 1])
-    assert full.filled(4) is full and full.counts() is None
-    filled = short.filled(4)
-    assert filled.rows_per_rank == (4, 4, 4) and filled.num_rows == len(filled.block) == 4
-    assert filled.num_filled == 4 - real
-    assert filled.counts().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
-    assert torch.equal(filled.block[:real], short.block)
-    features = filled.decode()
+    assert full.padded(4) is full and full.mask() is None
+    padded = short.padded(4)
+    assert padded.rows_per_rank == (4, 4, 4) and padded.num_rows == len(padded.block) == 4
+    assert padded.num_padding == 4 - real
+    assert padded.mask().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
+    assert torch.equal(padded.block[:real], short.block)
+    features = padded.decode()
     assert features.dense[real:].eq(0).all() and features.label[real:].eq(0).all()
     assert features.bags.ids.view(4, 26)[real:].eq(0).all()
 

@@ -36,7 +36,7 @@ def test_pieces_are_the_batch_in_order_and_as_many_on_each_rank(shares, most, nu
     for rank, num_rows in enumerate(shares):
         block = torch.arange(num_rows * 40, dtype=torch.int32).view(num_rows, 40)
         block = block.view(torch.uint8)
-        pieces = CriteoBatch(block, num_rows, shares, FLAT).pieces(most)
+        pieces = CriteoBatch(block, num_rows, shares, FLAT).chunks(most)
         assert len(pieces) == number and max(piece.num_rows for piece in pieces) <= most
         assert torch.equal(torch.cat([piece.block for piece in pieces]), block)
         for piece in pieces:

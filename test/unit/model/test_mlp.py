@@ -9,7 +9,7 @@ from conftest import at
 from torch import nn
 
 from model import mlp
-from model.mlp import MLP, _linear
+from model.mlp import MLP, onednn_linear
 
 CPU = torch.device("cpu")
 LAST = {"ReLU": nn.ReLU, "Sigmoid": nn.Sigmoid}
@@ -58,17 +58,17 @@ def test_outputs_and_gradients_equal_torchs(name, last):
         assert_close(value, gradients(theirs)[key], key)
 
 
-@pytest.mark.skipif(_linear is None, reason="this torch or machine has no such oneDNN operator")
+@pytest.mark.skipif(onednn_linear is None, reason="no such oneDNN operator in this torch")
 @pytest.mark.parametrize("name", CASES)
 def test_only_wide_products_of_many_rows_are_onednns(name, monkeypatch):
     ours, _, inputs, gradient = make(CASES[name][0], "ReLU", CASES[name][1])
-    calls, linear = [], _linear
+    calls, linear = [], onednn_linear
 
     def counted(*args):
         calls.append(args)
         return linear(*args)
 
-    monkeypatch.setattr(mlp, "_linear", counted)
+    monkeypatch.setattr(mlp, "onednn_linear", counted)
     ours(inputs).backward(gradient)
     # forward: layers of at least 64 inputs and outputs; backward: the same but the first
     assert len(calls) == {"wide": 3 + 2, "wide_to_one": 1 + 1}.get(name, 0)
