@@ -190,7 +190,8 @@ class TrainingStep:
     def _update_dense(self, update: Update) -> None:
         """Update the MLPs and, if the loss is scaled, what waits for its overflows."""
         gradients = [p.grad for p in self._model.dense_parameters() if p.grad is not None]
-        sum_over_ranks(self._process, [*gradients, *self._scale.over_ranks()])
+        with phase("exchange"):
+            sum_over_ranks(self._process, [*gradients, *self._scale.over_ranks()])
         self._scale.unscale_(gradients)
         self._scale.zero_if_overflown(gradients)
         self._optimizer.update(update.lr)
