@@ -23,10 +23,12 @@ class Lines:
     Args:
         file: of the text, at its beginning.
         begin: a line belongs here if its first byte is at `begin` or behind.
+        block_bytes: bytes of a block, about; BLOCK_BYTES if it is None.
     """
 
-    def __init__(self, file: IO[bytes], begin: int = 0) -> None:
+    def __init__(self, file: IO[bytes], begin: int = 0, block_bytes: int | None = None) -> None:
         self._file, self.at, self.is_at_end = file, begin, False
+        self._block_bytes = block_bytes or BLOCK_BYTES
         self._on_disk = getattr(file, "fileobj", file)
         if begin:
             file.seek(begin - 1)
@@ -44,7 +46,7 @@ class Lines:
         MAX_LINE_BYTES, which is none of Criteo's, may be cut.
         """
         while self.at < end:
-            text = self._file.read(min(BLOCK_BYTES, end - self.at))
+            text = self._file.read(min(self._block_bytes, end - self.at))
             if text and not text.endswith(b"\n"):
                 text += self._file.readline(MAX_LINE_BYTES)
             self.at += len(text)
@@ -79,15 +81,15 @@ class RawFile:
         return {"name": self.path.name, "size": self.size, "mtime_ns": self.mtime_ns}
 
     @contextlib.contextmanager
-    def lines(self, begin: int = 0) -> Iterator[Lines]:
-        """The lines that begin at byte `begin` of the text or behind.
+    def lines(self, begin: int = 0, block_bytes: int | None = None) -> Iterator[Lines]:
+        """The lines that begin at byte `begin` of the text or behind, in blocks; see Lines.
 
         Raises:
             UserError: on leaving, where the file was truncated, damaged or changed meanwhile.
         """
         try:
             with self._open() as file:
-                yield Lines(file, begin)
+                yield Lines(file, begin, block_bytes)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise RankError(
                 f"{self.path} is truncated or damaged ({error}): fetch it again"
