@@ -33,13 +33,13 @@ from common.flags import ArgumentParser
 from common.launch import Launch
 from common.shares import split_evenly
 from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_SPARSE
-from criteo.demo import add_demo_options, demo_from_options, make_demo
+from criteo.demo import Demo, add_demo_options, make_demo
 from criteo.original_files import Original, find_original
 from criteo.prepared import FORMAT_VERSION, Prepared, check_range, find_prepared, recipe
 from criteo.raw_files import RawFile, find_raw_files
 from criteo.report import find_doubts, make_report, report_table
 from criteo.row_layout import FLAT, Layout
-from criteo.spec import DataSpec, add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from preparation.category_ids import IdMap
 from preparation.disk_space import check_space, disk_trouble
 from preparation.parsed_piece import PIECE_BYTES, Piece, Rules
@@ -445,9 +445,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_demo_options(parser)
     options = parser.parse_args(argv)
     if options.make_demo:
-        print(make_demo(demo_from_options(options)))
+        print(make_demo(Demo.from_options(options)))
         return 0
-    spec = spec_from_options(options)
+    spec = DataSpec.from_options(options)
     already = find_prepared(spec) is not None
     prepared = prepare(spec)
     if already:

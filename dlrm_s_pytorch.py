@@ -32,20 +32,20 @@ from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, true_or_false
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from data_utils import prepare
 from devices.execution import Execution, lower_precision
 from devices.gpu import has_triton, set_product_precision
 from devices.npu import set_jit_compile
 from devices.threads import set_up_threads
 from dlrm_data_pytorch import (
-    BatchData,
-    Data,
+    BatchedDataset,
     RandomSpec,
-    criteo_data,
-    describe,
+    RunData,
+    describe_batches,
     load_batches,
-    random_data,
+    make_criteo_data,
+    make_random_data,
 )
 from engine.loss_meter import LossMeter
 from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
@@ -441,7 +441,7 @@ class Trainer:
         self,
         options: argparse.Namespace,
         process: Process,
-        data: Data,
+        data: RunData,
         reporter: Reporter,
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
@@ -596,15 +596,15 @@ class Trainer:
             self._update_dense(applied)
         return sum(losses[1:], losses[0]) / update.num_rows
 
-    def _pieces(self, batch: Batch, data: BatchData, batch_size: int) -> list[Batch]:
+    def _pieces(self, batch: Batch, data: BatchedDataset, batch_size: int) -> list[Batch]:
         """What the model sees of a batch of `data` at a time, on the device."""
         batch = batch.to(self.process.device)
         if self.execution.static_shapes and len(data) > 1:  # one that is alone is like the others
             return [batch.filled(-(-batch_size // self.process.world_size))]
         return batch.pieces(self.piece_rows)
 
-    def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
-        return load_batches(data, numbers, num_workers, self.process.device, self.execution)
+    def _load(self, data: BatchedDataset, order: Sequence[int], workers: int) -> Iterable[Batch]:
+        return load_batches(data, order, workers, self.process.device, self.execution)
 
     def _update_dense(self, update: Update) -> None:
         """And, where the loss is scaled, what waits for its overflows."""
@@ -802,36 +802,18 @@ def prepare_data(options: argparse.Namespace) -> Prepared | None:
     """Criteo data on disk; all ranks make it together, in no collective."""
     if options.data_generation != "dataset":
         return None
-    return prepare(spec_from_options(options))
+    return prepare(DataSpec.from_options(options))
 
 
-def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> Data:
+def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> RunData:
     """Batches to train and to evaluate with."""
     if prepared is not None:
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
         sizes = (options.mini_batch_size, evaluation_batch_size(options))
-        return criteo_data(
+        return make_criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-    spec = RandomSpec(
-        num_rows=options.arch_embedding_size,
-        num_dense=options.arch_mlp_bot[0],
-        batch_size=options.mini_batch_size,
-        data_size=options.data_size,
-        num_batches=options.num_batches,
-        num_indices=options.num_indices_per_lookup,
-        num_indices_fixed=options.num_indices_per_lookup_fixed,
-        distribution=options.rand_data_dist,
-        minimum=options.rand_data_min,
-        maximum=options.rand_data_max,
-        mu=options.rand_data_mu,
-        sigma=options.rand_data_sigma,
-        round_targets=options.round_targets,
-        seed=options.numpy_rand_seed,
-        trace=options.data_trace_file if options.data_generation == "synthetic" else "",
-        trace_padding=options.data_trace_enable_padding,
-    )
-    return random_data(spec, process)
+    return make_random_data(RandomSpec.from_options(options), process)
 
 
 def seed_everything(options: argparse.Namespace) -> None:
@@ -856,7 +838,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
     state = full_state_dict(trainer.trained)
     if trainer.process.is_first:
         print(trainer.model.architecture)
-        print(describe(trainer.data.train, max_batches=10))
+        print(describe_batches(trainer.data.train, max_batches=10))
         print(f"{title} parameters (weights and bias):")
         for name, value in state.items():
             print(name, value.numpy(), sep="\n")

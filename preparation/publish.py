@@ -12,7 +12,7 @@ from criteo.spec import DataSpec
 
 
 def publish_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
-    """Move the files to the original's flat names; what `find_flat` wants last goes last."""
+    """Move the files to the original's flat names; what `find_flat_files` wants last goes last."""
     found = Path(f"{spec.raw}_fea_count.npz")
     if found.exists() or not os.access(found.parent, os.W_OK):  # not ours to overwrite
         found = Path(f"{spec.stem}_fea_count.npz")

@@ -4,14 +4,14 @@ import numpy as np
 from conftest import rows_of, train
 
 from common.flags import ArgumentParser
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from data_utils import main
 
 
 def spec(*argv):
     parser = ArgumentParser()
     add_data_options(parser)
-    return spec_from_options(parser.parse_args([str(word) for word in argv]))
+    return DataSpec.from_options(parser.parse_args([str(word) for word in argv]))
 
 
 def prepare(*argv):

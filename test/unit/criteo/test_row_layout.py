@@ -96,18 +96,18 @@ def test_groups_and_runs_are_the_row_and_its_columns(seed):
     layout = random_layout(seed)
     columns = random_columns(layout, 30, seed)
     rows = layout.pack(columns)
-    assert [begin for _, begin, _ in layout.groups] == [0, *(e for *_, e in layout.groups[:-1])]
-    assert layout.groups[-1][2] == layout.row_bytes
-    assert sorted((width for width, *_ in layout.groups), reverse=True) == [
+    assert [begin for _, begin, _ in layout.width_groups] == [0, *(e for *_, e in layout.width_groups[:-1])]
+    assert layout.width_groups[-1][2] == layout.row_bytes
+    assert sorted((width for width, *_ in layout.width_groups), reverse=True) == [
         width for width in (4, 2, 1) if width in layout.widths
     ]
     types = {1: "u1", 2: "<u2", 4: "<i4"}
     parts = {
         width: np.ascontiguousarray(rows[:, begin:end]).view(types[width])
-        for width, begin, end in layout.groups
+        for width, begin, end in layout.width_groups
     }
-    assert all(one[0] != other[0] for one, other in zip(layout.runs, layout.runs[1:], strict=False))
-    found = np.concatenate([parts[w][:, b:e].astype(np.int32) for w, b, e in layout.runs], axis=1)
+    assert all(one[0] != other[0] for one, other in zip(layout.stretches, layout.stretches[1:], strict=False))
+    found = np.concatenate([parts[w][:, b:e].astype(np.int32) for w, b, e in layout.stretches], axis=1)
     np.testing.assert_array_equal(found, columns.T)
 
 
@@ -266,34 +266,34 @@ def test_the_first_id_outside_its_table_is_found(width, table, others):
     columns = random_columns(layout, 50, table, negative=False)
     columns[14:] %= np.array(counts)[:, None]
     columns[14 + table, 5] = counts[table] - 1
-    assert layout.find_outside(layout.pack(columns), counts) is None
+    assert layout.first_id_outside(layout.pack(columns), counts) is None
     columns[14 + table, 31] = counts[table]
     columns[14 + table, 40:] = TOP[width]
-    assert layout.find_outside(layout.pack(columns), counts) == (31, table, counts[table])
+    assert layout.first_id_outside(layout.pack(columns), counts) == (31, table, counts[table])
     columns[14 + table, 0] = TOP[width]
-    assert layout.find_outside(layout.pack(columns), counts) == (0, table, TOP[width])
-    assert layout.find_outside(layout.pack(columns[:, :0]), counts) is None
+    assert layout.first_id_outside(layout.pack(columns), counts) == (0, table, TOP[width])
+    assert layout.first_id_outside(layout.pack(columns[:, :0]), counts) is None
 
 
 def test_of_a_rows_bad_ids_the_first_table_is_named():
     layout = Layout((1,) * 14 + (1, 4, 2) * 8 + (1, 4))
     columns = np.zeros((40, 3), np.int32)
     columns[[16, 15, 39], 1] = 7
-    assert layout.find_outside(layout.pack(columns), [7] * 26) == (1, 1, 7)
+    assert layout.first_id_outside(layout.pack(columns), [7] * 26) == (1, 1, 7)
 
 
 def test_an_id_below_zero_is_outside():
     columns = np.zeros((40, 3), np.int32)
     columns[20, 2] = -1
-    assert FLAT.find_outside(FLAT.pack(columns), [2**31 - 1] * 26) == (2, 6, -1)
+    assert FLAT.first_id_outside(FLAT.pack(columns), [2**31 - 1] * 26) == (2, 6, -1)
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_table_of_more_rows_than_its_column_holds_has_all_ids_inside(width):
     layout = Layout((width,) * 40)
     columns = np.full((40, 2), TOP[width], np.int32)
-    assert layout.find_outside(layout.pack(columns), [TOP[width] + 1] * 26) is None
-    assert layout.find_outside(layout.pack(columns), [TOP[width]] * 26) == (0, 0, TOP[width])
+    assert layout.first_id_outside(layout.pack(columns), [TOP[width] + 1] * 26) is None
+    assert layout.first_id_outside(layout.pack(columns), [TOP[width]] * 26) == (0, 0, TOP[width])
 
 
 @pytest.mark.parametrize("column", [0, 1, 13])
@@ -302,4 +302,4 @@ def test_labels_and_integers_are_no_ids(column):
     columns = np.zeros((40, 3), np.int32)
     for value in (2**31 - 1, -1, -(2**31)):
         columns[column, 1] = value
-        assert FLAT.find_outside(FLAT.pack(columns), [1] * 26) is None
+        assert FLAT.first_id_outside(FLAT.pack(columns), [1] * 26) is None
