@@ -96,7 +96,10 @@ def test_groups_and_runs_are_the_row_and_its_columns(seed):
     layout = random_layout(seed)
     columns = random_columns(layout, 30, seed)
     rows = layout.pack(columns)
-    assert [begin for _, begin, _ in layout.width_groups] == [0, *(e for *_, e in layout.width_groups[:-1])]
+    assert [begin for _, begin, _ in layout.width_groups] == [
+        0,
+        *(e for *_, e in layout.width_groups[:-1]),
+    ]
     assert layout.width_groups[-1][2] == layout.row_bytes
     assert sorted((width for width, *_ in layout.width_groups), reverse=True) == [
         width for width in (4, 2, 1) if width in layout.widths
@@ -106,8 +109,13 @@ def test_groups_and_runs_are_the_row_and_its_columns(seed):
         width: np.ascontiguousarray(rows[:, begin:end]).view(types[width])
         for width, begin, end in layout.width_groups
     }
-    assert all(one[0] != other[0] for one, other in zip(layout.stretches, layout.stretches[1:], strict=False))
-    found = np.concatenate([parts[w][:, b:e].astype(np.int32) for w, b, e in layout.stretches], axis=1)
+    assert all(
+        one[0] != other[0]
+        for one, other in zip(layout.stretches, layout.stretches[1:], strict=False)
+    )
+    found = np.concatenate(
+        [parts[w][:, b:e].astype(np.int32) for w, b, e in layout.stretches], axis=1
+    )
     np.testing.assert_array_equal(found, columns.T)
 
 
