@@ -510,9 +510,7 @@ class Trainer:
             self.progress.count_update(it)
         return share
 
-    def _load(
-        self, data: BatchedDataset, numbers: Sequence[int], num_workers: int
-    ) -> Iterable[Batch]:
+    def _load(self, data: BatchedDataset, order: Sequence[int], workers: int) -> Iterable[Batch]:
         batches = load_batches(data, order, workers, self.process.device, self.execution)
         return each_in_phase("load", batches)
 
