@@ -96,7 +96,7 @@ class PlantedModel:
         normal = random.standard_normal((size, NUM_DENSE))
         integers = np.exp(normal * 1.4 + 1.5).astype(np.int64) - np.array([0, 2] + [0] * 11)
         value = (NUM_VALUES * random.random((size, NUM_SPARSE)) ** HEAVY_TAIL).astype(np.uint64)
-        hashed = _mix(value, self._salt)
+        hashed = hash_values(value, self._salt)
         missing = np.zeros((size, NUM_FIELDS), bool)
         missing[:, 1:FIRST_SPARSE] = random.random((size, NUM_DENSE)) < MISSING_DENSE
         missing[:, FIRST_SPARSE:] = random.random((size, NUM_SPARSE)) < MISSING_SPARSE
@@ -117,10 +117,10 @@ class PlantedModel:
         return np.asarray(logit)
 
 
-def _mix(value: Any, salt: Any) -> npt.NDArray[np.uint32]:
-    """Distinct values to distinct 32-bit hashes.
+def hash_values(value: Any, salt: Any) -> npt.NDArray[np.uint32]:
+    """Hashes of values below 2^32, uint32; distinct values have distinct hashes.
 
-    Each step, an odd multiplication or a shift that is added by xor, can be undone.
+    Each step can be undone: it is an odd multiplication, or a shift that is added by xor.
     """
     low = np.uint64(2**32 - 1)
     mixed = (value ^ salt) & low

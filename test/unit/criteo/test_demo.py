@@ -9,7 +9,7 @@ from conftest import rows_of, train
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from criteo.demo import BayesAuc, _mix
+from criteo.demo import BayesAuc, hash_values
 from criteo.spec import DataSpec
 from data_utils import main, prepare
 
@@ -55,7 +55,7 @@ def test_bayes_auc_is_that_of_the_planted_probabilities():
     assert auc.value() == pytest.approx(roc_auc_score(label, probability), abs=0.006)
 
 
-def test_it_does_not_overwrite_and_leaves_nothing_half(tmp_path):
+def test_a_demo_does_not_overwrite_and_is_written_whole_or_not(tmp_path):
     (tmp_path / "d").mkdir()
     assert make(tmp_path / "d", "--demo-rows=1000").status == 0, "an empty folder may be there"
     again = make(tmp_path / "d", "--demo-rows=1000")
@@ -68,21 +68,15 @@ def test_it_does_not_overwrite_and_leaves_nothing_half(tmp_path):
 
 def test_distinct_values_have_distinct_hashes():
     values = np.arange(200000, dtype=np.uint64)
-    assert len(np.unique(_mix(values, np.uint64(77)))) == 200000
+    assert len(np.unique(hash_values(values, np.uint64(77)))) == 200000
 
 
 def test_the_default_size_leaves_room_above_a_logistic_regression(tmp_path):
-    """The 13 integers alone stay at least 0.05 AUC below Bayes.
-
-    How near training comes, test_scripts asks.
-    """
+    """The 13 integers alone stay at least 0.05 AUC below Bayes; test_scripts trains on it."""
     made = make(tmp_path / "d")
     bayes = float(re.search(r"Bayes AUC (0\.\d+)", made.out)[1])
-    prepared = prepare(
-        DataSpec(
-            "terabyte", tmp_path / "d" / "day", tmp_path / "p", max_ind_range=100000, parallel=True
-        )
-    )
+    files = ("terabyte", tmp_path / "d" / "day", tmp_path / "p")
+    prepared = prepare(DataSpec(*files, max_ind_range=100000, parallel=True))
     train_rows, test_rows = rows_of(prepared, "train")[:100000], rows_of(prepared, "test")
     model = LogisticRegression(max_iter=300).fit(np.log1p(train_rows[:, 1:14]), train_rows[:, 0])
     score = model.predict_proba(np.log1p(test_rows[:, 1:14]))[:, 1]
