@@ -175,13 +175,13 @@ def _read_ahead(
 def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Batches on the device; the copy of each begins before the step on the batch before it.
 
-    As the notes on torch.cuda.Stream ask, and torch_npu follows them, the main stream waits for
-    the copy and is recorded as a user of its memory (record_stream). A block's memory is free again
-    only when its step is done, so the host waits if it is far ahead of the device.
+    The main stream waits for the copy and is recorded as a user of its memory (record_stream): the
+    notes on torch.cuda.Stream ask for both, and torch_npu follows them. A block's memory is free
+    again only when its step is done, so the host waits if it is far ahead of the device.
     """
     streams = torch.get_device_module(device.type)
     side = side_stream(device)
-    begun: deque[Any] = deque()  # an event for each batch handed out: all steps before it are done
+    begun: deque[Any] = deque()  # an event for each batch handed out, behind all steps before it
 
     def hand_out(batch: Batch, copied: Any) -> Batch:
         main = streams.current_stream()
@@ -245,8 +245,8 @@ def make_criteo_data(
 def draw_training_order(prepared: Prepared, randomize: str) -> Ints | None:
     """(rows,) the row of the file that is row k of an epoch; None: the file's own order.
 
-    Numpy's global generator draws it. The original draws a second order, for test data, that it
-    does not use; so does this function, because later draws have to be the original's.
+    Numpy's global generator draws it. The original draws a second order, which it does not use,
+    for test data; so does this function, because later draws have to be those of the original.
     """
     if randomize == "none":
         return None
@@ -279,7 +279,7 @@ def open_criteo_split(
 
 
 def _rows_of_rank(num_rows: int, batch_size: int, process: Process) -> Ints:
-    """Numbers of those rows of an epoch that belong to this rank's shares, ascending."""
+    """(n,) numbers of the rows of an epoch that are this rank's shares, ascending."""
     rank, world_size = process.rank, process.world_size
     begin, end = share_of_rows(batch_size, rank, world_size)
     rest = num_rows - num_rows % batch_size  # the first row of a last batch that is not full
@@ -363,9 +363,7 @@ class CriteoDataset:
 
     def _first_row(self, number: int) -> int:
         """The number within an epoch of the first row of this rank's share of a batch."""
-        process = self._process
-        begin, _ = share_of_rows(self._size(number), process.rank, process.world_size)
-        return number * self._batch_size + begin
+        return number * self._batch_size + sum(self._rows_per_rank(number)[: self._process.rank])
 
     def _range_of_share(self, number: int) -> tuple[int, int]:
         """(begin, end) of this rank's share of a batch within `rows`."""
@@ -375,7 +373,7 @@ class CriteoDataset:
         return begin, begin + self._rows_per_rank(number)[process.rank]
 
     def _check_ids(self, rows: Bytes, numbers: Sequence[int], sizes: Sequence[int]) -> None:
-        """Raise a RankError if one of the rows, this rank's of several batches, has a bad id."""
+        """Raise a RankError if a row has a bad id; `rows` are this rank's of several batches."""
         found = self._layout.first_id_outside(rows, self._counts)
         if found is None:
             return
@@ -394,7 +392,7 @@ class CriteoDataset:
 
 @dataclass(frozen=True)
 class RandomSpec:
-    """How random batches are drawn, by the flags' names; `num_rows` are the rows of each table."""
+    """How random batches are drawn, as the flags say; `num_rows` are the rows of each table."""
 
     num_rows: tuple[int, ...]
     num_dense: int

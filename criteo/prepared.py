@@ -21,7 +21,7 @@ from criteo.spec import DataSpec
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "test", "val")
-_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a broken meta.json's
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)  # of a meta.json
 
 
 @dataclass(frozen=True)
