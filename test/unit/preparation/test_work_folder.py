@@ -1,4 +1,4 @@
-"""Files of a work folder: complete or absent, made once by whoever comes first, mended when read."""
+"""Files of a work folder: complete or absent, made once by whoever comes first, mended."""
 
 import contextlib
 import errno
