@@ -62,10 +62,12 @@ class LocalIds:
 
     Args:
         num_rows: of the longest column.
+        last_index: the map's entries, which count on over all columns, start anew before this.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, last_index: int = 2**31 - 2) -> None:
         slots = 1 << max(2 * num_rows - 1, 1).bit_length()
+        self._last_base = last_index - num_rows
         self._keys, self._indices = np.empty(slots, np.int32), np.zeros(slots, np.int32)
         self._distinct = np.empty(num_rows, np.int32)
         self._base = 0
@@ -77,7 +79,7 @@ class LocalIds:
             (n,) the column's distinct values in order of first appearance.
         """
         num_distinct = 0
-        if self._base > 2**31 - 2 - len(self._distinct):  # the next indices may overflow int32
+        if self._base > self._last_base:  # the entries are int32
             self._indices[:], self._base = 0, 0
         for block in blocks:
             num_distinct = _replace_by_indices(
