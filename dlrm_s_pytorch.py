@@ -547,12 +547,12 @@ class Trainer:
         for piece in pieces:  # all see the same rows, so these change with the last one
             applied = Update(update.lr, updates and piece is pieces[-1], at_once, self.scale)
             features = piece.decode(self.execution.triton)
-            self.scale.begin()
+            self.scale.begin_forward()
             predicted = self.model(features, piece.rows_per_rank, applied)
-            self.scale.look()
+            self.scale.check_overflow()
             loss, gradient = self.loss(predicted.detach(), features.label, piece.mask())
-            predicted.backward(self.scale.scaled(gradient.div_(divisor)))
-            self.scale.look()
+            predicted.backward(self.scale.scale_gradient(gradient.div_(divisor)))
+            self.scale.check_overflow()
             losses.append(loss)
         if updates and not at_once:
             self._update_dense(applied)
@@ -572,7 +572,7 @@ class Trainer:
         """And, where the loss is scaled, what waits for its overflows."""
         parameters = self.model.dense_parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
-        sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
+        sum_over_ranks(self.process, [*gradients, *self.scale.overflow_counts()])
         self.scale.unscale_(gradients)
         self.scale.zero_if_overflown(gradients)
         if isinstance(update.lr, torch.Tensor):
@@ -581,7 +581,7 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.emb_l.apply_kept(update)
-        self.scale.end()
+        self.scale.end_step()
 
     def _after_step(self, it: int, epoch: int) -> bool:
         """Print, evaluate and save where it is time; False when training shall stop."""
@@ -616,7 +616,7 @@ class Trainer:
         self.reporter.training(it, self.num_batches, epoch, ms_per_it, loss, step)
 
     def _warn_of_skipped_steps(self) -> None:
-        skipped, steps, scale = self.scale.skipped()
+        skipped, steps, scale = self.scale.take_skipped()
         if 2 * skipped > steps:
             self.reporter.say(
                 f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"

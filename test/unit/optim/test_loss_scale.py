@@ -10,10 +10,10 @@ from model.mlp import MLP
 from optim import loss_scale
 from optim.loss_scale import (
     BACKOFF,
-    FIRST,
+    FIRST_SCALE,
     GROWTH,
-    HIGHEST,
-    LOWEST,
+    HIGHEST_SCALE,
+    LOWEST_SCALE,
     LossScale,
     NoScale,
     make_loss_scale,
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def grad_scaler():
     return torch.amp.GradScaler(
         "cpu",
-        init_scale=FIRST,
+        init_scale=FIRST_SCALE,
         growth_factor=GROWTH,
         backoff_factor=BACKOFF,
         growth_interval=loss_scale.GROWTH_INTERVAL,
@@ -46,18 +46,18 @@ def test_the_scale_and_the_skipped_steps_are_grad_scalers(interval, monkeypatch)
             wanted[random.integers(4)] = [float("inf"), float("nan"), -float("inf")][
                 random.integers(3)
             ]
-        ours.grad = scale.scaled(wanted.clone())
+        ours.grad = scale.scale_gradient(wanted.clone())
         scale.unscale_([ours.grad])
         scale.zero_if_overflown([ours.grad])
         sgd[0].step()
-        scale.end()
+        scale.end_step()
         scaler.scale(torch.ones(()))
         theirs.grad = wanted * scaler.get_scale()
         scaler.step(sgd[1])
         scaler.update()
         torch.testing.assert_close(ours, theirs)
         assert float(scale.scale) == scaler.get_scale()
-    assert float(scale.scale) != FIRST
+    assert float(scale.scale) != FIRST_SCALE
 
 
 def test_an_overflow_anywhere_spares_all_and_is_forgotten_at_the_end():
@@ -66,8 +66,8 @@ def test_an_overflow_anywhere_spares_all_and_is_forgotten_at_the_end():
     scale.unscale_([torch.ones(3)])
     kept = torch.ones(2)
     scale.zero_if_overflown([kept])
-    assert kept.tolist() == [0, 0] and float(scale.over_ranks()[0]) > 0
-    scale.end()
+    assert kept.tolist() == [0, 0] and float(scale.overflow_counts()[0]) > 0
+    scale.end_step()
     kept = torch.ones(2)
     scale.zero_if_overflown([kept])
     assert kept.tolist() == [1, 1]
@@ -77,9 +77,9 @@ def test_only_float16_is_scaled():
     assert make_loss_scale(torch.float16, CPU).is_on
     for dtype in (None, torch.bfloat16):
         scale = make_loss_scale(dtype, CPU)
-        assert type(scale) is NoScale and scale.state() == [] and scale.over_ranks() == []
+        assert type(scale) is NoScale and scale.state() == [] and scale.overflow_counts() == []
         ones = torch.ones(2)
-        assert scale.scaled(ones) is ones
+        assert scale.scale_gradient(ones) is ones
 
 
 def test_the_scale_goes_on_in_a_resumed_run(tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def test_the_scale_goes_on_in_a_resumed_run(tmp_path, monkeypatch):
     whole, result = trained(*flags, "--nepochs=2")
     first, _ = trained(*flags, f"--save-model={path}")
     saved = torch.load(path, weights_only=True)["loss_scale"]
-    assert saved == first.scale.state() and saved[0] > FIRST and saved[1] > 0
+    assert saved == first.scale.state() and saved[0] > FIRST_SCALE and saved[1] > 0
     resumed, rest = trained(*flags, "--nepochs=2", f"--load-model={path}")
     assert resumed.scale.state() == whole.scale.state()
     assert rest.losses == result.losses[12:]
@@ -157,19 +157,19 @@ def test_the_scale_stays_a_number_that_can_be_undone():
     scale = LossScale(CPU)
     for _ in range(200):
         scale.unscale_([torch.tensor([float("inf")])])
-        scale.end()
-    assert scale.skipped() == (200, 200, LOWEST) and scale.skipped()[:2] == (0, 0)
-    gradient = scale.scaled(torch.ones(1))
+        scale.end_step()
+    assert scale.take_skipped() == (200, 200, LOWEST_SCALE) and scale.take_skipped()[:2] == (0, 0)
+    gradient = scale.scale_gradient(torch.ones(1))
     scale.unscale_([gradient])
     scale.zero_if_overflown([gradient])
     assert gradient.tolist() == [1.0]
-    scale.restore([HIGHEST, loss_scale.GROWTH_INTERVAL - 1])
-    scale.end()
-    assert float(scale.scale) == HIGHEST
+    scale.restore([HIGHEST_SCALE, loss_scale.GROWTH_INTERVAL - 1])
+    scale.end_step()
+    assert float(scale.scale) == HIGHEST_SCALE
 
 
 def test_steps_that_change_nothing_are_told(monkeypatch):
-    monkeypatch.setattr(loss_scale, "FIRST", 2.0**50)
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**50)
     result = train(*SMALL_MODEL, "--amp=fp16", "--print-freq=5")
     assert "warning: 5 of 5 steps overflowed in float16 and changed nothing" in result.out
     monkeypatch.undo()
