@@ -436,9 +436,16 @@ class Trainer:
         self.progress = Progress()
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.trained = ModelState(
-            process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
-            options.nepochs, self.num_batches, len(data.test), self.scale,
-        )  # fmt: skip
+            process=process,
+            model=self.model,
+            tables=self.model.emb_l,
+            dense_optimizer=self.optimizer,
+            optimizer_name=options.optimizer,
+            num_epochs=options.nepochs,
+            num_batches=self.num_batches,
+            num_test_batches=len(data.test),
+            scale=self.scale,
+        )
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
 
     def resume(self, path: str) -> None:
