@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import RankError
+from common.phases import phase
 from devices.execution import Execution
 from devices.gpu import triton_kernels
 from model.batch import Bags
@@ -40,7 +41,8 @@ class _PooledLookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None, None]:  # type: ignore[override]
         assert ctx.update is not None, "a forward pass without an update has no backward pass"
-        ctx.matrix.update_rows(ctx.bags, gradient, ctx.update)
+        with phase("update"):
+            ctx.matrix.update_rows(ctx.bags, gradient, ctx.update)
         return None, None, None, None
 
 

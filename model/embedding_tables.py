@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.phases import phase
 from devices.execution import Execution
 from model.batch import Bags
 from model.embedding_matrix import EmbeddingMatrix
@@ -74,11 +75,15 @@ class EmbeddingTables(nn.Module):
             rows_per_rank: rows of the batch on each rank.
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
-        pooled = self.matrix.look_up(self.exchange.ids_to_parts(bags, rows_per_rank), update)
+        with phase("exchange"):
+            bags = self.exchange.ids_to_parts(bags, rows_per_rank)
+        pooled = self.matrix.look_up(bags, update)
         if self._execution.lower is not None:
             pooled = pooled.to(self._execution.lower)
         by_part = pooled.view(sum(rows_per_rank), len(self._own_parts), self._dim)
-        return self._join(self.exchange.vectors_to_rows(by_part, rows_per_rank))
+        with phase("exchange"):
+            vectors = self.exchange.vectors_to_rows(by_part, rows_per_rank)
+        return self._join(vectors)
 
     def _join(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors of all parts (b, parts, D), in the exchange's order -> of the tables (b, T, D).

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from common.phases import phase
 from model.batch import Bags
 from ranks.placement import LogicalTable
 from ranks.process import Process
@@ -29,7 +30,8 @@ class AllToAll(torch.autograd.Function):
         """Gradients of what was received -> gradients of what was sent."""
         send, receive = ctx.sizes
         returned = gradient.new_empty(sum(send))
-        dist.all_to_all_single(returned, gradient.contiguous(), send, receive)
+        with phase("exchange"):
+            dist.all_to_all_single(returned, gradient.contiguous(), send, receive)
         return returned, None, None
 
 
