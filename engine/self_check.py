@@ -133,9 +133,7 @@ class SelfCheck:
         return f"auc {auc:.4f}"
 
     def _save(self) -> str:
-        numbers_from_first(
-            self.process, [0.0]
-        )  # the other ranks may be here before the file is written
+        numbers_from_first(self.process, [0.0])  # the other ranks wait until the file is written
         if not self._model.is_file():
             raise _FailedError("there is no model file")
         return f"{self._model.stat().st_size / 1e6:.1f} MB"
