@@ -54,6 +54,26 @@ def test_kernels_equal_the_operators_of_other_devices(rule, dim):
 
 
 @PATHS
+def test_row_wise_adagrad_is_its_formula(on_cpu):
+    """total += mean over the row of sum^2; row -= lr * sum / (sqrt(total) + 1e-10).
+
+    The sums are of the gradients of equal rows. test_embedding_tables.py compares the other rules
+    with torch's.
+    """
+    optimizer = make("rwsadagrad", 2, on_cpu)
+    weight, total = optimizer.weight.clone(), torch.zeros(NUM_ROWS)
+    for rows, scale in (([1, 3, 1], 1.0), ([3, 0, 0], 2.0)):
+        gradients = scale * torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])
+        optimizer.apply(torch.tensor(rows), gradients, LR)
+        for row in set(rows):
+            summed = sum(gradients[k] for k, other in enumerate(rows) if other == row)
+            total[row] += summed.square().mean()
+            weight[row] -= LR * summed / (total[row].sqrt() + 1e-10)
+    torch.testing.assert_close(optimizer.weight, weight)
+    torch.testing.assert_close(optimizer.state["momentum"], total)
+
+
+@PATHS
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_kept_counts_as_one_batch(rule, on_cpu):
     kept, whole = make(rule, 3, on_cpu), make(rule, 3, on_cpu)
@@ -78,33 +98,6 @@ def test_only_touched_rows_change(rule, on_cpu):
     for name, value in tensors(optimizer).items():
         changed = (value != before[name]).view(NUM_ROWS, -1)
         assert changed.any(1).nonzero().view(-1).tolist() == [4, 7, 9], name
-
-
-def test_a_cpu_keeps_one_sum_for_each_distinct_row():
-    kept = SlottedRowGradients(NUM_ROWS, 3)
-    total, seen = torch.zeros(NUM_ROWS, 3), set()
-    for step in range(20):
-        rows, gradients = draw(3, 100, step, num_rows=17)
-        kept.add(rows, gradients)
-        seen.update(rows.tolist())
-        total.index_add_(0, rows, gradients)
-        assert len(kept) == len(seen)
-    rows, sums = kept.take()
-    assert sorted(rows.tolist()) == sorted(seen) and sums.shape == (17, 3)
-    torch.testing.assert_close(sums, total[rows])
-    assert len(kept) == 0
-
-
-def test_memory_of_the_sums_is_kept_and_does_not_grow():
-    """The first step decides, as later ones here touch as many rows."""
-    kept, sizes = SlottedRowGradients(NUM_ROWS, 16), set()
-    for step in range(10):
-        for batch in range(3):
-            kept.add(*draw(16, 300, 3 * step + batch))
-        assert len(kept) == NUM_ROWS
-        sizes.add((kept._sums.data_ptr(), len(kept._sums), len(kept._slot_of)))
-        kept.take()
-    assert len(sizes) == 1 and len(kept._sums) <= 1.25 * NUM_ROWS
 
 
 @PATHS
@@ -173,18 +166,6 @@ def test_each_row_is_added_once_whatever_the_parts(num_parts):
     arrays = [tensor.numpy() for tensor in (target, rows, torch.ones(140_000, 1))]
     cpu_kernels._add_to_rows(*arrays, np.float32(1), num_parts)
     assert (target == 2).all()
-
-
-def test_other_devices_keep_no_more_pairs_than_the_table_has_rows():
-    kept, total = SortedRowGradients(NUM_ROWS), torch.zeros(NUM_ROWS, 3)
-    for step in range(10):
-        rows, gradients = draw(3, NUM_ROWS - 3, step)
-        kept.add(rows, gradients)
-        total.index_add_(0, rows, gradients)
-        assert len(kept) <= NUM_ROWS
-    rows, sums = kept.take()
-    assert len(rows) == len(sums) <= NUM_ROWS and len(kept) == 0
-    torch.testing.assert_close(torch.zeros(NUM_ROWS, 3).index_add_(0, rows, sums), total)
 
 
 def test_batches_without_ids_are_not_kept():
