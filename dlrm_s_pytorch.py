@@ -33,7 +33,7 @@ from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, 
 from common.phases import each_in_phase, phase
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from data_utils import prepare
 from devices.execution import (
     Execution,
@@ -45,13 +45,13 @@ from devices.gpu import set_product_precision
 from devices.npu import set_jit_compile
 from devices.threads import set_up_threads
 from dlrm_data_pytorch import (
-    BatchData,
-    Data,
+    BatchedDataset,
     RandomSpec,
-    criteo_data,
-    describe,
+    RunData,
+    describe_batches,
     load_batches,
-    random_data,
+    make_criteo_data,
+    make_random_data,
 )
 from engine.loss_meter import LossMeter
 from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
@@ -413,7 +413,7 @@ class Trainer:
         self,
         options: argparse.Namespace,
         process: Process,
-        data: Data,
+        data: RunData,
         reporter: Reporter,
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
@@ -453,7 +453,7 @@ class Trainer:
             make_loss_scale(execution.lower, device),
         )
 
-    def _chunking(self, data: BatchData, batch_size: int) -> Chunking:
+    def _chunking(self, data: BatchedDataset, batch_size: int) -> Chunking:
         return Chunking.of_data(len(data), batch_size, self.process, self.execution)
 
     def resume(self, path: str) -> None:
@@ -510,8 +510,8 @@ class Trainer:
             self.progress.count_update(it)
         return share
 
-    def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
-        batches = load_batches(data, numbers, num_workers, self.process.device, self.execution)
+    def _load(self, data: BatchedDataset, order: Sequence[int], workers: int) -> Iterable[Batch]:
+        batches = load_batches(data, order, workers, self.process.device, self.execution)
         return each_in_phase("load", batches)
 
     def _after_step(self, it: int, epoch: int) -> bool:
@@ -640,36 +640,18 @@ def prepare_data(options: argparse.Namespace) -> Prepared | None:
     """Criteo data on disk, or None for other data; all ranks prepare it together."""
     if options.data_generation != "dataset":
         return None
-    return prepare(spec_from_options(options))
+    return prepare(DataSpec.from_options(options))
 
 
-def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> Data:
+def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> RunData:
     """Batches to train and to evaluate with."""
     if prepared is not None:
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
         sizes = (options.mini_batch_size, evaluation_batch_size(options))
-        return criteo_data(
+        return make_criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-    spec = RandomSpec(
-        num_rows=options.arch_embedding_size,
-        num_dense=options.arch_mlp_bot[0],
-        batch_size=options.mini_batch_size,
-        data_size=options.data_size,
-        num_batches=options.num_batches,
-        num_indices=options.num_indices_per_lookup,
-        num_indices_fixed=options.num_indices_per_lookup_fixed,
-        distribution=options.rand_data_dist,
-        minimum=options.rand_data_min,
-        maximum=options.rand_data_max,
-        mu=options.rand_data_mu,
-        sigma=options.rand_data_sigma,
-        round_targets=options.round_targets,
-        seed=options.numpy_rand_seed,
-        trace=options.data_trace_file if options.data_generation == "synthetic" else "",
-        trace_padding=options.data_trace_enable_padding,
-    )
-    return random_data(spec, process)
+    return make_random_data(RandomSpec.from_options(options), process)
 
 
 def seed_everything(options: argparse.Namespace) -> None:
@@ -694,7 +676,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
     state = full_state_dict(trainer.state)
     if trainer.process.is_first:
         print(trainer.model.architecture)
-        print(describe(trainer.data.train, max_batches=10))
+        print(describe_batches(trainer.data.train, max_batches=10))
         print(f"{title} parameters (weights and bias):")
         for name, value in state.items():
             print(name, value.numpy(), sep="\n")

@@ -168,7 +168,7 @@ def _column_bytes(device: torch.device, layout: Layout) -> torch.Tensor:
 def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Rows (b, bytes of a row) uint8 as int32 (b, 40), by operators that any device has."""
     columns = {}
-    for width, begin, end in layout.groups:
+    for width, begin, end in layout.width_groups:
         part = rows[:, begin:end].clone(memory_format=torch.contiguous_format)  # so it is aligned
         if width == 4:
             columns[width] = part.view(torch.int32)
@@ -176,7 +176,8 @@ def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
             columns[width] = part.view(torch.int16).int() & 0xFFFF
         else:
             columns[width] = part.int()
-    return torch.cat([columns[width][:, begin:end] for width, begin, end in layout.runs], dim=1)
+    stretches = [columns[width][:, begin:end] for width, begin, end in layout.stretches]
+    return torch.cat(stretches, dim=1)
 
 
 @dataclass(frozen=True)

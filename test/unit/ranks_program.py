@@ -68,7 +68,7 @@ def main():
         facts = [None] * dist.get_world_size()
         mine = (
             len(trainer.model.emb_l.matrix.weight),
-            trainer.data.train.rows_read,
+            trainer.data.train.num_rows_read,
             trainer.rows_computed,
             (
                 sum(

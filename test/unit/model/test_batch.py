@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import dlrm_s_pytorch as dlrm
 from criteo.row_layout import FLAT
-from dlrm_data_pytorch import Data
+from dlrm_data_pytorch import RunData
 from model.batch import CriteoBatch
 from ranks.process import Process
 from reporting.reporter import Reporter
@@ -94,7 +94,7 @@ def make_trainer(optimizer, batch_rows):
         f"--arch-mlp-top={widths[1]}", f"--optimizer={optimizer}", "--learning-rate=0.01",
     ])  # fmt: skip
     unused = range(1000)
-    data = Data(unused, unused, (TABLE_ROWS,) * NUM_TABLES, BOTTOM[0])
+    data = RunData(unused, unused, (TABLE_ROWS,) * NUM_TABLES, BOTTOM[0])
     random = np.random.default_rng(0)
     rows = random.integers(0, TABLE_ROWS, (batch_rows, 40), dtype=np.int32)
     rows[:, 0] %= 2
