@@ -125,7 +125,7 @@ def save_at(path, at, argv):
 
     def save_here(self):
         if (self.progress.epoch, self.progress.iter) == at:
-            save_model_file(str(path), self.trained, self.progress)
+            save_model_file(str(path), self.state, self.progress)
 
     dlrm.Trainer.evaluate_and_save = save_here
     try:

@@ -25,6 +25,7 @@ import dlrm_s_pytorch as dlrm
 
 # isort: split
 from common.errors import UserError
+from engine.step_graph import check_graphs
 from ranks.process import Process
 
 emulated = pytest.mark.skipif(
@@ -135,7 +136,7 @@ def test_graphs_want_equal_shares_of_all_ranks():
     options = dlrm.parse_options(["--use-gpu", "--cuda-graphs", "--data_path=d"])
     process = Process(0, 3, 0, torch.device("cuda"), "nccl")
     options.mini_batch_size = 129
-    dlrm._check_graphs(options, process)
+    check_graphs(options, process)
     options.mini_batch_size = 128
     with pytest.raises(UserError, match="--mini-batch-size that 3 ranks share evenly: got 128"):
-        dlrm._check_graphs(options, process)
+        check_graphs(options, process)

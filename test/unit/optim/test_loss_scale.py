@@ -88,9 +88,9 @@ def test_the_scale_goes_on_in_a_resumed_run(tmp_path, monkeypatch):
     whole, result = trained(*flags, "--nepochs=2")
     first, _ = trained(*flags, f"--save-model={path}")
     saved = torch.load(path, weights_only=True)["loss_scale"]
-    assert saved == first.scale.state() and saved[0] > FIRST_SCALE and saved[1] > 0
+    assert saved == first.state.scale.state() and saved[0] > FIRST_SCALE and saved[1] > 0
     resumed, rest = trained(*flags, "--nepochs=2", f"--load-model={path}")
-    assert resumed.scale.state() == whole.scale.state()
+    assert resumed.state.scale.state() == whole.state.scale.state()
     assert rest.losses == result.losses[12:]
 
 
