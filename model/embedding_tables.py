@@ -108,15 +108,7 @@ class EmbeddingTables(nn.Module):
         for table in self._tables:
             bound = np.sqrt(1 / table.num_rows)
             for part in table.parts:
-                view = self.matrix.part_view("weight", part)
-                rows_per_draw = max(1, VALUES_PER_DRAW // part.dim)
-                for begin in range(0, part.num_rows, rows_per_draw):
-                    size = (min(rows_per_draw, part.num_rows - begin), part.dim)
-                    values = np.random.uniform(low=-bound, high=bound, size=size)
-                    if view is not None:
-                        view[begin : begin + size[0]].copy_(
-                            torch.from_numpy(values.astype(np.float32))
-                        )
+                _draw_uniform(part, bound, self.matrix.part_view("weight", part))
 
     def row_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with a row for each row of this rank's parts, by name: see the matrix's."""
@@ -136,6 +128,16 @@ class EmbeddingTables(nn.Module):
         for part, view in self.part_views("weight"):
             if view is not None:
                 view.copy_(state_dict[f"{prefix}{part.key}"][part.begin : part.end])
+
+
+def _draw_uniform(part: Part, bound: float, view: torch.Tensor | None) -> None:
+    """Draw the part's rows, some at a time, into the view; None: draw and forget them."""
+    rows_per_draw = max(1, VALUES_PER_DRAW // part.dim)
+    for begin in range(0, part.num_rows, rows_per_draw):
+        size = (min(rows_per_draw, part.num_rows - begin), part.dim)
+        values = np.random.uniform(low=-bound, high=bound, size=size)
+        if view is not None:
+            view[begin : begin + size[0]].copy_(torch.from_numpy(values.astype(np.float32)))
 
 
 class PoolingWeights(nn.Module):
