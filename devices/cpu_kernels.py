@@ -20,9 +20,9 @@ Slots = npt.NDArray[np.int32]
 
 
 # sums may be reordered, but nan and infinity keep their meaning, as gradients are tested for them
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-kernel = compiler(fastmath=FAST, parallel=False)
-parallel_kernel = compiler(fastmath=FAST, parallel=True)
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+kernel = compiler(fastmath=FAST_MATH, parallel=False)
+parallel_kernel = compiler(fastmath=FAST_MATH, parallel=True)
 
 
 def _arrays(*tensors: "Tensor") -> list[Any]:

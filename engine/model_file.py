@@ -32,7 +32,7 @@ class ModelState:
 
     Attributes:
         process: this rank.
-        model: whose parameters are alike on all ranks; its tables are apart.
+        model: its parameters are alike on all ranks; tables are not among them.
         tables: the embedding tables, of which each rank holds its parts.
         dense_optimizer: of the model's parameters.
         optimizer_name: sgd, adagrad or rwsadagrad.

@@ -25,6 +25,6 @@ def test_steps_that_warm_up_wait_for_the_stream_before_them_and_are_waited_for(m
     module = types.SimpleNamespace(current_stream=lambda: main, stream=stream)
     monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
     monkeypatch.setattr(card, "side_stream", lambda device: side)
-    with card.apart(torch.device("cpu")):
+    with card.on_side_stream(torch.device("cpu")):
         calls.append("step")
     assert calls == [("side", "waits"), "step", ("main", "waits")]
