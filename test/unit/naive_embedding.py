@@ -1,4 +1,4 @@
-"""Embedding bags as loops over ids, and bags to try them on."""
+"""Embedding bags as loops over ids; bags, and rows with gradients, to try them on."""
 
 import numpy as np
 import torch
@@ -57,3 +57,10 @@ def parameters_of(state, num_rows):
         for t, n in enumerate(num_rows)
     ]
     return weights, pooling
+
+
+def draw_rows(num_rows, dim, size, seed):
+    """`size` rows below num_rows, most of them several times, and their gradients (size, dim)."""
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(num_rows, (size,), generator=random)
+    return rows, torch.randn(size, dim, generator=random)

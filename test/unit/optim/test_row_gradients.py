@@ -1,17 +1,11 @@
 """Gradients of rows are kept as sums, in memory that follows the rows and not the ids."""
 
 import torch
+from naive_embedding import draw_rows
 
 from optim.row_gradients import SlottedRowGradients, SortedRowGradients, sum_duplicates
 
 NUM_ROWS = 40
-
-
-def draw(dim, size, seed, num_rows=NUM_ROWS):
-    """Rows, most of them several times, and their gradients."""
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randint(num_rows, (size,), generator=random)
-    return rows, torch.randn(size, dim, generator=random)
 
 
 def test_duplicates_are_summed_and_shapes_are_kept():
@@ -27,7 +21,7 @@ def test_a_cpu_keeps_one_sum_for_each_distinct_row():
     kept = SlottedRowGradients(NUM_ROWS, 3)
     total, seen = torch.zeros(NUM_ROWS, 3), set()
     for step in range(20):
-        rows, gradients = draw(3, 100, step, num_rows=17)
+        rows, gradients = draw_rows(17, 3, 100, step)
         kept.add(rows, gradients)
         seen.update(rows.tolist())
         total.index_add_(0, rows, gradients)
@@ -43,7 +37,7 @@ def test_memory_of_the_sums_is_kept_and_does_not_grow():
     kept, memory = SlottedRowGradients(NUM_ROWS, 16), set()
     for step in range(10):
         for batch in range(3):
-            kept.add(*draw(16, 300, 3 * step + batch))
+            kept.add(*draw_rows(NUM_ROWS, 16, 300, 3 * step + batch))
         assert len(kept) == NUM_ROWS
         storage = kept.take()[1].untyped_storage()
         memory.add((storage.data_ptr(), storage.nbytes()))
@@ -54,7 +48,7 @@ def test_memory_of_the_sums_is_kept_and_does_not_grow():
 def test_other_devices_keep_no_more_pairs_than_the_table_has_rows():
     kept, total = SortedRowGradients(NUM_ROWS), torch.zeros(NUM_ROWS, 3)
     for step in range(10):
-        rows, gradients = draw(3, NUM_ROWS - 3, step)
+        rows, gradients = draw_rows(NUM_ROWS, 3, NUM_ROWS - 3, step)
         kept.add(rows, gradients)
         total.index_add_(0, rows, gradients)
         assert len(kept) <= NUM_ROWS

@@ -1,12 +1,10 @@
 """Optimisers of rows: kernels equal operators, what is kept is summed, bad numbers do nothing."""
 
-import numba
-import numpy as np
 import pytest
 import torch
 from conftest import at
+from naive_embedding import draw_rows
 
-from devices import cpu_kernels
 from optim.row_gradients import SlottedRowGradients, SortedRowGradients
 from optim.row_optimizers import TABLE_OPTIMIZERS
 
@@ -23,13 +21,6 @@ def make(rule, dim, on_cpu):
     if not on_cpu:  # what other devices have
         optimizer._on_cpu, optimizer._kept = False, SortedRowGradients(len(optimizer.weight))
     return optimizer
-
-
-def draw(dim, size, seed, num_rows=NUM_ROWS):
-    """Rows, most of them several times, and their gradients."""
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randint(num_rows, (size,), generator=random)
-    return rows, torch.randn(size, dim, generator=random)
 
 
 def tensors(optimizer):
@@ -49,7 +40,7 @@ def test_kernels_equal_the_operators_of_other_devices(rule, dim):
     kernels, operators = make(rule, dim, True), make(rule, dim, False)
     for step, size in enumerate((200, 1, 37)):
         for optimizer in (kernels, operators):
-            optimizer.apply(*draw(dim, size, step), LR)
+            optimizer.apply(*draw_rows(NUM_ROWS, dim, size, step), LR)
     assert_same(kernels, operators)
 
 
@@ -78,7 +69,7 @@ def test_row_wise_adagrad_is_its_formula(on_cpu):
 def test_what_is_kept_counts_as_one_batch(rule, on_cpu):
     kept, whole = make(rule, 3, on_cpu), make(rule, 3, on_cpu)
     for step in range(2):
-        batches = [draw(3, size, 10 * step + size) for size in (5, 70, 1, 30)]
+        batches = [draw_rows(NUM_ROWS, 3, size, 10 * step + size) for size in (5, 70, 1, 30)]
         for batch in batches[:-1]:
             kept.keep(*batch)
         kept.apply(*batches[-1], LR)
@@ -134,38 +125,10 @@ def test_no_rows_change_nothing(rule, on_cpu):
     for name, value in tensors(optimizer).items():
         assert torch.equal(value, before[name]), name
     optimizer.keep(*nothing)
-    optimizer.apply(*draw(3, 9, 0), LR)
+    optimizer.apply(*draw_rows(NUM_ROWS, 3, 9, 0), LR)
     wanted = make(rule, 3, on_cpu)
-    wanted.apply(*draw(3, 9, 0), LR)
+    wanted.apply(*draw_rows(NUM_ROWS, 3, 9, 0), LR)
     assert_same(optimizer, wanted)
-
-
-@pytest.fixture
-def num_threads():
-    before = numba.get_num_threads()
-    yield numba.set_num_threads
-    numba.set_num_threads(before)
-
-
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
-def test_sums_of_rows_are_the_same_bits_on_any_number_of_threads(num_threads):
-    found = []
-    for number in (1, 2):
-        num_threads(number)
-        target = torch.zeros(50, 7)
-        cpu_kernels.add_to_rows(target, *draw(7, 20_000, 5, num_rows=50), -0.37)
-        found.append(target)
-    assert torch.equal(*found)
-
-
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 8, 61])
-def test_each_row_is_added_once_whatever_the_parts(num_parts):
-    """None is lost between two threads, and none is two threads'."""
-    rows = torch.arange(70_000).repeat(2)
-    target = torch.zeros(70_000, 1)
-    arrays = [tensor.numpy() for tensor in (target, rows, torch.ones(140_000, 1))]
-    cpu_kernels._add_to_rows(*arrays, np.float32(1), num_parts)
-    assert (target == 2).all()
 
 
 def test_batches_without_ids_are_not_kept():
