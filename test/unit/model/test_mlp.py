@@ -1,4 +1,4 @@
-"""An MLP of the CPU's own passes equals torch's modules, whichever products it takes."""
+"""An MLP equals torch's modules, whichever products compute it, and its weights are numpy's."""
 
 import copy
 
@@ -86,11 +86,11 @@ def test_inputs_that_need_no_gradient_get_none_and_change_no_other(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_backward_passes_add_up(name):
-    """Pieces of a batch, one after the other, are the batch."""
+    """Chunks of a batch, one after the other, are the batch."""
     ours, theirs, inputs, gradient = make(CASES[name][0], "Sigmoid", CASES[name][1])
     theirs(inputs.double()).backward(gradient.double())
-    for piece, of_piece in zip(inputs.split(300), gradient.split(300), strict=True):
-        ours(piece).backward(of_piece)
+    for chunk, of_chunk in zip(inputs.split(300), gradient.split(300), strict=True):
+        ours(chunk).backward(of_chunk)
     for key, value in gradients(ours).items():
         assert_close(value, gradients(theirs)[key], key)
 
@@ -146,7 +146,7 @@ def test_a_loaded_state_is_what_is_computed_with():
 
 @pytest.mark.parametrize("rows", [100, 600])
 def test_nan_stays_nan(rows):
-    """A relu that makes 0 of it, as oneDNN's does, would hide that a model has diverged."""
+    """A relu that turns it into 0, as oneDNN's does, would hide that a model diverges."""
     ours, _, inputs, _ = make((80, 128, 64, 1), "Sigmoid", rows)
     inputs[3] = float("nan")
     outputs = ours(inputs)

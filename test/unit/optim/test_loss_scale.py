@@ -33,7 +33,7 @@ def grad_scaler():
 
 @pytest.mark.parametrize("interval", [3, 2000])
 def test_the_scale_and_the_skipped_steps_are_grad_scalers(interval, monkeypatch):
-    """Overflows at random steps; torch's own makes the host wait, which is why it is not used."""
+    """Overflows at random steps. torch's own is not used as it makes the host wait."""
     monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", interval)
     ours, theirs = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
     scale, scaler = LossScale(CPU), grad_scaler()
@@ -118,7 +118,7 @@ def test_tables_and_their_state_stay_float32(amp, flags):
 
 
 def test_the_scale_stays_a_number_that_can_be_undone():
-    """However often a step overflows: the first that does not changes something again."""
+    """However many steps overflow, the first that does not changes something again."""
     scale = LossScale(CPU)
     for _ in range(200):
         scale.unscale_([torch.tensor([float("inf")])])
