@@ -140,7 +140,7 @@ def npu_profiler(steps: int, folder: str) -> Iterator[Any]:
     The calls follow the guide of the Ascend PyTorch Profiler: schedule, tensorboard_trace_handler.
 
     Args:
-        steps: how many to profile; `.step()` of what is yielded ends one.
+        steps: how many are profiled; `.step()` of the profiler ends one.
         folder: for the files.
     """
     profiler = importlib.import_module("torch_npu").profiler

@@ -5,6 +5,7 @@ import pytest
 import torch
 from naive_embedding import bags_of, draw_bags, naive_vectors, parameters_of
 
+from devices.execution import Execution
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from optim.update import Update
@@ -16,10 +17,10 @@ ONE_EACH = pytest.mark.parametrize("one_each", [True, False], ids=["one id", "an
 LEARNED = pytest.mark.parametrize("learned", [True, False], ids=["learned", "plain"])
 
 
-def make(optimizer="sgd", learned=False, rank=0, world_size=1):
+def make(optimizer="sgd", learned=False, rank=0, world_size=1, execution=Execution()):  # noqa: B008
     process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
     placed = place_tables(NUM_ROWS, DIM, world_size)
-    tables = EmbeddingTables(placed, Exchange(process, placed), optimizer, learned)
+    tables = EmbeddingTables(placed, Exchange(process, placed), optimizer, learned, execution)
     np.random.seed(3)
     tables.initialise()
     return tables
@@ -41,6 +42,12 @@ def test_vectors_equal_sums_over_bags(learned, one_each):
     got = tables(bags, (BATCH,))
     want = naive_vectors(*parameters_of(state_of(tables, learned), NUM_ROWS), lists)
     torch.testing.assert_close(got, want.detach())
+
+
+def test_one_lookup_for_each_part_returns_the_vectors_of_one_for_all():
+    bags, _ = draw_bags(NUM_ROWS, BATCH, one_each=True)
+    one_by_one = make(execution=Execution(one_lookup=False))
+    assert torch.equal(one_by_one(bags, (BATCH,)), make()(bags, (BATCH,)))
 
 
 @ONE_EACH
