@@ -542,7 +542,7 @@ class Trainer:
         self.reporter.training(where, ms_per_it, loss)
 
     def _warn_of_skipped_steps(self) -> None:
-        skipped, steps, scale = self.state.scale.skipped()
+        skipped, steps, scale = self.state.scale.take_skipped()
         if 2 * skipped > steps:
             self.reporter.say(
                 f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"

@@ -20,9 +20,9 @@ Slots = npt.NDArray[np.int32]
 
 
 # sums may be reordered, but nan and infinity keep their meaning, as gradients are tested for them
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-kernel = compiler(fastmath=FAST, parallel=False)
-parallel_kernel = compiler(fastmath=FAST, parallel=True)
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+kernel = compiler(fastmath=FAST_MATH, parallel=False)
+parallel_kernel = compiler(fastmath=FAST_MATH, parallel=True)
 
 
 def _arrays(*tensors: "Tensor") -> list[Any]:
@@ -32,7 +32,9 @@ def _arrays(*tensors: "Tensor") -> list[Any]:
 # ---------------------------------------------------------------- rows of tables
 
 
-def add_to_rows(target: "Tensor", rows: "Tensor", source: "Tensor", scale: float) -> None:
+def add_to_rows(
+    target: "Tensor", rows: "Tensor", source: "Tensor", scale: float, num_parts: int = 0
+) -> None:
     """target[rows[i]] += scale * source[i], in order of i; numbers that are not finite add nothing.
 
     Args:
@@ -40,9 +42,10 @@ def add_to_rows(target: "Tensor", rows: "Tensor", source: "Tensor", scale: float
         rows: (n,) int64; a row may come any number of times.
         source: (n, D).
         scale: of all numbers.
+        num_parts: of the rows, each added by one thread; 0: as many as there are threads.
     """
     arrays = _arrays(target, rows, source.contiguous())
-    _add_to_rows(*arrays, np.float32(scale), numba.get_num_threads())
+    _add_to_rows(*arrays, np.float32(scale), num_parts or numba.get_num_threads())
 
 
 @parallel_kernel

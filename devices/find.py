@@ -7,7 +7,7 @@ from devices.card import count_cards, device_name
 from devices.gpu import cuda_driver
 from devices.npu import import_torch_npu, npu_versions, torch_npu_version
 
-FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
+DEVICE_FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
 
 
 def find_device(device_type: str, card: int) -> torch.device:
@@ -22,7 +22,7 @@ def find_device(device_type: str, card: int) -> torch.device:
     """
     if device_type == "cpu":
         return torch.device("cpu")
-    flag = FLAGS[device_type]
+    flag = DEVICE_FLAGS[device_type]
     if device_type == "npu":
         import_torch_npu()
     count = count_cards(device_type)

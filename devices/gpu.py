@@ -57,7 +57,7 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
 
 
 def _missing_for_triton() -> str:
-    """Say what Triton will not find in the places that it looks in; "" if nothing is missing."""
+    """Name what Triton will not find in the places that it looks in; "" if nothing is missing."""
     chosen = os.environ.get("CC")
     if not any(map(shutil.which, [chosen] if chosen else COMPILERS)):
         return f"no C compiler found (looked for {f'CC={chosen}' if chosen else 'gcc and clang'})"

@@ -1,4 +1,4 @@
-"""Ascend NPUs: every call that this program makes to torch_npu.
+"""Ascend NPUs: everything that this program asks of torch_npu but its optimiser (optim/dense.py).
 
 The names are those of torch_npu 2.13.0; docs/npu.md has the versions that go together.
 """
@@ -6,7 +6,6 @@ The names are those of torch_npu 2.13.0; docs/npu.md has the versions that go to
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +31,7 @@ def import_torch_npu() -> None:
     try:
         importlib.import_module("torch_npu")
     except Exception as error:  # an incomplete CANN raises a plain Exception
-        raise UserError(f"--use-npu: {_why_not(error)}") from error
+        raise UserError(f"--use-npu: {_why_not_imported(error)}") from error
 
 
 def torch_npu_version() -> str:
@@ -49,7 +48,7 @@ def _release(version: str) -> str:
     return found[0] if found else version
 
 
-def _why_not(error: Exception) -> str:
+def _why_not_imported(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
         return "torch_npu is not installed: pip install -r requirements-npu.txt"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -141,7 +140,7 @@ def npu_profiler(steps: int, folder: str) -> Iterator[Any]:
     The calls follow the guide of the Ascend PyTorch Profiler: schedule, tensorboard_trace_handler.
 
     Args:
-        steps: how many to profile; `.step()` of what is yielded ends one.
+        steps: how many are profiled; `.step()` of the profiler ends one.
         folder: for the files.
     """
     profiler = importlib.import_module("torch_npu").profiler

@@ -178,22 +178,22 @@ class TrainingStep:
         """The chunk's loss, summed over its rows; gradients are divided by `divisor`."""
         with phase("copy"):
             features = chunk.decode(self._execution.triton)
-        self._scale.begin()
+        self._scale.begin_forward()
         predicted = self._model(features, chunk.rows_per_rank, update)
-        self._scale.look()
+        self._scale.check_overflow()
         loss, gradient = self._loss(predicted.detach(), features.label, chunk.mask())
         with phase("backward"):
-            predicted.backward(self._scale.scaled(gradient.div_(divisor)))
-        self._scale.look()
+            predicted.backward(self._scale.scale_gradient(gradient.div_(divisor)))
+        self._scale.check_overflow()
         return loss
 
     def _update_dense(self, update: Update) -> None:
         """Update the MLPs and, if the loss is scaled, what waits for its overflows."""
         gradients = [p.grad for p in self._model.dense_parameters() if p.grad is not None]
         with phase("exchange"):
-            sum_over_ranks(self._process, [*gradients, *self._scale.over_ranks()])
+            sum_over_ranks(self._process, [*gradients, *self._scale.overflow_counts()])
         self._scale.unscale_(gradients)
         self._scale.zero_if_overflown(gradients)
         self._optimizer.update(update.lr)
         self._model.emb_l.apply_kept(update)
-        self._scale.end()
+        self._scale.end_step()

@@ -24,7 +24,7 @@ class Bags:
         ids: (n,) int32 or int64.
         lengths: (B, T) int64; None: every bag holds one id, so n = B * T.
         ids_per_rank: (ranks, T), on the host: number of ids that each rank's rows have in each
-            table. None if there are no lengths, or one rank.
+            table. With lengths only; an exchange between ranks needs it.
     """
 
     ids: torch.Tensor
@@ -152,7 +152,7 @@ class CriteoBatch(Batch):
             arrays = self.layout.decode(self.block.numpy())
             dense, ids, label = (torch.from_numpy(array) for array in arrays)
         else:
-            columns = _unpacked(self.block, self.layout)
+            columns = _unpack(self.block, self.layout)
             dense, ids = columns[:, 1:FIRST_SPARSE].float(), columns[:, FIRST_SPARSE:]
             label = columns[:, :1].float()
         return Features(dense.add_(1).log_(), Bags(ids.reshape(-1)), label)
@@ -165,17 +165,18 @@ def _column_bytes(device: torch.device, layout: Layout) -> torch.Tensor:
     return torch.from_numpy(columns).to(device)
 
 
-def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Rows (b, bytes of a row) uint8 as int32 (b, 40), by operators that any device has."""
+def _unpack(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Rows (b, bytes of a row) uint8 -> columns (b, 40) int32, by operators of any device."""
     columns = {}
     for width, begin, end in layout.width_groups:
-        part = rows[:, begin:end].clone(memory_format=torch.contiguous_format)  # so it is aligned
+        # a view of another type needs aligned memory
+        group = rows[:, begin:end].clone(memory_format=torch.contiguous_format)
         if width == 4:
-            columns[width] = part.view(torch.int32)
-        elif width == 2:  # unsigned, which not all devices know
-            columns[width] = part.view(torch.int16).int() & 0xFFFF
+            columns[width] = group.view(torch.int32)
+        elif width == 2:  # not all devices have unsigned types
+            columns[width] = group.view(torch.int16).int() & 0xFFFF
         else:
-            columns[width] = part.int()
+            columns[width] = group.int()
     stretches = [columns[width][:, begin:end] for width, begin, end in layout.stretches]
     return torch.cat(stretches, dim=1)
 

@@ -51,7 +51,7 @@ class EmbeddingMatrix:
 
     Args:
         parts: the P parts, in the order of the columns of the bags that are looked up.
-        dim: D, also where there are no parts.
+        dim: D, which a rank without parts needs too.
         device: of the matrix.
         optimizer: sgd, adagrad or rwsadagrad.
         learned_pooling: each row has a trained weight in the sum over its bag.

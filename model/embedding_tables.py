@@ -49,7 +49,7 @@ class EmbeddingTables(nn.Module):
         super().__init__()
         self._tables, self.exchange, self._execution = tables, exchange, execution
         self.parts = tuple(part for table in tables for part in table.parts)
-        (self._dim,) = {part.dim for part in self.parts}  # one dimension is one matrix
+        (self._dim,) = {part.dim for part in self.parts}  # plain tables: one dimension, one matrix
         process = exchange.process
         self._own_parts = exchange.parts_of[process.rank]
         self.matrix = EmbeddingMatrix(
@@ -80,19 +80,20 @@ class EmbeddingTables(nn.Module):
         pooled = self.matrix.look_up(bags, update)
         if self._execution.lower is not None:
             pooled = pooled.to(self._execution.lower)
-        by_part = pooled.view(sum(rows_per_rank), len(self._own_parts), self._dim)
+        side_by_side = pooled.view(sum(rows_per_rank), len(self._own_parts) * self._dim)
         with phase("exchange"):
-            vectors = self.exchange.vectors_to_rows(by_part, rows_per_rank)
+            vectors = self.exchange.vectors_to_rows(side_by_side, rows_per_rank)
         return self._join(vectors)
 
     def _join(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors of all parts (b, parts, D), in the exchange's order -> of the tables (b, T, D).
+        """Vectors of all parts side by side, in the exchange's order -> of the tables (b, T, D).
 
-        A plain table's vector is that of its one part.
+        A plain table's vector is the vector of its one part.
         """
+        by_part = vectors.view(len(vectors), len(self.parts), self._dim)
         if self._part_of_table is None:
-            return vectors  # without a copy
-        return vectors.index_select(1, self._part_of_table)
+            return by_part  # without a copy
+        return by_part.index_select(1, self._part_of_table)
 
     def apply_kept(self, update: Update) -> None:
         """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
@@ -108,15 +109,7 @@ class EmbeddingTables(nn.Module):
         for table in self._tables:
             bound = np.sqrt(1 / table.num_rows)
             for part in table.parts:
-                view = self.matrix.part_view("weight", part)
-                rows_per_draw = max(1, VALUES_PER_DRAW // part.dim)
-                for begin in range(0, part.num_rows, rows_per_draw):
-                    size = (min(rows_per_draw, part.num_rows - begin), part.dim)
-                    values = np.random.uniform(low=-bound, high=bound, size=size)
-                    if view is not None:
-                        view[begin : begin + size[0]].copy_(
-                            torch.from_numpy(values.astype(np.float32))
-                        )
+                _draw_uniform(part, bound, self.matrix.part_view("weight", part))
 
     def row_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with a row for each row of this rank's parts, by name: see the matrix's."""
@@ -136,6 +129,16 @@ class EmbeddingTables(nn.Module):
         for part, view in self.part_views("weight"):
             if view is not None:
                 view.copy_(state_dict[f"{prefix}{part.key}"][part.begin : part.end])
+
+
+def _draw_uniform(part: Part, bound: float, view: torch.Tensor | None) -> None:
+    """Draw the part's rows, some at a time, into the view; None: draw and forget them."""
+    rows_per_draw = max(1, VALUES_PER_DRAW // part.dim)
+    for begin in range(0, part.num_rows, rows_per_draw):
+        size = (min(rows_per_draw, part.num_rows - begin), part.dim)
+        values = np.random.uniform(low=-bound, high=bound, size=size)
+        if view is not None:
+            view[begin : begin + size[0]].copy_(torch.from_numpy(values.astype(np.float32)))
 
 
 class PoolingWeights(nn.Module):

@@ -56,6 +56,7 @@ class Exchange:
         self.parts_of = [
             [part for part in parts if part.rank == rank] for rank in range(process.world_size)
         ]
+        self._widths = [sum(part.dim for part in of_rank) for of_rank in self.parts_of]
         self._tables_of = [[part.table for part in of_rank] for of_rank in self.parts_of]
         table_of_part = [table for of_rank in self._tables_of for table in of_rank]
         self._table_of_part = torch.tensor(table_of_part, device=process.device)
@@ -112,15 +113,20 @@ class Exchange:
         return bags.ids[shift_of_id + torch.arange(num_ids, device=shifts.device)]
 
     def vectors_to_rows(self, vectors: torch.Tensor, rows_per_rank: Sequence[int]) -> torch.Tensor:
-        """(B rows of all ranks, P parts of this rank, D) -> (b rows of this rank, all parts, D)."""
+        """Vectors of all ranks' rows in this rank's parts -> of this rank's rows in all parts.
+
+        Args:
+            vectors: (B, sum of this rank's D), the vectors of its parts side by side.
+            rows_per_rank: rows of the batch on each rank.
+
+        Returns:
+            (b, sum of all D), parts in the exchange's order.
+        """
         if self.process.world_size == 1:
             return vectors
-        num_rows, dim = rows_per_rank[self.process.rank], vectors.shape[2]
-        send = [rows * vectors.shape[1] * dim for rows in rows_per_rank]
-        receive = [num_rows * len(parts) * dim for parts in self.parts_of]
+        num_rows = rows_per_rank[self.process.rank]
+        send = [rows * vectors.shape[1] for rows in rows_per_rank]
+        receive = [num_rows * width for width in self._widths]
         received = AllToAll.apply(vectors.reshape(-1), send, receive).split(receive)
-        by_rank = [
-            flat.view(num_rows, len(parts), dim)
-            for flat, parts in zip(received, self.parts_of, strict=True)
-        ]
-        return torch.cat(by_rank, dim=1)
+        by_rank = zip(received, self._widths, strict=True)
+        return torch.cat([flat.view(num_rows, width) for flat, width in by_rank], dim=1)

@@ -36,7 +36,8 @@ class LogicalTable:
 
     Attributes:
         num_rows: ids that it has a vector for.
-        parts: what it is made of. A plain table is one part, whose vector is the table's.
+        parts: the matrices that it consists of. A plain table is one part, whose vectors are its
+            own.
     """
 
     num_rows: int

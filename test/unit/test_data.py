@@ -296,7 +296,7 @@ def test_prepared_data_is_read_with_the_readmes_few_lines_of_numpy(kaggle_copy):
     assert rows["C26"].tolist() == [ids.setdefault(value, len(ids)) for value in values]
 
 
-# ---------------------------------------------------------------- loader processes and lookups
+# ---------------------------------------------------------------- loader processes
 
 
 @pytest.mark.parametrize("kind", ["random", "mapped", "loaded"])
@@ -315,8 +315,3 @@ def test_loader_processes_change_nothing_in_a_run():
     flags = [*SMALL_MODEL, "--test-freq=5"]
     alone, helped = train(*flags), train(*flags, "--num-workers=2", "--test-num-workers=1")
     assert alone.status == 0 and alone.losses == helped.losses and len(alone.losses) == 10
-
-
-def test_one_lookup_or_one_a_table_give_the_same():
-    flags = [*SMALL_MODEL, "--num-indices-per-lookup-fixed=true", "--num-indices-per-lookup=1"]
-    assert train(*flags, "--one-lookup=false").losses == train(*flags).losses

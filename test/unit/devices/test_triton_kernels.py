@@ -160,7 +160,7 @@ import dlrm_s_pytorch
 for words in json.loads(sys.argv[1]):
     print("run", flush=True)
     assert dlrm_s_pytorch.main(words) == 0
-print("kernels", "triton_kernels" in sys.modules)
+print("kernels", "devices.triton_kernels" in sys.modules)
 """
 
 

@@ -73,7 +73,7 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
 
 
 def test_a_file_holds_the_current_rate_wherever_the_step_is_taken(tmp_path):
-    """On one CPU sgd steps inside the backward pass; with accumulation outside."""
+    """On one CPU sgd steps inside the backward pass; with accumulation it steps after it."""
     warm_up = ["--lr-num-warmup-steps=100", f"--save-model={tmp_path}/m.pth"]
     for accumulate in (1, 2):
         flags = [*SMALL_MODEL, *warm_up, f"--mlperf-grad-accum-iter={accumulate}"]
@@ -97,10 +97,7 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("stop", [("1", "10"), ("2", "5")])
 def test_resumed_equals_uninterrupted(tmp_path, name, stop):
-    """Stopped at the end of epoch 0, or in the middle of epoch 1 at an evaluation.
-
-    The lines and the parameters are the same.
-    """
+    """Lines and parameters are the same, whether it stopped at an epoch's end or in the middle."""
     nepochs, test_freq = stop
     flags = [*SMALL_MODEL, *RESUMED[name], f"--test-freq={test_freq}"]
     whole = train(*flags, "--nepochs=3", f"--save-model={tmp_path}/end.pth", "--test-freq=-1")
@@ -114,8 +111,8 @@ def test_resumed_equals_uninterrupted(tmp_path, name, stop):
         "--test-freq=-1",
     )
     assert resumed.status == 0, resumed.err
-    place = (int(nepochs) - 1, int(test_freq))
-    assert resumed.losses == [line for line in whole.losses if (line[2], line[0]) > place]
+    stopped = (int(nepochs) - 1, int(test_freq))
+    assert resumed.losses == [line for line in whole.losses if (line[2], line[0]) > stopped]
     assert_same_model(tmp_path / "end.pth", tmp_path / "resumed.pth")
 
 
@@ -125,7 +122,7 @@ def save_at(path, at, argv):
 
     def save_here(self):
         if (self.progress.epoch, self.progress.iter) == at:
-            save_model_file(str(path), self.trained, self.progress)
+            save_model_file(str(path), self.state, self.progress)
 
     dlrm.Trainer.evaluate_and_save = save_here
     try:
@@ -183,10 +180,7 @@ def test_inference_only_repeats_the_evaluation_of_the_saved_model(tmp_path, kagg
 
 
 def test_a_file_of_the_original_loads(tmp_path):
-    """Its metrics are numpy scalars, it has no progress of ours.
-
-    And it may be in torch's old format.
-    """
+    """Its metrics are numpy scalars, it has no progress, and it may be in torch's old format."""
     path = tmp_path / "model.pth"
     train(*SMALL_MODEL, f"--save-model={path}", "--optimizer=adagrad")
     content = load(path)
