@@ -51,16 +51,6 @@ def test_three_days_equal_rows_made_by_hand(tmp_path, largest, max_ind_range):
     assert_equals_by_hand(prepared, days, max_ind_range)
 
 
-def test_values_above_two_to_the_31_line_ends_and_a_missing_last_newline(tmp_path):
-    words = [*["ffffffff", "80000000", "7FFFFFFF", "0", "aBc"], *[""] * 21]
-    one, other = ("\t".join([label, *["3"] * 13, *words]) for label in "10")
-    (tmp_path / "day_0").write_bytes(f"{one}\r\n{other}\r\n".encode())
-    (tmp_path / "day_1").write_bytes(f"{one}\n{other}".encode())
-    prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
-    assert prepared.rows_per_part == (2, 2) and set(prepared.counts) == {1}
-    assert rows_of(prepared, "train").tolist() == [[k] + [3] * 13 + [0] * 26 for k in (1, 0)]
-
-
 def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
     (day,) = write_days(tmp_path, 1, 31)
     os.rename(tmp_path / "day_0", tmp_path / "train.txt")
@@ -274,16 +264,6 @@ def test_wrong_places_and_flags_are_one_line_and_make_no_folders(tmp_path):
         result = prepare(*words)
         assert result.status == 2 and result.err.count("\n") == 1 and message in result.err
     assert names_in(tmp_path) == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
-def test_no_permission(data):
-    (data.raw / "day_1").chmod(0)
-    assert "no permission" in data.run().err
-    (data.raw / "day_1").chmod(0o644)
-    data.folder.chmod(0o555)
-    assert "name a writable --processed-data-file" in data.run().err
-    data.folder.chmod(0o755)
 
 
 def test_a_file_without_lines_is_refused_early(data):

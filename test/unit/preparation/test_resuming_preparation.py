@@ -1,6 +1,5 @@
 """However often preparation is stopped, and whoever does the work, the same bytes come of it."""
 
-import contextlib
 import errno
 import fcntl
 import gzip
@@ -59,6 +58,10 @@ def assert_one_line(result, *words):
     assert all(str(word) in result.err for word in words), result.err
 
 
+def assert_ended_well(*results):
+    assert [(each.status, each.err) for each in results] == [(0, "")] * len(results)
+
+
 # ---------------------------------------------------------------- killed anywhere
 
 
@@ -98,8 +101,7 @@ def test_killed_anywhere(data, kind):
         if draw.random() < 0.3:  # the next run is killed too, if it gets so far
             again = kill_at(draw.randrange(len(seen)), draw.choice(["before", "after", "half"]))
             assert Run(data, *flags, act=again).outcome.status in (0, -signal.SIGKILL)
-        result = data.run(*flags)
-        assert result.status == 0 and result.err == "", (seen[number], how, result.err)
+        assert_ended_well(data.run(*flags))
         assert data.take(is_flat=kind == "flat") == want, (seen[number], how)
 
 
@@ -247,7 +249,7 @@ def test_ranks_share_the_work(data):
         return note
 
     results = ranks(data, 3, *TOTAL, first=first, act=act)
-    assert [(each.status, each.err) for each in results] == [(0, "")] * 3
+    assert_ended_well(*results)
     assert data.take() == want
     text = "".join(each.out for each in results)
     assert text.count(f"Prepared {3 * ROWS} rows") == text.count("As JSON:") == 1
@@ -265,7 +267,7 @@ def test_a_killed_rank_leaves_its_work_to_the_others(data):
             return kill_at(*at) if rank == 1 else lambda _, do: do()
 
         results = ranks(data, 3, *DAY, *SAMPLED, act=act)
-        assert [(results[r].status, results[r].err) for r in (0, 2)] == [(0, "")] * 2
+        assert_ended_well(results[0], results[2])
         assert results[1].status in (0, -signal.SIGKILL)
         assert "Prepared already" in data.run(*DAY, *SAMPLED).out
         assert data.take() == want
@@ -291,7 +293,7 @@ def test_ranks_that_come_at_any_time_end_with_the_same_bytes(data, kind):
                 data_utils.run_stages = data_utils.run_stages if rank == 0 else None
 
         results = ranks(data, 4, *flags, first=first)
-        assert [(each.status, each.err) for each in results] == [(0, "")] * 4, delays
+        assert_ended_well(*results)
         assert data.take(is_flat=kind == "flat") == want
 
 
@@ -318,28 +320,8 @@ def test_a_rank_that_falls_behind_finds_all_done(data, owner, name, monkeypatch)
     with counting() as made, monkeypatch.context() as patch:
         patch.setattr(owner, name, overtaken)
         result = data.run(*TOTAL)
-    assert (others[1].status, others[1].err) == (result.status, result.err) == (0, "")
+    assert_ended_well(others[1], result)
     assert data.take() == want and not set(made) & set(data_utils.STAGES)
-
-
-@contextlib.contextmanager
-def at_work(data, *flags, after):
-    """A preparation in another process that is about to finish a piece while the block runs."""
-    reached, go_on = data.folder / "reached", data.folder / "go_on"
-
-    def pause():
-        reached.touch()
-        wait_for(go_on.exists)
-
-    run = Run(data, *flags, act=at_call(("rename", "parsed"), pause, after))
-    try:
-        wait_for(reached.exists)
-        yield
-        go_on.touch()
-        assert (run.outcome.status, run.outcome.err) == (0, "")
-    finally:
-        run.kill()
-        reached.unlink(missing_ok=True), go_on.unlink(missing_ok=True)
 
 
 def test_ranks_that_find_a_bad_line_tell_of_nothing_else(data):
@@ -357,11 +339,20 @@ def test_ranks_that_find_a_bad_line_tell_of_nothing_else(data):
 def test_a_run_with_other_flags_is_sent_away(data, after):
     """In one line, and the one at work is not disturbed, even in its first piece."""
     want = data.bytes_of(*TOTAL)
-    with at_work(data, *TOTAL, after=after):
-        before = set(data.work_folder.rglob("*"))
-        for flags in (DAY, (*TOTAL, *SAMPLED), (*TOTAL, "--max-ind-range=9"), ()):
-            assert_one_line(data.run(*flags), "another run prepares", data.work_folder)
-        assert before <= set(data.work_folder.rglob("*"))
+    reached, go_on = data.folder / "reached", data.folder / "go_on"
+
+    def pause():
+        reached.touch()
+        wait_for(go_on.exists)
+
+    first = Run(data, *TOTAL, act=at_call(("rename", "parsed"), pause, after))
+    wait_for(reached.exists)
+    before = set(data.work_folder.rglob("*"))
+    for flags in (DAY, (*TOTAL, *SAMPLED), (*TOTAL, "--max-ind-range=9"), ()):
+        assert_one_line(data.run(*flags), "another run prepares", data.work_folder)
+    assert before <= set(data.work_folder.rglob("*"))
+    go_on.touch()
+    assert_ended_well(first.outcome)
     assert data.take() == want
 
 
@@ -375,16 +366,11 @@ def test_flat_files_and_prepared_data_of_the_same_name_do_not_hide_each_other(da
             assert data.take(is_flat=flags == FLAT) == want[flags]
 
 
-@pytest.mark.parametrize("event", [("rename", "parsed"), ("mkdir", "")])
-def test_a_folder_that_somebody_removes_is_told_of_in_a_line(data, event):
+@pytest.mark.parametrize("event, after", [(("rename", "parsed"), 0), (("mkdir", ""), 7)])
+def test_a_folder_that_somebody_removes_is_told_of_in_a_line(data, event, after):
     """While a file is made, or between two."""
-
-    def remove():
-        SharedFolder(data.work_folder).remove()
-
-    with watching(at_call(event, remove, 0 if event[0] == "rename" else 7)):
-        result = data.run(*TOTAL)
-    assert_one_line(result, data.work_folder)
+    with watching(at_call(event, SharedFolder(data.work_folder).remove, after)):
+        assert_one_line(data.run(*TOTAL), data.work_folder)
     assert data.run(*TOTAL).status == 0
 
 
