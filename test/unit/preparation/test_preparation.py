@@ -5,14 +5,12 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from by_hand import assert_equals_by_hand, by_hand, prepare, spec
-from conftest import ROOT, rows_of, write_days
+from conftest import rows_of, write_days
 from preparation_runs import DAY, PARALLEL, SAMPLED, SMALL, TOTAL, Data
 
 import data_utils
@@ -138,23 +136,6 @@ def test_a_packed_day_is_never_unpacked_on_disk(data, monkeypatch):
     assert len(seen) > 6
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("more", [-1, 0, 1])
-def test_a_line_that_begins_with_a_piece_is_read_once(data, more, packed):
-    """Lines of one length, a whole number of them in a piece, or a byte more or less."""
-    for day, rows in enumerate(data.days):
-        for k, row in enumerate(rows):
-            row[1:] = [f"{k + 10}"] * 13 + [f"{day}{k:07}"] * 26
-        (data.raw / f"day_{day}").write_text("".join("\t".join(row) + "\n" for row in rows))
-    (length,) = {len("\t".join(row)) + 1 for rows in data.days for row in rows}
-    data.sizes = replace(SMALL, piece_bytes=4 * length + more)
-    if packed:
-        data.pack(1)
-    rows, prepared = rows_and_counts(data)
-    np.testing.assert_array_equal(rows, np.concatenate(by_hand(data.days)[0][:2]))
-    assert prepared.rows_per_part == tuple(map(len, data.days))
-
-
 @pytest.mark.parametrize("ends", ["newline", "none", "members"])
 def test_a_packed_day_that_ends_with_a_piece_gives_the_same_bytes(data, ends):
     """Its text is as long as a number of whole pieces; also without a last newline."""
@@ -185,14 +166,6 @@ def test_done_once_and_its_raw_files_may_go(data):
     again = prepare(f"--raw-data-file={data.raw}/day", *data.flags()[1:], "--data-set=terabyte")
     assert "Prepared already" in again.out and "108 rows" not in again.out
     assert names_in(data.folder) == ["a.prepared", "raw"]
-
-
-def test_two_runs_at_once_prepare_once(data):
-    command = [sys.executable, ROOT / "data_utils.py", *data.flags()]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    texts = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sum("Prepared 108 rows" in text for text in texts) == 1
 
 
 def test_flags_that_do_not_match_say_which_and_how_to_rebuild(data):

@@ -411,22 +411,6 @@ def test_a_file_that_vanishes_is_told_of(data):
         assert_one_line(data.run(), path)
 
 
-@pytest.mark.parametrize("cut", [0.3, -4])
-def test_a_truncated_gz_is_told_of_and_what_is_finished_stays(data, cut):
-    """When it is replaced by a whole one, only its pieces and those behind it are made."""
-    data.pack(0, 1, 2)
-    want = data.bytes_of(*TOTAL)
-    path = data.raw / "day_1.gz"
-    status, whole = path.stat(), path.read_bytes()
-    path.write_bytes(whole[:cut] if cut < 0 else whole[: int(cut * len(whole))])
-    assert_one_line(data.run(*TOTAL), f"{path} is truncated or damaged")
-    path.write_bytes(whole)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with counting() as made:
-        assert data.bytes_of(*TOTAL) == want
-    assert made["parsed"] == 2 * (2 + 1) + 1, "two pieces and their sum for each day; the totals"
-
-
 # ---------------------------------------------------------------- the disk
 
 

@@ -15,7 +15,6 @@ from other_process import process
 from common.errors import RankError, UserError
 from preparation.checked_file import DamagedError, key_of
 from preparation.crew import Crew
-from preparation.shared_folder import FolderGoneError, SharedFolder
 from preparation.work_folder import Task, WorkFolder
 
 META = {"rows": 12345}
@@ -65,14 +64,6 @@ def test_a_finished_file_is_not_made_again(folder):
     assert later.built == set() and files_in(folder) == ["a"]
 
 
-def test_a_file_of_another_key_is_made_anew(folder):
-    """And then the first one counts as absent."""
-    folder.ensure(task_of())
-    other = task_of(key=OTHER, make=lambda _: {"other": True})
-    folder.ensure(other)
-    assert folder.file(other).meta() == {"other": True} and not folder.file(task_of()).exists()
-
-
 @pytest.mark.parametrize("how", ["descriptor", "process"])
 def test_a_file_that_another_one_is_making_is_left_to_it(folder, how):
     """Another process, or another thread of this one; when it is gone, the file is made."""
@@ -97,24 +88,6 @@ def test_a_file_that_another_one_is_making_is_left_to_it(folder, how):
     assert folder.build(task_of()) and files_in(folder) == ["a", "b"]
     a, b = ((folder.path / "stage" / name).read_bytes() for name in "ab")
     assert a == b, "something of the half file is in it"
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_the_rename_the_file_is_complete_or_absent(folder, when):
-    def die(*names):
-        if when == "after":
-            real(*names)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    real, child = os.rename, os.fork()
-    if child == 0:
-        os.rename = die
-        folder.build(task_of())
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert folder.file(task_of()).exists() == (when == "after")
-    folder.ensure(task_of())
-    assert files_in(folder) == ["a"] and is_whole(folder)
 
 
 def test_a_temporary_file_that_is_renamed_before_it_is_locked_is_let_go(folder, monkeypatch):
@@ -169,18 +142,6 @@ def test_a_task_that_fails_leaves_no_file(folder):
             folder.build(task_of(make=make))
         assert files_in(folder) == [] and not folder.built
     assert folder.build(task_of()) and is_whole(folder)
-
-
-def test_a_removed_folder_is_told_of(folder):
-    """By everything that begins to make a file; reading finds nothing."""
-    folder.ensure(task_of())
-    SharedFolder(folder.path).remove()
-    for action in (folder.build, folder.ensure, lambda task: folder.run([task], Crew(2), print)):
-        with pytest.raises(FolderGoneError):
-            action(task_of())
-    with pytest.raises(DamagedError):
-        folder.file(task_of()).meta()
-    assert not folder.path.exists()
 
 
 # ---------------------------------------------------------------- damage
