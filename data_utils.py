@@ -25,13 +25,13 @@ from common.errors import RankError, UserError, reports_errors
 from common.flags import ArgumentParser
 from common.launch import Launch
 from criteo.columns import KAGGLE_PARTS
-from criteo.demo import add_demo_options, demo_from_options, make_demo
+from criteo.demo import Demo, add_demo_options, make_demo
 from criteo.original_files import Original, find_original
 from criteo.prepared import FORMAT_VERSION, Prepared, check_range, find_prepared, recipe
 from criteo.raw_files import RawFile, find_raw_files
 from criteo.report import make_report, report_table
 from criteo.row_layout import FLAT, Layout
-from criteo.spec import DataSpec, add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from preparation.checked_file import CheckedFile, key_of
 from preparation.crew import Crew, crew_of_this_launch
 from preparation.disk_space import check_space, disk_trouble
@@ -372,9 +372,9 @@ def run(argv: Sequence[str] | None, sizes: Sizes = DEFAULT_SIZES) -> int:
     add_demo_options(parser)
     options = parser.parse_args(argv)
     if options.make_demo:
-        print(make_demo(demo_from_options(options)))
+        print(make_demo(Demo.from_options(options)))
         return 0
-    spec = spec_from_options(options)
+    spec = DataSpec.from_options(options)
     already = find_prepared(spec) is not None
     prepared = prepare(spec, sizes)
     if already:

@@ -8,8 +8,8 @@ torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
 
 import os
 
-# torch_npu is imported with --use-npu only: a broken CANN would else keep torch from being
-# imported at all, and this must stand before the first import of torch
+# Importing torch must not import torch_npu, which fails if CANN is broken; --use-npu imports it.
+# This line has to come before the first import of torch.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import common.compiled  # noqa: F401  (before torch: both use the same threads)
@@ -30,72 +30,83 @@ from torch import nn
 
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, true_or_false
+from common.phases import each_in_phase, phase
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from data_utils import prepare
-from devices.execution import Execution, lower_precision
-from devices.gpu import has_triton, set_product_precision
+from devices.execution import (
+    Execution,
+    add_device_options,
+    add_execution_options,
+    add_gpu_options,
+)
+from devices.gpu import set_product_precision
 from devices.npu import set_jit_compile
 from devices.threads import set_up_threads
 from dlrm_data_pytorch import (
-    BatchData,
-    Data,
+    BatchedDataset,
     RandomSpec,
-    criteo_data,
-    describe,
+    RunData,
+    describe_batches,
     load_batches,
-    random_data,
+    make_criteo_data,
+    make_random_data,
 )
 from engine.loss_meter import LossMeter
 from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
-from engine.progress import Progress
+from engine.progress import Progress, is_better
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
-from engine.step_graph import StepGraph
-from model.batch import BagBatch, Batch, CriteoBatch, Features
+from engine.step import Accumulation, Chunking, StepParts, TrainingStep
+from engine.step_graph import check_graphs
+from model.batch import Batch, Features
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.exchange import Exchange, _AllToAll
+from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction
 from model.losses import make_loss
 from model.mlp import MLP
-from optim.dense import DenseUpdate, make_optimizer
+from optim.dense import make_dense_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
-from optim.row_optimizers import Rate
 from optim.update import Update
-from ranks import collectives
-from ranks.collectives import sum_over_ranks
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
+from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
-from reporting.phase_table import Phase
 from reporting.profiling import PROFILED_STEPS, profiled
 from reporting.reporter import Console, Reporter
 
-CPU_PIECE_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
 
 # ---------------------------------------------------------------- options
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; a bad or impossible one raises UserError."""
-    parser = ArgumentParser(
-        prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
-    )
-    data = (_add_data, add_data_options)
-    training = (_add_training, _add_device, _add_execution, _add_gpu)
-    results = (_add_reporting, _add_model_files, _add_mlperf)
-    groups = (_add_model, _add_compressed, _add_loss, *data, *training, *results)
-    for add_group in groups:
-        add_group(parser)
-    options = parser.parse_args(argv)
+    """Read and check the command line.
+
+    Raises:
+        UserError: a flag is wrong, or flags contradict one another.
+    """
+    options: argparse.Namespace = make_parser().parse_args(argv)
     _refuse_unavailable(options)
     _check_options(options)
     if options.data_path:
         options.data_generation = "dataset"
     return options
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all flags, in groups."""
+    parser = ArgumentParser(
+        prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
+    )
+    data = (_add_data, add_data_options)
+    training = (_add_training, add_device_options, add_execution_options, add_gpu_options)
+    results = (_add_reporting, _add_model_files, _add_mlperf)
+    for add_group in (_add_model, _add_compressed, _add_loss, *data, *training, *results):
+        add_group(parser)
+    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -175,49 +186,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     flag("--print-precision", type=number_in(int, 0, 16), default=5, help="digits of --debug-mode")
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Device and processes").add_argument
-    flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
-    flag("--use-gpu", action="store_true", help="CUDA")
-    flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
-    flag(
-        "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="precision of MLPs and interaction",
-    )
-    flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
-    flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
-    flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
-    flag("--self-check", action="store_true", help="try all parts on the device, print PASS or not")
-
-
-def _add_execution(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
-
-    def flag(name: str, help_text: str, default: bool | None = True) -> None:
-        group.add_argument(name, type=true_or_false, default=default, help=help_text)
-
-    flag("--fused-optimizer", "one kernel updates both MLPs (sgd)")
-    flag("--one-lookup", "one lookup for all tables, not one a table (also on the CPU)")
-    flag("--static-shapes", "fill up short batches, so that all shapes are alike")
-    flag("--pin-memory", "batches wait in page-locked memory")
-    flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
-    flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
-
-
-def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("NVIDIA GPU").add_argument
-    flag("--cuda-graphs", action="store_true", help="record a step once, then replay it")
-    flag("--tf32", action="store_true", help="float32 products round their factors to 10 bits")
-    flag(
-        "--triton",
-        type=true_or_false,
-        default=True,
-        help="kernels in Triton (with TRITON_INTERPRET=1 also on the CPU)",
-    )
-
-
 def _add_reporting(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Reporting").add_argument
     flag("--print-freq", type=number_in(int, 1), default=1, help="steps between log lines")
@@ -264,33 +232,36 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """What no single flag's type can see."""
-    threshold = options.loss_threshold
-    problems = {
-        "--use-npu and --use-gpu: give one of them": options.use_npu and options.use_gpu,
-        f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)": not 0
-        <= threshold
-        < 0.5,
-        f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5": len(
-            options.loss_weights
-        )
-        != 2,
-        f"--test-mini-batch-size={options.test_mini_batch_size}: expected at least 1, or -1": (
-            options.test_mini_batch_size < 1 and options.test_mini_batch_size != -1
+    """Raise a UserError for a mistake that no single flag's type can see."""
+    test_batch, threshold = options.test_mini_batch_size, options.loss_threshold
+    problems = (
+        (options.use_npu and options.use_gpu, "--use-npu and --use-gpu: give one of them"),
+        (
+            not 0 <= threshold < 0.5,
+            f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)",
         ),
-        f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability": (
-            options.arch_mlp_top[-1] != 1
+        (
+            len(options.loss_weights) != 2,
+            f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5",
         ),
-    }
-    for message, is_problem in problems.items():
+        (
+            test_batch < 1 and test_batch != -1,
+            f"--test-mini-batch-size={test_batch}: expected at least 1, or -1",
+        ),
+        (
+            options.arch_mlp_top[-1] != 1,
+            f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability",
+        ),
+    )
+    for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
     _check_model_files(options)
-    _schedule(options)
+    LearningRateSchedule.from_options(options)
 
 
 def _check_model_files(options: argparse.Namespace) -> None:
-    """Before hours of training, not after."""
+    """Raise a UserError before hours of training, not after."""
     if options.load_model and not Path(options.load_model).is_file():
         raise UserError(f"--load-model={options.load_model}: no such file")
     folder = Path(options.save_model).absolute().parent
@@ -301,11 +272,6 @@ def _check_model_files(options: argparse.Namespace) -> None:
         raise UserError(f"--save-model={options.save_model} is a folder: name a file")
 
 
-def _schedule(options: argparse.Namespace) -> LearningRateSchedule:
-    steps = options.lr_num_warmup_steps, options.lr_decay_start_step, options.lr_num_decay_steps
-    return LearningRateSchedule(options.learning_rate, *steps)
-
-
 # ---------------------------------------------------------------- model
 
 
@@ -313,14 +279,14 @@ def _schedule(options: argparse.Namespace) -> LearningRateSchedule:
 class Architecture:
     """The model's shape.
 
-    Args:
+    Attributes:
         num_rows: rows of each of the T tables.
         dim: embedding dimension D.
         bottom: widths of the bottom MLP, dense features first.
         top: widths of the top MLP, the interaction's first.
         interaction: dot or cat.
         itself: dot keeps the products of a vector with itself.
-        learned_pooling: a trained weight a row in the sum over a bag.
+        learned_pooling: each row of a table has a trained weight in the sum over a bag.
         clamp: predictions stay in [clamp, 1 - clamp].
     """
 
@@ -337,7 +303,16 @@ class Architecture:
     def from_options(
         cls, options: argparse.Namespace, num_rows: Sequence[int], num_dense: int
     ) -> "Architecture":
-        """The shape that flags and data give; widths that do not fit are an error."""
+        """The shape that flags and data give.
+
+        Args:
+            options: of the command line.
+            num_rows: rows of each table.
+            num_dense: dense features of the data.
+
+        Raises:
+            UserError: the bottom MLP does not end in the embedding dimension.
+        """
         dim = options.arch_sparse_feature_size
         bottom = (num_dense, *options.arch_mlp_bot[1:])
         if len(bottom) < 2 or bottom[-1] != dim:
@@ -362,7 +337,16 @@ class Architecture:
 
 
 class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
-    """Embedding bags, bottom MLP, interaction, top MLP; named as in the original's checkpoints."""
+    """Embedding bags, bottom MLP, interaction, top MLP (arXiv 1906.00091, figure 1).
+
+    The names emb_l, bot_l, top_l and v_W_l are frozen: they are the keys of model files.
+
+    Args:
+        architecture: the shape.
+        process: this rank; it holds its share of the tables, and both MLPs.
+        optimizer: of the rows of tables: sgd, adagrad or rwsadagrad.
+        execution: how the device is used.
+    """
 
     def __init__(
         self,
@@ -373,12 +357,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        shards = place_tables(architecture.num_rows, process.world_size)
-        exchange = Exchange(process, shards)
+        tables = place_tables(architecture.num_rows, architecture.dim, process.world_size)
+        exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
-            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling, execution
+            tables, exchange, optimizer, architecture.learned_pooling, execution
         )
-        self.emb_l.initialise(architecture.num_rows)
+        self.emb_l.initialise()
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
@@ -388,7 +372,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     def forward(
         self, features: Features, rows_per_rank: Sequence[int], update: Update | None = None
     ) -> torch.Tensor:
-        """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors.
+        """Click probabilities (B, 1) of this rank's B rows; all ranks call it together.
 
         Args:
             features: of this rank's rows.
@@ -396,19 +380,24 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             update: what the backward pass does with the gradients; None: there is none.
         """
         sgd_lr = float(update.lr) if update is not None and update.dense_now else None
-        dense = self.bot_l(features.dense, sgd_lr)
-        pooled = self.emb_l(features.bags, rows_per_rank, update)
-        probability: torch.Tensor = self.top_l(self.interact(dense, pooled), sgd_lr)
+        with phase("MLPs"):
+            dense = self.bot_l(features.dense, sgd_lr)
+        with phase("embedding"):
+            pooled = self.emb_l(features.bags, rows_per_rank, update)
+        with phase("interaction"):
+            joined_vectors = self.interact(dense, pooled)
+        with phase("MLPs"):
+            probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """What all ranks hold alike: both MLPs."""
+        """The parameters that all ranks hold alike: those of both MLPs."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
 
 
 def make_interaction(architecture: Architecture, device: torch.device, triton: bool) -> nn.Module:
-    """How the bottom MLP's output and the T pooled vectors combine."""
+    """The module that combines the bottom MLP's output with the T pooled vectors."""
     if architecture.interaction == "cat":
         return CatInteraction()
     return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device, triton)
@@ -417,76 +406,64 @@ def make_interaction(architecture: Architecture, device: torch.device, triton: b
 # ---------------------------------------------------------------- training
 
 
-@dataclass(frozen=True)
-class _Update:
-    """What a step has to know of the update that it is a part of.
-
-    Args:
-        num_rows: of the batch, over all ranks; what fills it up is not counted.
-        group: batches that share the update.
-        lr: its rate.
-        is_due: this step makes it.
-    """
-
-    num_rows: int
-    group: int
-    lr: Rate
-    is_due: bool
-
-
 class Trainer:
-    """A model in training; knows when to print, test, save and stop."""
+    """A model in training: decides when to print, evaluate, save and stop."""
 
     def __init__(
         self,
         options: argparse.Namespace,
         process: Process,
-        data: Data,
+        data: RunData,
         reporter: Reporter,
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
-        self.piece_rows = CPU_PIECE_ROWS if process.device.type == "cpu" else sys.maxsize
-        self.execution = make_execution(options, process.device)
+        self.execution = Execution.from_options(options, process.device)
         self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
-        self.optimizer = make_optimizer(
-            options.optimizer, self.model.dense_parameters(), options.learning_rate,
-            self.execution.fused_optimizer,
-        )  # fmt: skip
-        self.scale = make_loss_scale(self.execution.lower, process.device)
-        # nothing to add up over ranks, nothing to remember: a gradient can be its own update
-        self._can_update_at_once = (
-            process.device.type == "cpu"
-            and process.world_size == 1
-            and options.optimizer == "sgd"
-            and self.execution.lower is None
-        )
-        self.schedule = _schedule(options)
-        self._lr = torch.zeros((), device=process.device)
-        self.dense_update = DenseUpdate(self.optimizer)
-        self.graph = (
-            StepGraph(process.device, self._step_to_record) if self.execution.graphs else None
-        )
-        self.loss = make_loss(
-            options.loss_function, options.loss_weights, process.device, self.execution.triton
-        )
-        self.losses = LossMeter(process)
-        self.progress = Progress()
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
-        self.trained = ModelState(
-            process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
-            options.nepochs, self.num_batches, len(data.test), self.scale,
-        )  # fmt: skip
+        self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
+        self.schedule = LearningRateSchedule.from_options(options)
+        parts = self._make_parts()
+        self.step = TrainingStep(
+            parts, process, self.execution, self._chunking(data.train, options.mini_batch_size)
+        )
+        self.progress, self.losses = Progress(), LossMeter(process)
+        self.state = ModelState(
+            process=process,
+            model=self.model,
+            tables=self.model.emb_l,
+            dense_optimizer=parts.optimizer,
+            optimizer_name=options.optimizer,
+            num_epochs=options.nepochs,
+            num_batches=self.num_batches,
+            num_test_batches=len(data.test),
+            scale=parts.scale,
+        )
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
+
+    def _make_parts(self) -> StepParts:
+        options, device, execution = self.options, self.process.device, self.execution
+        parameters = self.model.dense_parameters()
+        return StepParts(
+            self.model,
+            make_loss(options.loss_function, options.loss_weights, device, execution.triton),
+            make_dense_optimizer(
+                options.optimizer, parameters, options.learning_rate, execution.fused_optimizer
+            ),
+            make_loss_scale(execution.lower, device),
+        )
+
+    def _chunking(self, data: BatchedDataset, batch_size: int) -> Chunking:
+        return Chunking.of_data(len(data), batch_size, self.process, self.execution)
 
     def resume(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
         resume = not self.options.inference_only
         accumulate = self.options.mlperf_grad_accum_iter
-        self.progress = load_model_file(path, self.trained, accumulate, resume)
+        self.progress = load_model_file(path, self.state, accumulate, resume)
 
     def train(self, after_step: Callable[[], None]) -> None:
-        """All epochs that are left; ends early at a threshold or with --performance."""
+        """Train all epochs that are left; ends early at a threshold or with --performance."""
         progress = self.progress
         if progress.epoch >= self.options.nepochs - 1 and progress.iter >= self.num_batches:
             self.reporter.say(
@@ -494,7 +471,7 @@ class Trainer:
                 " --nepochs can be more"
             )
             return
-        if self._reached():
+        if self._threshold_reached():
             return
         for epoch in range(progress.epoch, self.options.nepochs):
             begin = progress.resume_iter if epoch == progress.epoch else 0
@@ -502,159 +479,70 @@ class Trainer:
                 break
         if self.options.save_model and not progress.saved and math.isnan(self._best()):
             self._save()  # no evaluation, of this run or of the one it continues, has chosen
-        if self.graph is not None:
-            self.graph.close()
-
-    def phases(self) -> list[Phase]:
-        """What --enable-profiling tells apart in a step.
-
-        Where the MLPs take their SGD step in the backward pass, it counts there.
-        """
-        model, exchange = self.model, self.model.emb_l.exchange
-        return [
-            Phase("load", sys.modules[__name__], "load_batches", each=True),
-            Phase("copy", Batch, "to"),
-            Phase("copy", CriteoBatch, "decode"),
-            Phase("copy", BagBatch, "decode"),
-            Phase("embedding", model.emb_l, "forward"),
-            Phase("MLPs", model.bot_l, "forward"),
-            Phase("MLPs", model.top_l, "forward"),
-            Phase("interaction", model.interact, "forward"),
-            Phase("backward", torch.Tensor, "backward"),
-            Phase("update", model.emb_l, "take_gradient"),
-            Phase("update", self, "_update_dense"),
-            Phase("graph", StepGraph, "_replay"),
-            Phase("exchange", exchange, "ids_to_tables"),
-            Phase("exchange", exchange, "vectors_to_rows"),
-            Phase("exchange", _AllToAll, "backward"),
-            Phase("exchange", collectives, "sum_over_ranks"),
-            Phase("evaluation", self, "evaluate_and_save", closed=True),
-        ]
+        self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
-        """Steps from batch `begin` on; False when training shall stop."""
+        """Train from batch `begin` on; False if training shall stop."""
         replayed = self.progress.iter if epoch == self.progress.epoch else 0
         self.reporter.begin_epoch(epoch, self.num_batches, begin)
         self._clock, self._timed_steps = time.perf_counter(), 0
         numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
-        loader = self._load(self.data.train, numbers, self.options.num_workers)
-        for it, batch in enumerate(loader, begin + 1):
+        batches = self._load(self.data.train, numbers, self.options.num_workers)
+        for it, batch in enumerate(batches, begin + 1):
             loss = self.train_step(batch, it)
             if it <= replayed:  # only to have the gradients of an unfinished accumulation again
                 continue
             self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
             self.progress.epoch, self.progress.iter = epoch, it
             self._timed_steps += 1
-            self.reporter.step()
+            self.reporter.end_step()
             after_step()
             if not self._after_step(it, epoch):
                 return False
         return True
 
     def train_step(self, batch: Batch, it: int) -> torch.Tensor:
-        """Forward, backward, and the update if it is due; gives this rank's share of the loss."""
-        accumulate = self.options.mlperf_grad_accum_iter
-        group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
-        updates = it % accumulate == 0 or it == self.num_batches
+        """Train on batch `it` of the epoch, from 1; returns this rank's share of the loss."""
         lr = self.schedule.rate(self.progress.num_steps + 1)
-        for param_group in self.optimizer.param_groups if updates else ():
-            param_group["lr"] = lr  # model files have it wherever the step is taken
-        num_rows = sum(batch.rows_per_rank)
-        pieces = self._pieces(batch, self.data.train, self.options.mini_batch_size)
-        if self.graph is None:
-            share = self._step(pieces, _Update(num_rows, group, lr, updates))
-        else:
-            self._lr.fill_(lr)
-            share = self.graph.run(pieces[0], num_rows)
-            self.dense_update.count_step()
-        if updates:
-            self.progress.num_steps += 1
-            self.progress.resume_iter = it
+        is_due = self.accumulation.is_due(it)
+        share = self.step.run(batch, lr, self.accumulation.num_sharing(it), is_due)
+        if is_due:
+            self.progress.count_update(it)
         return share
 
-    def _step_to_record(self, batch: Batch, num_rows: int) -> torch.Tensor:
-        """A whole step; what changes from one to the next is on the device."""
-        return self._step([batch], _Update(num_rows, 1, self._lr, True))
-
-    def _step(self, pieces: Sequence[Batch], update: "_Update") -> torch.Tensor:
-        """As train_step, on a batch's pieces."""
-        updates = update.is_due
-        at_once = self._can_update_at_once and updates and update.group == len(pieces) == 1
-        divisor = update.num_rows * update.group
-        losses = []
-        for piece in pieces:  # all see the same rows, so these change with the last one
-            applied = Update(update.lr, updates and piece is pieces[-1], at_once, self.scale)
-            features = piece.decode(self.execution.triton)
-            self.scale.begin()
-            predicted = self.model(features, piece.rows_per_rank, applied)
-            self.scale.look()
-            loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
-            predicted.backward(self.scale.scaled(gradient.div_(divisor)))
-            self.scale.look()
-            losses.append(loss)
-        if updates and not at_once:
-            self._update_dense(applied)
-        return sum(losses[1:], losses[0]) / update.num_rows
-
-    def _pieces(self, batch: Batch, data: BatchData, batch_size: int) -> list[Batch]:
-        """What the model sees of a batch of `data` at a time, on the device."""
-        batch = batch.to(self.process.device)
-        if self.execution.static_shapes and len(data) > 1:  # one that is alone is like the others
-            return [batch.filled(-(-batch_size // self.process.world_size))]
-        return batch.pieces(self.piece_rows)
-
-    def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
-        return load_batches(data, numbers, num_workers, self.process.device, self.execution)
-
-    def _update_dense(self, update: Update) -> None:
-        """And, where the loss is scaled, what waits for its overflows."""
-        parameters = self.model.dense_parameters()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
-        self.scale.unscale_(gradients)
-        self.scale.zero_if_overflown(gradients)
-        if isinstance(update.lr, torch.Tensor):
-            self.dense_update.apply(update.lr)
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.model.emb_l.apply_kept(update)
-        self.scale.end()
+    def _load(self, data: BatchedDataset, order: Sequence[int], workers: int) -> Iterable[Batch]:
+        batches = load_batches(data, order, workers, self.process.device, self.execution)
+        return each_in_phase("load", batches)
 
     def _after_step(self, it: int, epoch: int) -> bool:
-        """Print, evaluate and save where it is time; False when training shall stop."""
-        options, last = self.options, it == self.num_batches
-        tests = (
-            options.test_freq > 0
-            and not options.performance
-            and (it % options.test_freq == 0 or last)
-        )
-        if it % options.print_freq == 0 or last or tests:
+        """Print, evaluate and save when it is time; False if training shall stop."""
+        options, is_last = self.options, it == self.num_batches
+        evaluates = options.test_freq > 0 and not options.performance
+        evaluates = evaluates and (it % options.test_freq == 0 or is_last)
+        if it % options.print_freq == 0 or is_last or evaluates:
             self._print_line(it, epoch)
-        if tests:
-            self.evaluate_and_save()
+        if evaluates:
+            with phase("evaluation"):
+                self.evaluate_and_save()
             self._clock = time.perf_counter()
-        return not self._reached() and not (
-            options.performance and self._lines >= PERFORMANCE_LINES
-        )
+        is_measured = options.performance and self._lines >= PERFORMANCE_LINES
+        return not (self._threshold_reached() or is_measured)
 
     def _print_line(self, it: int, epoch: int) -> None:
         loss = self.losses.mean()  # waits for the device, so the time below is the steps'
         now = time.perf_counter()
-        ms_per_it = (
-            1000 * (now - self._clock) / max(self._timed_steps, 1)
-            if self.options.print_time
-            else -1.0
-        )
+        ms_per_it = -1.0
+        if self.options.print_time:
+            ms_per_it = 1000 * (now - self._clock) / max(self._timed_steps, 1)
         self._clock, self._timed_steps = now, 0
         self._lines += 1
         self.progress.train_loss = loss
         self._warn_of_skipped_steps()
-        step = epoch * self.num_batches + it
-        self.reporter.training(it, self.num_batches, epoch, ms_per_it, loss, step)
+        where = StepPosition(it, self.num_batches, epoch)
+        self.reporter.training(where, ms_per_it, loss)
 
     def _warn_of_skipped_steps(self) -> None:
-        skipped, steps, scale = self.scale.skipped()
+        skipped, steps, scale = self.state.scale.take_skipped()
         if 2 * skipped > steps:
             self.reporter.say(
                 f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"
@@ -662,40 +550,36 @@ class Trainer:
             )
 
     def evaluate_and_save(self) -> None:
-        """Evaluate, report, and save where it is the best so far."""
+        """Evaluate, report, and save the model if it is the best so far."""
         best_before = self._best()
         self.evaluate_and_report()
-        if self.options.save_model and _better(self._best(), best_before):
+        if self.options.save_model and is_better(self._best(), best_before):
             self._save()
 
     def evaluate_and_report(self) -> None:
         """Evaluate; the best metrics so far include it."""
         progress, found = self.progress, self.evaluate()
-        progress.accuracy, progress.auc = found.accuracy, found.auc
-        if _better(found.accuracy, progress.best_accuracy):
-            progress.best_accuracy = found.accuracy
-        if _better(found.auc, progress.best_auc):
-            progress.best_auc = found.auc
-        where = (progress.iter, self.num_batches, progress.epoch)
-        step = progress.epoch * self.num_batches + progress.iter
-        best = (progress.best_accuracy, progress.best_auc)
-        self.reporter.evaluation(where, found, best, step)
+        progress.note_evaluation(found)
+        where = StepPosition(progress.iter, self.num_batches, progress.epoch)
+        self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc))
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Metrics over all evaluation rows, on every rank."""
-        workers = (
-            self.options.test_num_workers
-            if self.options.test_num_workers >= 0
-            else self.options.num_workers
-        )
-        loader = self._load(self.data.test, range(len(self.data.test)), workers)
+        """Metrics over all evaluation rows, on every rank.
+
+        Raises:
+            UserError: a prediction is nan.
+        """
+        options, data = self.options, self.data.test
+        own = options.test_num_workers >= 0
+        workers = options.test_num_workers if own else options.num_workers
+        chunking = self._chunking(data, evaluation_batch_size(options))
         scores = ScoreMeter(self.process)
-        for batch in loader:
-            for piece in self._pieces(batch, self.data.test, evaluation_batch_size(self.options)):
-                features = piece.decode(self.execution.triton)
-                predicted = self.model(features, piece.rows_per_rank)
-                count = piece.num_rows - piece.num_filled
+        for batch in self._load(data, range(len(data)), workers):
+            for chunk in chunking.chunks(batch):
+                features = chunk.decode(self.execution.triton)
+                predicted = self.model(features, chunk.rows_per_rank)
+                count = chunk.num_rows - chunk.num_padding
                 scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
@@ -703,35 +587,26 @@ class Trainer:
         return found
 
     def _save(self) -> None:
-        save_model_file(self.options.save_model, self.trained, self.progress)
+        save_model_file(self.options.save_model, self.state, self.progress)
         self.progress.saved = True
 
     def _best(self) -> float:
-        """The best value so far of what decides which model is saved; nan before the first."""
-        best_by_auc = self.options.mlperf_logging
-        return self.progress.best_auc if best_by_auc else self.progress.best_accuracy
+        """The best value so far of the metric that decides which model is saved."""
+        return self.progress.best(by_auc=self.options.mlperf_logging)
 
-    def _reached(self) -> bool:
-        """A threshold of --mlperf-*-threshold is reached."""
-        options, progress = self.options, self.progress
-        for name, threshold, best in (
-            ("accuracy", options.mlperf_acc_threshold, progress.best_accuracy),
-            ("auc", options.mlperf_auc_threshold, progress.best_auc),
-        ):
-            if 0 < threshold <= best:
-                self.reporter.say(
-                    f"{name} {best:.4f} has reached the threshold {threshold}: training stops"
-                )
-                return True
-        return False
-
-
-def _better(value: float, best: float) -> bool:
-    return value > best or (math.isnan(best) and not math.isnan(value))
+    def _threshold_reached(self) -> bool:
+        """Whether a threshold of --mlperf-*-threshold is reached, which is then reported."""
+        options = self.options
+        sentence = self.progress.threshold_reached(
+            options.mlperf_acc_threshold, options.mlperf_auc_threshold
+        )
+        if sentence:
+            self.reporter.say(sentence)
+        return bool(sentence)
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
-    """The numbers of an epoch's batches, in the order in which they are trained."""
+    """Numbers of an epoch's batches in the order in which they are trained."""
     if not options.mlperf_bin_shuffle:
         return range(num_batches)
     order: list[int] = (
@@ -747,48 +622,11 @@ def make_process(options: argparse.Namespace) -> Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
     process = this_process(device, options.local_rank, options.dist_backend or "")
-    make_execution(options, process.device)  # what is wrong with it is said now
+    Execution.from_options(options, process.device)  # raises its errors before data is prepared
     set_jit_compile(process.device, options.jit_compile)
     set_product_precision(process.device, options.tf32)
-    _check_graphs(options, process)
+    check_graphs(options, process)
     return process
-
-
-def _check_graphs(options: argparse.Namespace, process: Process) -> None:
-    """A recorded step has one shape, and all of it is the GPU's."""
-    if not options.cuda_graphs:
-        return
-    problems = {
-        f"needs --use-gpu: the device is {process.device.type}": process.device.type != "cuda",
-        "needs Criteo data (--data_path): other data's batches differ in shape": (
-            options.data_generation != "dataset"
-        ),
-        f"needs a --mini-batch-size that {process.world_size} ranks share evenly: got"
-        f" {options.mini_batch_size}": options.mini_batch_size % process.world_size > 0,
-        "does not go with --mlperf-grad-accum-iter above 1": options.mlperf_grad_accum_iter > 1,
-        f"needs --dist-backend=nccl: {process.backend} goes through the host": (
-            process.world_size > 1 and process.backend != "nccl"
-        ),
-    }
-    for message, is_problem in problems.items():
-        if is_problem:
-            raise UserError(f"--cuda-graphs {message}")
-
-
-def make_execution(options: argparse.Namespace, device: torch.device) -> Execution:
-    """How flags and device let the device be used."""
-    on_card = device.type != "cpu"
-    lower = lower_precision(device, options.amp)
-    return Execution(
-        lower=lower,
-        one_lookup=options.one_lookup,
-        fused_optimizer=options.fused_optimizer,
-        static_shapes=on_card and options.static_shapes,
-        pin_memory=on_card and options.pin_memory,
-        copy_stream=on_card and options.copy_stream,
-        triton=options.triton and has_triton(device, lower),
-        graphs=options.cuda_graphs,
-    )
 
 
 def evaluation_batch_size(options: argparse.Namespace) -> int:
@@ -799,39 +637,21 @@ def evaluation_batch_size(options: argparse.Namespace) -> int:
 
 
 def prepare_data(options: argparse.Namespace) -> Prepared | None:
-    """Criteo data on disk; all ranks make it together, in no collective."""
+    """Criteo data on disk, or None for other data; all ranks prepare it together."""
     if options.data_generation != "dataset":
         return None
-    return prepare(spec_from_options(options))
+    return prepare(DataSpec.from_options(options))
 
 
-def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> Data:
+def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> RunData:
     """Batches to train and to evaluate with."""
     if prepared is not None:
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
         sizes = (options.mini_batch_size, evaluation_batch_size(options))
-        return criteo_data(
+        return make_criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-    spec = RandomSpec(
-        num_rows=options.arch_embedding_size,
-        num_dense=options.arch_mlp_bot[0],
-        batch_size=options.mini_batch_size,
-        data_size=options.data_size,
-        num_batches=options.num_batches,
-        num_indices=options.num_indices_per_lookup,
-        num_indices_fixed=options.num_indices_per_lookup_fixed,
-        distribution=options.rand_data_dist,
-        minimum=options.rand_data_min,
-        maximum=options.rand_data_max,
-        mu=options.rand_data_mu,
-        sigma=options.rand_data_sigma,
-        round_targets=options.round_targets,
-        seed=options.numpy_rand_seed,
-        trace=options.data_trace_file if options.data_generation == "synthetic" else "",
-        trace_padding=options.data_trace_enable_padding,
-    )
-    return random_data(spec, process)
+    return make_random_data(RandomSpec.from_options(options), process)
 
 
 def seed_everything(options: argparse.Namespace) -> None:
@@ -843,20 +663,20 @@ def seed_everything(options: argparse.Namespace) -> None:
 
 
 def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
-    """The first rank speaks, the others are silent."""
+    """The reporter of this rank: the first one prints, the others are silent."""
     if not process.is_first:
         return Reporter()
     return Console(options.mlperf_logging, options.print_wall_time, options.tensor_board_filename)
 
 
 def print_debug(trainer: Trainer, title: str) -> None:
-    """--debug-mode: architecture, data and parameters, on the first rank."""
+    """Print architecture, data and parameters on the first rank, with --debug-mode."""
     if not trainer.options.debug_mode:
         return
-    state = full_state_dict(trainer.trained)
+    state = full_state_dict(trainer.state)
     if trainer.process.is_first:
         print(trainer.model.architecture)
-        print(describe(trainer.data.train, max_batches=10))
+        print(describe_batches(trainer.data.train, max_batches=10))
         print(f"{title} parameters (weights and bias):")
         for name, value in state.items():
             print(name, value.numpy(), sep="\n")
@@ -864,7 +684,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
 
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or evaluate with --inference-only; gives the exit status."""
+    """Train, or evaluate with --inference-only; returns the exit status."""
     options = parse_options(argv)
     process = make_process(options)
     if options.self_check:
@@ -874,7 +694,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check_only(options, prepared)
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
-    with joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
+    group = joined(process, options.enable_profiling)
+    with group, contextlib.closing(make_reporter(options, process)) as reporter:
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter)
@@ -884,7 +705,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.inference_only:
             trainer.evaluate_and_report()
             return 0
-        profiling = profiled(options.enable_profiling, process, trainer.phases(), reporter.say)
+        profiling = profiled(options.enable_profiling, process, reporter.say)
         with profiling as after_step:
             trainer.train(after_step)
         print_debug(trainer, "updated")
@@ -892,7 +713,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
-    """--dry-run: what main has checked so far, and that model and data fit."""
+    """End of a --dry-run: check that model and data fit."""
     if prepared is None:
         Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
     else:

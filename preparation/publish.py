@@ -41,7 +41,7 @@ def publish_files(
 def _rename_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
     """Give the files the original's flat names.
 
-    The rows come last: data counts as prepared once they are there (original_files.find_flat).
+    The rows come last: find_flat_files takes data that has them as prepared.
     """
     path = Path(f"{spec.raw}_fea_count.npz")
     if path.exists() or not os.access(path.parent, os.W_OK):  # not ours to overwrite

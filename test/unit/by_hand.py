@@ -5,7 +5,7 @@ from conftest import rows_of, train
 
 from common.errors import reports_errors
 from common.flags import ArgumentParser
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from data_utils import run
 from preparation.sizes import DEFAULT_SIZES
 
@@ -13,7 +13,7 @@ from preparation.sizes import DEFAULT_SIZES
 def spec(*argv):
     parser = ArgumentParser()
     add_data_options(parser)
-    return spec_from_options(parser.parse_args([str(word) for word in argv]))
+    return DataSpec.from_options(parser.parse_args([str(word) for word in argv]))
 
 
 def prepare(*argv, sizes=DEFAULT_SIZES):

@@ -58,7 +58,7 @@ def main():
     dlrm.Trainer = Watched
     if dist.get_world_size() > 1:  # several ranks' steps in pieces equal one rank's whole ones
         dlrm.CPU_PIECE_ROWS = 30
-    loss_scale.FIRST = float(os.environ.get("FIRST_SCALE", loss_scale.FIRST))
+    loss_scale.FIRST_SCALE = float(os.environ.get("FIRST_SCALE", loss_scale.FIRST_SCALE))
     found = {}
     for name, argv in json.loads(cases.read_text()).items():
         out = io.StringIO()
@@ -67,8 +67,8 @@ def main():
         trainer = Watched.latest
         facts = [None] * dist.get_world_size()
         mine = (
-            len(trainer.model.emb_l.weight),
-            trainer.data.train.rows_read,
+            len(trainer.model.emb_l.matrix.weight),
+            trainer.data.train.num_rows_read,
             trainer.rows_computed,
             (
                 sum(

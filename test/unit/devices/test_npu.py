@@ -26,7 +26,7 @@ from conftest import (
 from torch.utils import backend_registration
 
 from optim import loss_scale
-from optim.loss_scale import FIRST
+from optim.loss_scale import FIRST_SCALE
 
 EMULATED = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
 NPU = "--use-npu"
@@ -375,7 +375,7 @@ ON_RANKS = {
 
 def test_three_ranks_give_what_one_on_the_cpu_gives(folder, monkeypatch):
     """The scale of float16 begins so high that some steps overflow, on all ranks or on none."""
-    monkeypatch.setattr(loss_scale, "FIRST", 2.0**28)
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**28)
     cases = {"random": [*SMALL_MODEL, SELDOM]}
     cases |= {name: criteo_flags(folder / "data", flags) for name, flags in ON_RANKS.items()}
     tensor_board = "--tensor-board-filename="
@@ -385,7 +385,7 @@ def test_three_ranks_give_what_one_on_the_cpu_gives(folder, monkeypatch):
     program = ROOT / "test" / "unit" / "ranks_program.py"
     files = [folder / "ranks.json", folder / "ranks_results.json"]
     backend = "cpu:gloo,npu:hccl"
-    environment = EMULATED | {"OMP_NUM_THREADS": "1", "FIRST_SCALE": str(FIRST)}
+    environment = EMULATED | {"OMP_NUM_THREADS": "1", "FIRST_SCALE": str(FIRST_SCALE)}
     done = shell(*launch, program, *files, backend, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(files[1].read_text())

@@ -1,4 +1,4 @@
-"""Files of a work folder: complete or absent, made once by whoever comes first, mended."""
+"""Files of a work folder: complete or absent, made once, and made again if damaged."""
 
 import contextlib
 import errno
