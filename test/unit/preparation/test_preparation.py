@@ -168,45 +168,6 @@ def test_done_once_and_its_raw_files_may_go(data):
     assert names_in(data.folder) == ["a.prepared", "raw"]
 
 
-def test_flags_that_do_not_match_say_which_and_how_to_rebuild(data):
-    assert data.run("--max-ind-range=50").status == 0
-    for flags, words in (
-        (["--max-ind-range=60"], ("--max-ind-range = 50", "this run has 60")),
-        (["--max-ind-range=50", "--data-sub-sample-rate=0.5"], ("--data-sub-sample-rate = 0.0",)),
-        (["--max-ind-range=50", "--memory-map"], ("order on disk", "= file", "this run has total")),
-    ):
-        result = data.run(*flags)
-        assert result.status == 2 and result.err.count("\n") == 1
-        assert all(word in result.err for word in (*words, "delete", "--processed-data-file"))
-    assert data.run("--max-ind-range=50", "--numpy-rand-seed=9").status == 0, "nothing was drawn"
-    assert data.run("--max-ind-range=50", "--memory-map", "--data-randomize=none").status == 0
-
-
-def test_a_changed_source_and_a_further_day_are_noticed(data):
-    assert data.run().status == 0
-    shutil.copy(data.raw / "day_1", data.raw / "day_3")
-    result = data.run()
-    assert result.status == 2 and "made from 3 days, now there are 4" in result.err
-    os.remove(data.raw / "day_3")
-    with open(data.raw / "day_0", "a") as file:
-        file.write("\n")
-    result = data.run()
-    assert result.status == 2 and "day_0 is not the file" in result.err
-
-
-def test_damaged_prepared_data_is_noticed(data):
-    assert data.run().status == 0
-    folder = data.folder / "a.prepared"
-    with open(folder / "train.bin", "r+b") as file:
-        file.truncate(100)
-    result = data.run()
-    wanted = "train.bin is damaged (expected 2880 bytes, got 100)"
-    assert result.status == 2 and wanted in result.err
-    (folder / "meta.json").write_text("{}")
-    result = data.run()
-    assert result.status == 2 and "meta.json is damaged" in result.err
-
-
 def test_meta_says_what_it_was_made_from(data):
     files = data.bytes_of("--max-ind-range=9", "--data-sub-sample-rate=0.1")
     meta = json.loads(files["meta.json"])
@@ -220,23 +181,19 @@ def test_meta_says_what_it_was_made_from(data):
 # ---------------------------------------------------------------- mistakes
 
 
-def test_wrong_places_and_flags_are_one_line_and_make_no_folders(tmp_path):
-    write_days(tmp_path / "one", 1, 20)
-    write_days(tmp_path / "both", 2, 20)
-    shutil.copy(tmp_path / "both" / "day_0", tmp_path / "both" / "train.txt")
-    before = names_in(tmp_path)
-    for words, message in (
-        ([f"--data_path={tmp_path}/none"], "no such folder"),
-        ([f"--data_path={tmp_path}"], "neither day_0"),
-        ([f"--data_path={tmp_path}/one"], "only day_0"),
-        ([f"--data_path={tmp_path}/both"], "say --data-set=kaggle or terabyte"),
+@pytest.mark.parametrize(
+    "words, message",
+    [
         (["--data-set=kaggle"], "no data is named"),
-        ([f"--data_path={tmp_path}/one", "--max-ind-range=9999999999"], "--max-ind-range"),
-        (["--raw-data-file=/none/day", f"--processed-data-file={tmp_path}/new/a"], "/none/day"),
-    ):
-        result = prepare(*words)
-        assert result.status == 2 and result.err.count("\n") == 1 and message in result.err
-    assert names_in(tmp_path) == before
+        (["--raw-data-file=/none/day", "--processed-data-file={}/new/a"], "/none/day"),
+        (["--raw-data-file=/none/day", "--max-ind-range=9999999999"], "--max-ind-range"),
+    ],
+)
+def test_mistakes_are_one_line_and_make_no_folders(tmp_path, words, message):
+    """test_spec and test_raw_files have all others, test_prepared those of data that is there."""
+    result = prepare(*(word.format(tmp_path) for word in words))
+    assert result.status == 2 and result.err.count("\n") == 1 and message in result.err
+    assert names_in(tmp_path) == []
 
 
 def test_a_file_without_lines_is_refused_early(data):
