@@ -116,7 +116,7 @@ def _made_by_others(spec: DataSpec, error: Exception) -> Prepared:
 
 @dataclass(frozen=True)
 class Job:
-    """What all stages know: the data, the work folder and who does the work.
+    """The record that all stages share: which data, from which files, and who does the work.
 
     Attributes:
         spec: which data, and how it is prepared.

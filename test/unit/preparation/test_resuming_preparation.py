@@ -232,23 +232,18 @@ def test_ranks_share_the_work(data):
     """Each parses some, one of them tells of it, and the bytes are those of one process."""
     want = data.bytes_of(*TOTAL)
     notes = [data.folder / f"made_{rank}" for rank in range(3)]
-    ready = [data.folder / f"ready_{rank}" for rank in range(3)]
-
-    def first(rank):
-        ready[rank].touch()
-        wait_for(lambda: all(path.exists() for path in ready))
 
     def act(rank):
         def note(event, do):
             if event == ("rename", "parsed"):
-                time.sleep(0.05)
                 with open(notes[rank], "ab") as file:
                     file.write(b".")
+                wait_for(lambda: all(path.exists() for path in notes))
             return do()
 
         return note
 
-    results = ranks(data, 3, *TOTAL, first=first, act=act)
+    results = ranks(data, 3, *TOTAL, act=act)
     assert_ended_well(*results)
     assert data.take() == want
     text = "".join(each.out for each in results)
