@@ -30,6 +30,7 @@ from torch import nn
 
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, true_or_false
+from common.phases import each_in_phase, phase
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import add_data_options, spec_from_options
@@ -49,53 +50,58 @@ from dlrm_data_pytorch import (
 )
 from engine.loss_meter import LossMeter
 from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
-from engine.progress import Progress
+from engine.progress import Progress, is_better
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
-from engine.step_graph import StepGraph
-from model.batch import BagBatch, Batch, CriteoBatch, Features
+from engine.step import Accumulation, Chunking, StepParts, TrainingStep
+from engine.step_graph import check_graphs
+from model.batch import Batch, Features
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.exchange import Exchange, _AllToAll
+from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction
 from model.losses import make_loss
 from model.mlp import MLP
-from optim.dense import DenseUpdate, make_optimizer
+from optim.dense import make_dense_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
-from optim.row_optimizers import Rate
 from optim.update import Update
-from ranks import collectives
-from ranks.collectives import sum_over_ranks
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
+from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
-from reporting.phase_table import Phase
 from reporting.profiling import PROFILED_STEPS, profiled
 from reporting.reporter import Console, Reporter
 
-CPU_PIECE_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
 
 # ---------------------------------------------------------------- options
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; a bad or impossible one raises UserError."""
+    """Read and check the command line.
+
+    Raises:
+        UserError: a flag is wrong, or flags contradict one another.
+    """
+    options: argparse.Namespace = make_parser().parse_args(argv)
+    _refuse_unavailable(options)
+    _check_options(options)
+    if options.data_path:
+        options.data_generation = "dataset"
+    return options
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of all flags, in groups."""
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
     data = (_add_data, add_data_options)
     training = (_add_training, _add_device, _add_execution, _add_gpu)
     results = (_add_reporting, _add_model_files, _add_mlperf)
-    groups = (_add_model, _add_compressed, _add_loss, *data, *training, *results)
-    for add_group in groups:
+    for add_group in (_add_model, _add_compressed, _add_loss, *data, *training, *results):
         add_group(parser)
-    options = parser.parse_args(argv)
-    _refuse_unavailable(options)
-    _check_options(options)
-    if options.data_path:
-        options.data_generation = "dataset"
-    return options
+    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -286,7 +292,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if is_problem:
             raise UserError(message)
     _check_model_files(options)
-    _schedule(options)
+    LearningRateSchedule.from_options(options)
 
 
 def _check_model_files(options: argparse.Namespace) -> None:
@@ -299,11 +305,6 @@ def _check_model_files(options: argparse.Namespace) -> None:
         raise UserError(f"--save-model={options.save_model}: its folder {reason}")
     if options.save_model and Path(options.save_model).is_dir():
         raise UserError(f"--save-model={options.save_model} is a folder: name a file")
-
-
-def _schedule(options: argparse.Namespace) -> LearningRateSchedule:
-    steps = options.lr_num_warmup_steps, options.lr_decay_start_step, options.lr_num_decay_steps
-    return LearningRateSchedule(options.learning_rate, *steps)
 
 
 # ---------------------------------------------------------------- model
@@ -396,9 +397,14 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             update: what the backward pass does with the gradients; None: there is none.
         """
         sgd_lr = float(update.lr) if update is not None and update.dense_now else None
-        dense = self.bot_l(features.dense, sgd_lr)
-        pooled = self.emb_l(features.bags, rows_per_rank, update)
-        probability: torch.Tensor = self.top_l(self.interact(dense, pooled), sgd_lr)
+        with phase("MLPs"):
+            dense = self.bot_l(features.dense, sgd_lr)
+        with phase("embedding"):
+            pooled = self.emb_l(features.bags, rows_per_rank, update)
+        with phase("interaction"):
+            joined_vectors = self.interact(dense, pooled)
+        with phase("MLPs"):
+            probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
@@ -417,25 +423,8 @@ def make_interaction(architecture: Architecture, device: torch.device, triton: b
 # ---------------------------------------------------------------- training
 
 
-@dataclass(frozen=True)
-class _Update:
-    """What a step has to know of the update that it is a part of.
-
-    Args:
-        num_rows: of the batch, over all ranks; what fills it up is not counted.
-        group: batches that share the update.
-        lr: its rate.
-        is_due: this step makes it.
-    """
-
-    num_rows: int
-    group: int
-    lr: Rate
-    is_due: bool
-
-
 class Trainer:
-    """A model in training; knows when to print, test, save and stop."""
+    """A model in training: decides when to print, evaluate, save and stop."""
 
     def __init__(
         self,
@@ -446,47 +435,52 @@ class Trainer:
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
-        self.piece_rows = CPU_PIECE_ROWS if process.device.type == "cpu" else sys.maxsize
         self.execution = make_execution(options, process.device)
         self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
-        self.optimizer = make_optimizer(
-            options.optimizer, self.model.dense_parameters(), options.learning_rate,
-            self.execution.fused_optimizer,
-        )  # fmt: skip
-        self.scale = make_loss_scale(self.execution.lower, process.device)
-        # nothing to add up over ranks, nothing to remember: a gradient can be its own update
-        self._can_update_at_once = (
-            process.device.type == "cpu"
-            and process.world_size == 1
-            and options.optimizer == "sgd"
-            and self.execution.lower is None
-        )
-        self.schedule = _schedule(options)
-        self._lr = torch.zeros((), device=process.device)
-        self.dense_update = DenseUpdate(self.optimizer)
-        self.graph = (
-            StepGraph(process.device, self._step_to_record) if self.execution.graphs else None
-        )
-        self.loss = make_loss(
-            options.loss_function, options.loss_weights, process.device, self.execution.triton
-        )
-        self.losses = LossMeter(process)
-        self.progress = Progress()
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
-        self.trained = ModelState(
-            process, self.model, self.model.emb_l, self.optimizer, options.optimizer,
-            options.nepochs, self.num_batches, len(data.test), self.scale,
-        )  # fmt: skip
+        self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
+        self.schedule = LearningRateSchedule.from_options(options)
+        parts = self._make_parts()
+        self.step = TrainingStep(
+            parts, process, self.execution, self._chunking(data.train, options.mini_batch_size)
+        )
+        self.progress, self.losses = Progress(), LossMeter(process)
+        self.state = ModelState(
+            process=process,
+            model=self.model,
+            tables=self.model.emb_l,
+            dense_optimizer=parts.optimizer,
+            optimizer_name=options.optimizer,
+            num_epochs=options.nepochs,
+            num_batches=self.num_batches,
+            num_test_batches=len(data.test),
+            scale=parts.scale,
+        )
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
+
+    def _make_parts(self) -> StepParts:
+        options, device, execution = self.options, self.process.device, self.execution
+        parameters = self.model.dense_parameters()
+        return StepParts(
+            self.model,
+            make_loss(options.loss_function, options.loss_weights, device, execution.triton),
+            make_dense_optimizer(
+                options.optimizer, parameters, options.learning_rate, execution.fused_optimizer
+            ),
+            make_loss_scale(execution.lower, device),
+        )
+
+    def _chunking(self, data: BatchData, batch_size: int) -> Chunking:
+        return Chunking.of_data(len(data), batch_size, self.process, self.execution)
 
     def resume(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
         resume = not self.options.inference_only
         accumulate = self.options.mlperf_grad_accum_iter
-        self.progress = load_model_file(path, self.trained, accumulate, resume)
+        self.progress = load_model_file(path, self.state, accumulate, resume)
 
     def train(self, after_step: Callable[[], None]) -> None:
-        """All epochs that are left; ends early at a threshold or with --performance."""
+        """Train all epochs that are left; ends early at a threshold or with --performance."""
         progress = self.progress
         if progress.epoch >= self.options.nepochs - 1 and progress.iter >= self.num_batches:
             self.reporter.say(
@@ -494,7 +488,7 @@ class Trainer:
                 " --nepochs can be more"
             )
             return
-        if self._reached():
+        if self._threshold_reached():
             return
         for epoch in range(progress.epoch, self.options.nepochs):
             begin = progress.resume_iter if epoch == progress.epoch else 0
@@ -502,159 +496,70 @@ class Trainer:
                 break
         if self.options.save_model and not progress.saved and math.isnan(self._best()):
             self._save()  # no evaluation, of this run or of the one it continues, has chosen
-        if self.graph is not None:
-            self.graph.close()
-
-    def phases(self) -> list[Phase]:
-        """What --enable-profiling tells apart in a step.
-
-        Where the MLPs take their SGD step in the backward pass, it counts there.
-        """
-        model, exchange = self.model, self.model.emb_l.exchange
-        return [
-            Phase("load", sys.modules[__name__], "load_batches", each=True),
-            Phase("copy", Batch, "to"),
-            Phase("copy", CriteoBatch, "decode"),
-            Phase("copy", BagBatch, "decode"),
-            Phase("embedding", model.emb_l, "forward"),
-            Phase("MLPs", model.bot_l, "forward"),
-            Phase("MLPs", model.top_l, "forward"),
-            Phase("interaction", model.interact, "forward"),
-            Phase("backward", torch.Tensor, "backward"),
-            Phase("update", model.emb_l, "take_gradient"),
-            Phase("update", self, "_update_dense"),
-            Phase("graph", StepGraph, "_replay"),
-            Phase("exchange", exchange, "ids_to_tables"),
-            Phase("exchange", exchange, "vectors_to_rows"),
-            Phase("exchange", _AllToAll, "backward"),
-            Phase("exchange", collectives, "sum_over_ranks"),
-            Phase("evaluation", self, "evaluate_and_save", closed=True),
-        ]
+        self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
-        """Steps from batch `begin` on; False when training shall stop."""
+        """Train from batch `begin` on; False if training shall stop."""
         replayed = self.progress.iter if epoch == self.progress.epoch else 0
         self.reporter.begin_epoch(epoch, self.num_batches, begin)
         self._clock, self._timed_steps = time.perf_counter(), 0
         numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
-        loader = self._load(self.data.train, numbers, self.options.num_workers)
-        for it, batch in enumerate(loader, begin + 1):
+        batches = self._load(self.data.train, numbers, self.options.num_workers)
+        for it, batch in enumerate(batches, begin + 1):
             loss = self.train_step(batch, it)
             if it <= replayed:  # only to have the gradients of an unfinished accumulation again
                 continue
             self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
             self.progress.epoch, self.progress.iter = epoch, it
             self._timed_steps += 1
-            self.reporter.step()
+            self.reporter.end_step()
             after_step()
             if not self._after_step(it, epoch):
                 return False
         return True
 
     def train_step(self, batch: Batch, it: int) -> torch.Tensor:
-        """Forward, backward, and the update if it is due; gives this rank's share of the loss."""
-        accumulate = self.options.mlperf_grad_accum_iter
-        group = min(accumulate, self.num_batches - (it - 1) // accumulate * accumulate)
-        updates = it % accumulate == 0 or it == self.num_batches
+        """Train on batch `it` of the epoch, from 1; returns this rank's share of the loss."""
         lr = self.schedule.rate(self.progress.num_steps + 1)
-        for param_group in self.optimizer.param_groups if updates else ():
-            param_group["lr"] = lr  # model files have it wherever the step is taken
-        num_rows = sum(batch.rows_per_rank)
-        pieces = self._pieces(batch, self.data.train, self.options.mini_batch_size)
-        if self.graph is None:
-            share = self._step(pieces, _Update(num_rows, group, lr, updates))
-        else:
-            self._lr.fill_(lr)
-            share = self.graph.run(pieces[0], num_rows)
-            self.dense_update.count_step()
-        if updates:
-            self.progress.num_steps += 1
-            self.progress.resume_iter = it
+        is_due = self.accumulation.is_due(it)
+        share = self.step.run(batch, lr, self.accumulation.num_sharing(it), is_due)
+        if is_due:
+            self.progress.count_update(it)
         return share
 
-    def _step_to_record(self, batch: Batch, num_rows: int) -> torch.Tensor:
-        """A whole step; what changes from one to the next is on the device."""
-        return self._step([batch], _Update(num_rows, 1, self._lr, True))
-
-    def _step(self, pieces: Sequence[Batch], update: "_Update") -> torch.Tensor:
-        """As train_step, on a batch's pieces."""
-        updates = update.is_due
-        at_once = self._can_update_at_once and updates and update.group == len(pieces) == 1
-        divisor = update.num_rows * update.group
-        losses = []
-        for piece in pieces:  # all see the same rows, so these change with the last one
-            applied = Update(update.lr, updates and piece is pieces[-1], at_once, self.scale)
-            features = piece.decode(self.execution.triton)
-            self.scale.begin()
-            predicted = self.model(features, piece.rows_per_rank, applied)
-            self.scale.look()
-            loss, gradient = self.loss(predicted.detach(), features.label, piece.counts())
-            predicted.backward(self.scale.scaled(gradient.div_(divisor)))
-            self.scale.look()
-            losses.append(loss)
-        if updates and not at_once:
-            self._update_dense(applied)
-        return sum(losses[1:], losses[0]) / update.num_rows
-
-    def _pieces(self, batch: Batch, data: BatchData, batch_size: int) -> list[Batch]:
-        """What the model sees of a batch of `data` at a time, on the device."""
-        batch = batch.to(self.process.device)
-        if self.execution.static_shapes and len(data) > 1:  # one that is alone is like the others
-            return [batch.filled(-(-batch_size // self.process.world_size))]
-        return batch.pieces(self.piece_rows)
-
     def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
-        return load_batches(data, numbers, num_workers, self.process.device, self.execution)
-
-    def _update_dense(self, update: Update) -> None:
-        """And, where the loss is scaled, what waits for its overflows."""
-        parameters = self.model.dense_parameters()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        sum_over_ranks(self.process, [*gradients, *self.scale.over_ranks()])
-        self.scale.unscale_(gradients)
-        self.scale.zero_if_overflown(gradients)
-        if isinstance(update.lr, torch.Tensor):
-            self.dense_update.apply(update.lr)
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.model.emb_l.apply_kept(update)
-        self.scale.end()
+        batches = load_batches(data, numbers, num_workers, self.process.device, self.execution)
+        return each_in_phase("load", batches)
 
     def _after_step(self, it: int, epoch: int) -> bool:
-        """Print, evaluate and save where it is time; False when training shall stop."""
-        options, last = self.options, it == self.num_batches
-        tests = (
-            options.test_freq > 0
-            and not options.performance
-            and (it % options.test_freq == 0 or last)
-        )
-        if it % options.print_freq == 0 or last or tests:
+        """Print, evaluate and save when it is time; False if training shall stop."""
+        options, is_last = self.options, it == self.num_batches
+        evaluates = options.test_freq > 0 and not options.performance
+        evaluates = evaluates and (it % options.test_freq == 0 or is_last)
+        if it % options.print_freq == 0 or is_last or evaluates:
             self._print_line(it, epoch)
-        if tests:
-            self.evaluate_and_save()
+        if evaluates:
+            with phase("evaluation"):
+                self.evaluate_and_save()
             self._clock = time.perf_counter()
-        return not self._reached() and not (
-            options.performance and self._lines >= PERFORMANCE_LINES
-        )
+        is_measured = options.performance and self._lines >= PERFORMANCE_LINES
+        return not (self._threshold_reached() or is_measured)
 
     def _print_line(self, it: int, epoch: int) -> None:
         loss = self.losses.mean()  # waits for the device, so the time below is the steps'
         now = time.perf_counter()
-        ms_per_it = (
-            1000 * (now - self._clock) / max(self._timed_steps, 1)
-            if self.options.print_time
-            else -1.0
-        )
+        ms_per_it = -1.0
+        if self.options.print_time:
+            ms_per_it = 1000 * (now - self._clock) / max(self._timed_steps, 1)
         self._clock, self._timed_steps = now, 0
         self._lines += 1
         self.progress.train_loss = loss
         self._warn_of_skipped_steps()
-        step = epoch * self.num_batches + it
-        self.reporter.training(it, self.num_batches, epoch, ms_per_it, loss, step)
+        where = StepPosition(it, self.num_batches, epoch)
+        self.reporter.training(where, ms_per_it, loss)
 
     def _warn_of_skipped_steps(self) -> None:
-        skipped, steps, scale = self.scale.skipped()
+        skipped, steps, scale = self.state.scale.skipped()
         if 2 * skipped > steps:
             self.reporter.say(
                 f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"
@@ -662,40 +567,36 @@ class Trainer:
             )
 
     def evaluate_and_save(self) -> None:
-        """Evaluate, report, and save where it is the best so far."""
+        """Evaluate, report, and save the model if it is the best so far."""
         best_before = self._best()
         self.evaluate_and_report()
-        if self.options.save_model and _better(self._best(), best_before):
+        if self.options.save_model and is_better(self._best(), best_before):
             self._save()
 
     def evaluate_and_report(self) -> None:
         """Evaluate; the best metrics so far include it."""
         progress, found = self.progress, self.evaluate()
-        progress.accuracy, progress.auc = found.accuracy, found.auc
-        if _better(found.accuracy, progress.best_accuracy):
-            progress.best_accuracy = found.accuracy
-        if _better(found.auc, progress.best_auc):
-            progress.best_auc = found.auc
-        where = (progress.iter, self.num_batches, progress.epoch)
-        step = progress.epoch * self.num_batches + progress.iter
-        best = (progress.best_accuracy, progress.best_auc)
-        self.reporter.evaluation(where, found, best, step)
+        progress.note_evaluation(found)
+        where = StepPosition(progress.iter, self.num_batches, progress.epoch)
+        self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc))
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Metrics over all evaluation rows, on every rank."""
-        workers = (
-            self.options.test_num_workers
-            if self.options.test_num_workers >= 0
-            else self.options.num_workers
-        )
-        loader = self._load(self.data.test, range(len(self.data.test)), workers)
+        """Metrics over all evaluation rows, on every rank.
+
+        Raises:
+            UserError: a prediction is nan.
+        """
+        options, data = self.options, self.data.test
+        own = options.test_num_workers >= 0
+        workers = options.test_num_workers if own else options.num_workers
+        chunking = self._chunking(data, evaluation_batch_size(options))
         scores = ScoreMeter(self.process)
-        for batch in loader:
-            for piece in self._pieces(batch, self.data.test, evaluation_batch_size(self.options)):
-                features = piece.decode(self.execution.triton)
-                predicted = self.model(features, piece.rows_per_rank)
-                count = piece.num_rows - piece.num_filled
+        for batch in self._load(data, range(len(data)), workers):
+            for chunk in chunking.chunks(batch):
+                features = chunk.decode(self.execution.triton)
+                predicted = self.model(features, chunk.rows_per_rank)
+                count = chunk.num_rows - chunk.num_filled
                 scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
@@ -703,31 +604,22 @@ class Trainer:
         return found
 
     def _save(self) -> None:
-        save_model_file(self.options.save_model, self.trained, self.progress)
+        save_model_file(self.options.save_model, self.state, self.progress)
         self.progress.saved = True
 
     def _best(self) -> float:
-        """The best value so far of what decides which model is saved; nan before the first."""
-        best_by_auc = self.options.mlperf_logging
-        return self.progress.best_auc if best_by_auc else self.progress.best_accuracy
+        """The best value so far of the metric that decides which model is saved."""
+        return self.progress.best(by_auc=self.options.mlperf_logging)
 
-    def _reached(self) -> bool:
-        """A threshold of --mlperf-*-threshold is reached."""
-        options, progress = self.options, self.progress
-        for name, threshold, best in (
-            ("accuracy", options.mlperf_acc_threshold, progress.best_accuracy),
-            ("auc", options.mlperf_auc_threshold, progress.best_auc),
-        ):
-            if 0 < threshold <= best:
-                self.reporter.say(
-                    f"{name} {best:.4f} has reached the threshold {threshold}: training stops"
-                )
-                return True
-        return False
-
-
-def _better(value: float, best: float) -> bool:
-    return value > best or (math.isnan(best) and not math.isnan(value))
+    def _threshold_reached(self) -> bool:
+        """Whether training stops at a threshold of --mlperf-*-threshold, which is said."""
+        options = self.options
+        sentence = self.progress.threshold_reached(
+            options.mlperf_acc_threshold, options.mlperf_auc_threshold
+        )
+        if sentence:
+            self.reporter.say(sentence)
+        return bool(sentence)
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
@@ -750,29 +642,8 @@ def make_process(options: argparse.Namespace) -> Process:
     make_execution(options, process.device)  # what is wrong with it is said now
     set_jit_compile(process.device, options.jit_compile)
     set_product_precision(process.device, options.tf32)
-    _check_graphs(options, process)
+    check_graphs(options, process)
     return process
-
-
-def _check_graphs(options: argparse.Namespace, process: Process) -> None:
-    """A recorded step has one shape, and all of it is the GPU's."""
-    if not options.cuda_graphs:
-        return
-    problems = {
-        f"needs --use-gpu: the device is {process.device.type}": process.device.type != "cuda",
-        "needs Criteo data (--data_path): other data's batches differ in shape": (
-            options.data_generation != "dataset"
-        ),
-        f"needs a --mini-batch-size that {process.world_size} ranks share evenly: got"
-        f" {options.mini_batch_size}": options.mini_batch_size % process.world_size > 0,
-        "does not go with --mlperf-grad-accum-iter above 1": options.mlperf_grad_accum_iter > 1,
-        f"needs --dist-backend=nccl: {process.backend} goes through the host": (
-            process.world_size > 1 and process.backend != "nccl"
-        ),
-    }
-    for message, is_problem in problems.items():
-        if is_problem:
-            raise UserError(f"--cuda-graphs {message}")
 
 
 def make_execution(options: argparse.Namespace, device: torch.device) -> Execution:
@@ -853,7 +724,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
     """--debug-mode: architecture, data and parameters, on the first rank."""
     if not trainer.options.debug_mode:
         return
-    state = full_state_dict(trainer.trained)
+    state = full_state_dict(trainer.state)
     if trainer.process.is_first:
         print(trainer.model.architecture)
         print(describe(trainer.data.train, max_batches=10))
@@ -874,7 +745,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check_only(options, prepared)
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
-    with joined(process), contextlib.closing(make_reporter(options, process)) as reporter:
+    group = joined(process, options.enable_profiling)
+    with group, contextlib.closing(make_reporter(options, process)) as reporter:
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter)
@@ -884,7 +756,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.inference_only:
             trainer.evaluate_and_report()
             return 0
-        profiling = profiled(options.enable_profiling, process, trainer.phases(), reporter.say)
+        profiling = profiled(options.enable_profiling, process, reporter.say)
         with profiling as after_step:
             trainer.train(after_step)
         print_debug(trainer, "updated")

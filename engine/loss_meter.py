@@ -12,7 +12,10 @@ LOSSES_ON_DEVICE = 1024  # steps whose losses wait on the device before they are
 
 
 class LossMeter:
-    """Losses of steps, kept on the device until printed, so that a step does not wait for it."""
+    """Keeps the losses of steps on the device until they are printed.
+
+    So no step waits for the device.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -21,14 +24,14 @@ class LossMeter:
         self._sum, self._rows = 0.0, 0
 
     def add(self, share: torch.Tensor, rows: int, it: int, epoch: int) -> None:
-        """This rank's share of the mean loss of a step of `rows` rows."""
+        """Note this rank's share of the mean loss of a step of `rows` rows, over all ranks."""
         self._losses[len(self._steps)] = share
         self._steps.append((rows, it, epoch))
         if len(self._steps) == LOSSES_ON_DEVICE:
             self._read()
 
     def mean(self) -> float:
-        """The mean over all rows since the last call, of all ranks.
+        """The mean loss of all rows of all ranks since the last call; waits for the device.
 
         Raises:
             UserError: a step's loss was not finite; the first one is named.

@@ -19,6 +19,7 @@ from torch import nn
 from common.errors import RankError, UserError
 from engine.progress import Progress
 from model.embedding_tables import EmbeddingTables
+from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
 from ranks.collectives import send_to_first
 from ranks.process import Process
@@ -31,7 +32,7 @@ class ModelState:
     process: Process
     model: nn.Module
     tables: EmbeddingTables
-    dense_optimizer: torch.optim.Optimizer
+    dense_optimizer: DenseOptimizer
     optimizer_name: str
     num_epochs: int
     num_batches: int
@@ -323,13 +324,8 @@ def _load_dense(path: str, states: dict[int, Any], offset: int, trained: ModelSt
                 " give that --optimizer",
             )
         return
-    own = trained.dense_optimizer.state_dict()
-    dense = {}
-    for number, now in own["state"].items():
-        dense[number] = dict(states[offset + number])
-        if dense[number]["sum"].shape != now["sum"].shape:
-            raise ValueError(f"optimiser state {offset + number} has another shape")
-    trained.dense_optimizer.load_state_dict({"state": dense, "param_groups": own["param_groups"]})
+    dense = {number - offset: state for number, state in states.items() if number >= offset}
+    trained.dense_optimizer.load_state_dict(dense)
 
 
 def _state_of(path: str, state: dict[str, Any], name: str, trained: ModelState) -> torch.Tensor:

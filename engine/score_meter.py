@@ -1,8 +1,8 @@
 """Exact metrics of all scores of an evaluation, from one integer a row.
 
-A score in [0, 1] is a non-negative float, and the bits of such floats, read as an integer, are
-ordered as the floats are. So `bits * 2 + label` says all about a row in as many bytes as its score
-has, and sorting these keys sorts the scores without an index array.
+A score in [0, 1] is a non-negative float. The bits of such floats, read as integers, have the order
+of the floats. So the key `bits * 2 + label` holds everything about a row in as many bytes as its
+score, and sorting the keys sorts the rows by score without an index array.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,26 +13,25 @@ from ranks.collectives import from_first, gather_on_first, sum_over_ranks
 from ranks.process import Process
 from reporting.metrics import NAN, Metrics
 
-# Keys that travel, or are counted, at a time. What is made of them takes about 100 bytes a key at
-# most: 200 MB.
+# Keys that are sent or counted at a time. The tensors made from them take at most about 100 bytes a
+# key: 200 MB.
 KEYS_AT_A_TIME = 1 << 21
 KEY_OF = {torch.float32: torch.int32, torch.float64: torch.int64}
 SCORE_OF = {key: score for score, key in KEY_OF.items()}
 
 
 class ScoreMeter:
-    """Scores and labels of one evaluation: added batch by batch on the device, read once.
+    """Collects scores and labels of one evaluation on the device, batch by batch.
 
     Args:
-        process: this rank. Its device is where scores come from and, on rank 0, where keys are
-            sorted.
+        process: this rank. Scores come from its device, and on rank 0 keys are sorted there.
     """
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._keys: list[torch.Tensor] = []
-        # A card's host takes longer to start a batch's operators than the card to run them, so
-        # there batches wait for others; on the CPU they are noted while they lie in its cache.
+        # A host takes longer to start a batch's operators than a card takes to run them, so batches
+        # of a card wait for others. A CPU turns them into keys while they are in its cache.
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._num_waiting = 0
         self._rows_at_a_time = 0 if process.device.type == "cpu" else KEYS_AT_A_TIME
@@ -40,22 +39,22 @@ class ScoreMeter:
         self._counts = torch.zeros(5, dtype=torch.int64, device=process.device)
 
     def add(self, predicted: torch.Tensor, label: torch.Tensor) -> None:
-        """Note a batch, which must not change any more; nothing here waits for the device.
+        """Add a batch, which must not change any more; does not wait for the device.
 
         Args:
-            predicted: (b, 1) or (b,), in [0, 1]: float32 or float64, the same in all batches of all
-                ranks; narrower floats count as the float32 that they equal. A rank without rows of
-                a batch adds its empty share.
-            label: of that shape, on that device.
+            predicted: (b, 1) or (b,) scores in [0, 1], float32 or float64, the same type in all
+                batches of all ranks; narrower floats are widened to float32. A rank without rows
+                of a batch adds its empty share.
+            label: 0 or 1, of the same shape on the same device.
         """
         score, label = predicted.reshape(-1), label.reshape(-1)
         self._waiting.append((score if score.dtype == torch.float64 else score.float(), label))
         self._num_waiting += len(score)
         if self._num_waiting >= self._rows_at_a_time:
-            self._note()
+            self._make_keys()
 
-    def _note(self) -> None:
-        """Make keys of the batches that wait."""
+    def _make_keys(self) -> None:
+        """Turn the waiting batches into keys."""
         if not self._waiting:
             return
         score, label = (torch.cat(column) for column in zip(*self._waiting, strict=True))
@@ -66,30 +65,30 @@ class ScoreMeter:
             score.isfinite(),
             is_one | (label == 0),
             is_one,
-            (score > 0.5) == label,  # rounded half to even: 0.5 is a prediction of 0
+            (score > 0.5) == label,  # scores are rounded half to even, so 0.5 predicts 0
         )
-        # One sum each: a CPU's threads would share one over all facts, and on a busy machine wait
-        # a hundred times longer for one another than the sum takes.
+        # A sum for each fact: one sum over all of them would be shared by the CPU's threads, which
+        # on a busy machine wait for one another a hundred times longer than the sum takes.
         self._counts += torch.stack([fact.sum() for fact in facts])
         # abs: -0.0 is no smaller than 0.0, but its bits are
         self._keys.append(score.abs().view(KEY_OF[score.dtype]).mul_(2).add_(is_one))
 
     def metrics(self) -> Metrics:
-        """Metrics of all rows of all ranks since the meter was made; every rank calls this, once.
+        """Metrics of all rows of all ranks; every rank calls this once, after its last batch.
 
-        All is nan where a score is not finite. Where labels are not 0 and 1 only the accuracy
-        means something, and where they are all the same ap and auc do not exist: those are nan.
-        AUC is an exact count of pairs, ap and the log loss sums in float64.
+        If a score is not finite, all metrics are nan. If labels are not 0 and 1, all but the
+        accuracy are nan; if all labels are the same, ap and auc are. The AUC is an exact count of
+        pairs; ap and the log loss are sums in float64.
 
-        No rank waits long in a collective: one sum of a few numbers, the keys of the others sent to
-        rank 0 in parts, then a broadcast of eight numbers, for which the others wait while rank 0
-        sorts and counts: seconds for the 89 million rows of Criteo Terabyte's test half, where the
-        backends give up after minutes. If rank 0 fails instead, the wait ends with its process.
+        No rank waits long in a collective. A few numbers are summed, the other ranks send their
+        keys to rank 0 in parts, and then wait for a broadcast of eight numbers while rank 0 sorts
+        and counts. That takes seconds for the 89 million rows of Criteo Terabyte's test half, and
+        the backends give up after minutes. If rank 0 fails, the wait ends with its process.
 
         Raises:
-            AssertionError: no row was added, or a finite score lies outside [0, 1]; on all ranks.
+            AssertionError: no row was added, or a finite score is outside [0, 1]; on all ranks.
         """
-        self._note()
+        self._make_keys()
         counts, sizes = self._sum_counts()
         num_rows = sum(sizes)
         in_range, finite, binary, positives, right = counts
@@ -109,18 +108,18 @@ class ScoreMeter:
         return Metrics(*from_first(self._process, numbers))
 
     def _sum_counts(self) -> tuple[list[int], list[int]]:
-        """The counts over all ranks, and the rows of each rank."""
+        """The counts of all ranks together, and the number of rows of each rank."""
         sizes = torch.zeros(self._process.world_size, dtype=torch.int64)
         sizes[self._process.rank] = sum(len(keys) for keys in self._keys)
-        # On the host: how a device's backend sums int64 is nothing to depend on for a few numbers.
+        # on the host, as not every device's backend sums int64
         counts = self._counts.cpu()
         sum_over_ranks(self._process, [counts, sizes])
         return counts.tolist(), sizes.tolist()
 
     def _gather(self, sizes: Sequence[int]) -> torch.Tensor:
-        """Rank 0: the keys of all ranks, in any order, on its device; elsewhere this rank's own.
+        """On rank 0 the keys of all ranks, in any order, on its device; elsewhere this rank's own.
 
-        Besides these keys rank 0 holds a part of each rank at a time.
+        Rank 0 receives the keys in parts, and holds one part of each rank at a time beside them.
         """
         own = sizes[self._process.rank]
         first = self._process.is_first
@@ -139,10 +138,10 @@ class ScoreMeter:
 
 
 def _in_order(keys: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The keys, ascending, in parts that lie where they are best counted; `keys` is overwritten.
+    """The keys in ascending order, in parts on the device that counts them; overwrites `keys`.
 
-    The NPU sorts, but the counting is left to the host: it is float64 throughout, which the NPU may
-    lack or do through the host one operator at a time.
+    An NPU sorts, but the host counts: counting is in float64, which an NPU may lack or leave to the
+    host one operator at a time.
     """
     ordered = _sort(keys)
     for part in ordered.split(KEYS_AT_A_TIME):
@@ -150,53 +149,53 @@ def _in_order(keys: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _sort(keys: torch.Tensor) -> torch.Tensor:
-    """(n,) keys, ascending, on their device; `keys` is overwritten or left."""
+    """The (n,) keys in ascending order on their device; may overwrite `keys`."""
     if keys.device.type == "cpu":
-        # torch's sort also makes an int64 index a key; NumPy's works in place, with SIMD
+        # torch's sort also makes an int64 index for each key; NumPy's sorts in place, with SIMD
         keys.numpy().sort()
         return keys
     try:
         return torch.sort(keys).values
     except torch.OutOfMemoryError:
-        # tables may fill the card, and an index and work space take about 24 bytes a key
+        # tables may fill the card; the index and the work space of a sort take 24 bytes a key
         return _sort(keys.cpu())
 
 
 class Ranking:
-    """Sums over rows in the order of their scores; only counts carry over from part to part.
+    """Sums over rows in the order of their scores, a part of the rows at a time.
 
-    Rows of equal scores form a group. A group counts when the next one starts, for it may go on in
-    the next part. int64 holds all counts up to 4 billion rows: twice the pairs of a row of label 1
-    and one of label 0 are at most rows ** 2 / 2.
+    Rows of equal scores form a group. A group is counted when the next one starts, because it may
+    continue in the next part. int64 is wide enough for 4 billion rows: twice the number of pairs of
+    a row of label 1 and a row of label 0 is at most rows ** 2 / 2.
 
     Args:
-        num_rows: of all parts together.
-        positives: rows of label 1 among them.
+        num_rows: rows of all parts together.
+        positives: how many of them have label 1.
     """
 
     def __init__(self, num_rows: int, positives: int) -> None:
         self._num_rows, self._positives = num_rows, positives
-        self._passed = (0, 0)  # rows, and rows of label 1, of the parts so far
-        self._last: torch.Tensor | None = None  # bits of their last score
-        # (2, 1): rows, and rows of label 1, before the group that has not counted yet
+        self._passed = (0, 0)  # rows, and rows of label 1, in the parts so far
+        self._last: torch.Tensor | None = None  # bits of the last score so far
+        # (2, 1): rows, and rows of label 1, before the group that is not counted yet
         self._open = torch.zeros(2, 1, dtype=torch.int64)
         self._pairs_twice = 0
         self._precision = self._loss = 0.0
         self._rounded_up = self._found = 0
 
     def add(self, keys: torch.Tensor) -> None:
-        """Note the next part: (n,) keys, n > 0, ascending, none below those of earlier parts."""
+        """Add the next part: (n,) ascending keys, n > 0, none below those of earlier parts."""
         bits, label = keys >> 1, keys & 1
         score = bits.view(SCORE_OF[keys.dtype])
         self._add_rows(score, label)
         self._add_groups(bits, label)
 
     def _add_rows(self, score: torch.Tensor, label: torch.Tensor) -> None:
-        """What needs no order: the log loss, and what rounds to 1."""
+        """Add the sums that need no order: the log loss, and scores that round to 1."""
         up = score > 0.5
         self._rounded_up += int(up.sum())
         self._found += int((up & label.bool()).sum())
-        # clipped where scikit-learn clips: the loss of a wrong 0 or 1 is finite
+        # clipped as in scikit-learn, so that the loss of a wrong 0 or 1 is finite
         eps = torch.finfo(torch.float64).eps
         likelihood = torch.where(label == 1, score.double(), 1 - score.double())
         self._loss -= float(likelihood.clamp_(eps, 1 - eps).log_().sum())
@@ -207,31 +206,32 @@ class Ranking:
         starts = (bits != torch.cat([before, bits[:-1]])).nonzero().squeeze(1)
         ones = label.cumsum(0, dtype=torch.int64)
         ones_before = (ones - label)[starts]
-        self._close(torch.stack([starts + rows, ones_before + positives]))
+        self._count_groups(torch.stack([starts + rows, ones_before + positives]))
         self._passed = rows + len(bits), positives + int(ones[-1])
         self._last = bits[-1:]
 
-    def _close(self, starts: torch.Tensor) -> None:
-        """Count the open group and those that start at `starts` but the last, which is open now.
+    def _count_groups(self, starts: torch.Tensor) -> None:
+        """Count all groups but the last one, which becomes the open group.
 
         Args:
-            starts: (2, g) int64: rows, and rows of label 1, before each group.
+            starts: (2, g) int64: rows, and rows of label 1, before each group that starts now.
         """
         starts = torch.cat([self._open.to(starts.device), starts], dim=1)
         rows, ones = starts
         zeros = rows - ones
-        # scikit-learn's precision is over rows of this score or a better one
+        # scikit-learn's precision is over all rows of at least this score
         precision = (self._positives - ones[:-1]).double() / (self._num_rows - rows[:-1])
-        # a row of label 1 wins a pair with each lower row of label 0, half of one with an equal one
+        # a row of label 1 wins the pair with each lower row of label 0, and half of one with an
+        # equal row
         self._pairs_twice += int((ones.diff() * (zeros[:-1] + zeros[1:])).sum())
         self._precision += float((ones.diff() * precision).sum())
         self._open = starts[:, -1:]
 
     def metrics(self, right: int) -> Metrics:
-        """Metrics of all parts; right: rows whose rounded score is their label."""
+        """Metrics of all parts; `right` counts the rows whose rounded score is their label."""
         rows, positives = self._num_rows, self._positives
         negatives = rows - positives
-        self._close(torch.tensor([[rows], [positives]], device=self._open.device))
+        self._count_groups(torch.tensor([[rows], [positives]], device=self._open.device))
         one_class = positives == 0 or negatives == 0
         return Metrics(
             accuracy=right / rows,
@@ -246,5 +246,5 @@ class Ranking:
 
 
 def _share(part: int, whole: int) -> float:
-    """Part of the whole; 0 of nothing, as scikit-learn's zero_division=0."""
+    """The share of a part in the whole; 0 if the whole is 0 (scikit-learn's zero_division=0)."""
     return part / whole if whole else 0.0

@@ -1,7 +1,7 @@
 """--self-check: the whole program on a small job, on the device that is asked for.
 
-It says what the device and its libraries are, then trains 20 steps, evaluates, saves and loads, and
-compares with the CPU. What it prints is what a report of a fault needs.
+It prints the versions of the device and its libraries, trains 20 steps, evaluates, saves and loads,
+and compares the losses with the CPU's. A bug report needs just these lines.
 """
 
 import argparse
@@ -32,7 +32,7 @@ FLAGS = (
     " --mlperf-logging --tensor-board-filename= --lr-num-warmup-steps=0 --lr-num-decay-steps=0"
 ).split()
 NUM_ROWS = 16_000  # of three days; the first two have the rows of all steps
-# of the command line it takes these; the job, its files and its end are its own
+# flags that the check takes from the command line; the job, its files and its end are its own
 TAKEN = (
     "optimizer", "arch_interaction_op", "weighted_pooling", "num_workers", "amp", "fused_optimizer",
     "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
@@ -41,25 +41,28 @@ TAKEN = (
 OF_A_CARD = ("use_npu", "use_gpu", "tf32", "cuda_graphs")  # refused on the CPU
 SWITCHES = (*OF_A_CARD, "arch_interaction_itself")
 RATE = {"sgd": 0.5, "adagrad": 0.01, "rwsadagrad": 0.01}
-# of a loss, beside the CPU's in float32
+# relative difference of a loss from the CPU's in float32
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2, "tf32": 1e-2}
 
 Program = Callable[[Sequence[str]], int]
 
 
 class _FailedError(Exception):
-    """A check's finding that is not as it has to be."""
+    """A check has failed."""
 
 
 @dataclass
 class SelfCheck:
-    """The checks, in order; each one uses what those before it left.
+    """The checks; each one uses the files and the log of those before it.
 
     Args:
         program: main(argv) of the program.
         process: this rank.
         options: of the command line.
-        folder: for data and model; all ranks have the same.
+        folder: for data and model, the same on all ranks.
+
+    Attributes:
+        trained: the log of the training run.
     """
 
     program: Program
@@ -69,7 +72,7 @@ class SelfCheck:
     trained: LogSummary = field(default_factory=LogSummary)
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
-        """(name, what makes the check and tells its finding)."""
+        """Name and function of each check, in order; the function returns its finding."""
         yield "data", self._data
         yield f"{STEPS} steps", self._steps
         yield "evaluation", self._evaluation
@@ -82,13 +85,13 @@ class SelfCheck:
         return self.folder / "DLRM.pth"
 
     def _flags(self) -> list[str]:
-        """What is taken of the command line."""
+        """The flags that are taken from the command line."""
         values = {name: getattr(self.options, name) for name in TAKEN}
         given = [f"--{name}={value}" for name, value in values.items() if value is not None]
         return [*given, *(f"--{name}" for name in SWITCHES if getattr(self.options, name))]
 
     def _run(self, *flags: str, on_cpu: bool = False) -> LogSummary:
-        """The lines of a run of the program; elsewhere than on the first rank there are none."""
+        """Run the program and read its log, which only the first rank prints."""
         out, err = io.StringIO(), io.StringIO()
         rate = f"--learning-rate={RATE[self.options.optimizer]}"
         words = [*self._flags(), *FLAGS, rate]
@@ -105,7 +108,7 @@ class SelfCheck:
     def _data(self) -> str:
         if self.process.is_first:
             make_demo(Demo(self.folder / "data", NUM_ROWS, num_days=3, seed=1))
-        from_first(self.process, [0.0])  # the others wait for it
+        from_first(self.process, [0.0])  # the other ranks wait for the data
         return f"{NUM_ROWS} rows"
 
     def _steps(self) -> str:
@@ -130,7 +133,7 @@ class SelfCheck:
         return f"auc {auc:.4f}"
 
     def _save(self) -> str:
-        from_first(self.process, [0.0])  # the others come here before it is written
+        from_first(self.process, [0.0])  # the other ranks may be here before the file is written
         if not self._model.is_file():
             raise _FailedError("there is no model file")
         return f"{self._model.stat().st_size / 1e6:.1f} MB"
@@ -158,11 +161,11 @@ class SelfCheck:
 
 
 def run_self_check(program: Program, process: Process, options: argparse.Namespace) -> int:
-    """Make the checks and print PASS, or FAIL and why; gives the exit status, 0 or 1.
+    """Make the checks and print PASS, or FAIL and the reason; returns the exit status, 0 or 1.
 
     Args:
-        program: main(argv).
-        process: this rank; several make the checks together.
+        program: main(argv) of the program.
+        process: this rank; several ranks make the checks together.
         options: of the command line.
     """
 
@@ -183,12 +186,12 @@ def run_self_check(program: Program, process: Process, options: argparse.Namespa
 
 
 def _passes(name: str, check: Callable[[], str], say: Callable[[str], None]) -> bool:
-    """Make one check and tell its finding; False, and why on this rank, where it fails."""
+    """Make one check and print its finding; False if it fails, with the reason on this rank."""
     try:
         finding = check()
     except Exception as error:
         if says_that_a_rank_has_gone(error):
-            return False  # that one says why
+            return False  # that rank says why
         if not isinstance(error, (_FailedError, UserError)):
             traceback.print_exc()
         what = " ".join(str(error).split()) or type(error).__name__
@@ -200,7 +203,7 @@ def _passes(name: str, check: Callable[[], str], say: Callable[[str], None]) -> 
 
 @contextlib.contextmanager
 def _shared_folder(process: Process) -> Iterator[Path]:
-    """A new folder of all ranks of this machine, removed at the end."""
+    """A new folder for all ranks of this machine, removed at the end."""
     own = tempfile.mkdtemp(prefix="dlrm_self_check_") if process.is_first else ""
     folder = Path(text_from_first(process, own))
     try:

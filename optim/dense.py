@@ -1,70 +1,169 @@
-"""The dense parameters' optimiser."""
+"""Optimisers of the dense parameters: both MLPs, held alike by all ranks.
+
+They follow torch.optim's SGD and Adagrad to the bit and have its state_dict, but do not use it:
+making one of torch's optimisers imports torch._dynamo, which no step needs and which takes 1.3 s.
+"""
 
 import importlib
-import importlib.metadata
-import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from optim.row_optimizers import Rate
 
-def make_optimizer(
-    name: str, parameters: Sequence[torch.nn.Parameter], lr: float, fused: bool
-) -> torch.optim.Optimizer:
-    """The optimiser of the dense parameters: sgd; adagrad for adagrad and rwsadagrad.
+# torch.optim's settings by name and default: a model file of the original has all of them
+_COMMON_SETTINGS = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
+SGD_SETTINGS = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
+ADAGRAD_SETTINGS = {"lr_decay": 0, "eps": 1e-10, "weight_decay": 0, "initial_accumulator_value": 0}
+
+
+class DenseOptimizer:
+    """Plain SGD, and the base of the others.
 
     Args:
-        name: of --optimizer.
         parameters: on one device.
-        lr: learning rate.
-        fused: one kernel for all parameters, where the device has one: torch_npu's NpuFusedSGD
-            (torch_npu.optim in the API reference of the Ascend Extension for PyTorch), torch's own
-            on a GPU. There is none for Adagrad.
-    """
-    device_type = parameters[0].device.type
-    foreach = None if device_type == "cpu" else True  # a kernel for lists of tensors
-    if name != "sgd":
-        return torch.optim.Adagrad(parameters, lr=lr, foreach=foreach)
-    if fused and device_type == "npu":
-        optimizer: torch.optim.Optimizer = importlib.import_module("torch_npu").optim.NpuFusedSGD(
-            parameters, lr=lr
-        )
-        return optimizer
-    if fused and device_type == "cuda":
-        return torch.optim.SGD(parameters, lr=lr, fused=True)
-    return torch.optim.SGD(parameters, lr=lr, foreach=foreach)
+        lr: learning rate, a number, until `lr` is set anew.
+        fused: one kernel updates all parameters.
 
-
-class DenseUpdate:
-    """What `optimizer.step()` does, for torch.optim's SGD (without momentum) and Adagrad.
-
-    Args:
-        optimizer: its parameters and its state are updated; its own rate is not looked at.
+    Attributes:
+        parameters: as given.
+        lr: rate of the last step; model files have it, `update` does not look at it.
+        state: of each parameter, by name.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._is_adagrad = isinstance(optimizer, torch.optim.Adagrad)
+    settings: dict[str, Any] = SGD_SETTINGS
 
-    def apply(self, lr: torch.Tensor) -> None:
-        """Update the parameters that have gradients.
+    def __init__(
+        self, parameters: Sequence[torch.nn.Parameter], lr: float, fused: bool = False
+    ) -> None:
+        self.parameters, self.lr, self._fused = list(parameters), lr, fused
+        self.state: list[dict[str, torch.Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, lr: Rate) -> None:
+        """Update the parameters that have gradients, and forget these.
 
         Args:
-            lr: (), on their device.
+            lr: learning rate, a number or () on the parameters' device.
         """
-        group = self._optimizer.param_groups[0]
-        parameters = [p for p in group["params"] if p.grad is not None]
-        steps = [p.grad for p in parameters]
-        with torch.no_grad():
-            if self._is_adagrad:
-                sums = [self._optimizer.state[p]["sum"] for p in parameters]
-                torch._foreach_addcmul_(sums, steps, steps)
-                roots = torch._foreach_sqrt(sums)
-                torch._foreach_add_(roots, group["eps"])
-                steps = list(torch._foreach_div(steps, roots))
-            torch._foreach_add_(parameters, torch._foreach_mul(steps, -lr))
+        parameters: list[torch.Tensor] = [p for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if parameters:
+            self._apply(parameters, gradients, lr)
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _apply(
+        self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], lr: Rate
+    ) -> None:
+        if isinstance(lr, torch.Tensor):
+            torch._foreach_add_(parameters, torch._foreach_mul(gradients, -lr))
+        elif self._fused:
+            torch._fused_sgd_(
+                parameters,
+                gradients,
+                [],
+                lr=lr,
+                weight_decay=0.0,
+                momentum=0.0,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=True,
+            )
+        else:
+            torch._foreach_add_(parameters, gradients, alpha=-lr)
 
     def count_step(self) -> None:
-        """Note on the host that a step was made: Adagrad's state has their number."""
-        if self._is_adagrad:
-            torch._foreach_add_([state["step"] for state in self._optimizer.state.values()], 1)
+        """Note on the host that a recorded step was replayed: Adagrad's state counts steps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and settings in the form of torch.optim's state_dict."""
+        numbers = list(range(len(self.parameters)))
+        group = {"lr": self.lr} | self.settings | _COMMON_SETTINGS | {"params": numbers}
+        return {"state": dict(enumerate(self.state)), "param_groups": [group]}
+
+    def load_state_dict(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
+        """Take over each parameter's state, by its number; other devices' tensors are copied.
+
+        Raises:
+            KeyError, ValueError: a parameter's state is missing or has another shape.
+        """
+        for number, own in enumerate(self.state):
+            for name, value in own.items():
+                found = torch.as_tensor(state[number][name])  # older torch counts steps as numbers
+                if found.shape != value.shape:
+                    raise ValueError(f"optimiser state {number} has another shape")
+                value.copy_(found)
+
+
+class DenseAdagrad(DenseOptimizer):
+    """Adagrad (Duchi et al., 2011): sum += gradient^2; p -= lr * gradient / (sqrt(sum) + eps)."""
+
+    settings = ADAGRAD_SETTINGS
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.state = [
+            {"step": torch.zeros(()), "sum": torch.zeros_like(p, requires_grad=False)}
+            for p in self.parameters
+        ]
+
+    def _apply(
+        self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], lr: Rate
+    ) -> None:
+        has_gradient = [p.grad is not None for p in self.parameters]
+        states = [state for state, has in zip(self.state, has_gradient, strict=True) if has]
+        sums = [state["sum"] for state in states]
+        torch._foreach_addcmul_(sums, gradients, gradients)
+        roots = torch._foreach_sqrt(sums)
+        torch._foreach_add_(roots, ADAGRAD_SETTINGS["eps"])
+        if isinstance(lr, torch.Tensor):
+            steps = torch._foreach_mul(torch._foreach_div(gradients, roots), -lr)
+            torch._foreach_add_(parameters, steps)
+        else:
+            torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
+            torch._foreach_add_([state["step"] for state in states], 1)
+
+    def count_step(self) -> None:
+        """One more step: a recorded one cannot count on the host."""
+        torch._foreach_add_([state["step"] for state in self.state], 1)
+
+
+class NpuFusedSGD(DenseOptimizer):
+    """torch_npu's one kernel for all parameters.
+
+    torch_npu.optim in the API reference of the Ascend Extension for PyTorch.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, lr)
+        module = importlib.import_module("torch_npu")
+        self._optimizer = module.optim.NpuFusedSGD(self.parameters, lr=lr)
+
+    def update(self, lr: Rate) -> None:
+        """Update the parameters that have gradients, and forget these."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def make_dense_optimizer(
+    name: str, parameters: Sequence[torch.nn.Parameter], lr: float, fused: bool
+) -> DenseOptimizer:
+    """The optimiser of the dense parameters.
+
+    Args:
+        name: of --optimizer: sgd, or adagrad or rwsadagrad, for which it is Adagrad.
+        parameters: on one device.
+        lr: learning rate.
+        fused: SGD is one kernel if the device has one: torch_npu's, or torch's own on a GPU.
+    """
+    device_type = parameters[0].device.type
+    if name != "sgd":
+        return DenseAdagrad(parameters, lr)
+    if fused and device_type == "npu":
+        return NpuFusedSGD(parameters, lr)
+    return DenseOptimizer(parameters, lr, fused and device_type == "cuda")

@@ -1,5 +1,6 @@
 """Learning rate, as in MLPerf's DLRM: linear warm-up, polynomial decay of power 2, constant."""
 
+import argparse
 from dataclasses import dataclass
 
 from common.errors import UserError
@@ -22,6 +23,16 @@ class LearningRateSchedule:
     num_warmup: int = 0
     decay_start: int = 0
     num_decay: int = 0
+
+    @classmethod
+    def from_options(cls, options: argparse.Namespace) -> "LearningRateSchedule":
+        """The schedule of --learning-rate and the --lr-* flags."""
+        return cls(
+            options.learning_rate,
+            options.lr_num_warmup_steps,
+            options.lr_decay_start_step,
+            options.lr_num_decay_steps,
+        )
 
     def __post_init__(self) -> None:
         if self.num_decay > 0 and self.decay_start < self.num_warmup:

@@ -68,10 +68,17 @@ def _backend_for(device_type: str, backend: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(process: Process) -> Iterator[None]:
+def joined(process: Process, profiles: bool = False) -> Iterator[None]:
     """Join the ranks in a process group for the time of the block.
 
-    One that exists already is used and left alone.
+    A group that exists already is used and left alone.
+
+    Args:
+        process: this rank.
+        profiles: torch's profiler is used in the block.
+
+    Raises:
+        RankError: another rank has ended.
     """
     if process.world_size == 1 or dist.is_initialized():
         yield
@@ -80,10 +87,13 @@ def joined(process: Process) -> Iterator[None]:
     # nccl and hccl take no CPU tensors, and what is saved or scored travels as such
     mixed = process.backend in ("nccl", "hccl")
     backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
-    # torch.optim imports this, and modules below it keep the group that exists when they are
-    # imported. Gloo's threads then outlive destroy_process_group and, when Python shuts down under
-    # them, end the process with SIGABRT ("terminate called without an active exception").
-    importlib.import_module("torch._dynamo")
+    if profiles or own == "npu":
+        # torch.profiler and torch_npu's optimiser import torch._dynamo, and modules below it keep
+        # the group that exists when they are imported. Gloo's threads then outlive
+        # destroy_process_group and, when Python shuts down under them, end the process with SIGABRT
+        # ("terminate called without an active exception"). Nothing else here imports it: it takes
+        # 1.3 s of each start.
+        importlib.import_module("torch._dynamo")
     dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
     try:
         yield

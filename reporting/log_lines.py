@@ -1,31 +1,45 @@
 """Log lines of training and evaluation: frozen, scripts cut them with awk."""
 
+from dataclasses import dataclass
+
 from reporting.metrics import Metrics
 
 
-def training_line(
-    it: int, num_batches: int, epoch: int, ms_per_it: float, loss: float, wall_time: str = ""
-) -> str:
-    """Comma-field 2 holds ms/it, 3 the loss."""
+@dataclass(frozen=True)
+class StepPosition:
+    """A step of a run: step `it` of `num_batches` in an epoch, steps from 1, epochs from 0."""
+
+    it: int
+    num_batches: int
+    epoch: int
+
+    @property
+    def step(self) -> int:
+        """The number of the step over all epochs, from 1."""
+        return self.epoch * self.num_batches + self.it
+
+    def __str__(self) -> str:
+        return f"{self.it}/{self.num_batches} of epoch {self.epoch}"
+
+
+def training_line(where: StepPosition, ms_per_it: float, loss: float, wall_time: str = "") -> str:
+    """A line of training: comma-field 2 holds ms/it, 3 the loss."""
     clock = f" ({wall_time})" if wall_time else ""
-    return (
-        f"Finished training it {it}/{num_batches} of epoch {epoch}, {ms_per_it:.2f} ms/it,"
-        f" loss {loss:.6f}{clock}"
-    )
+    return f"Finished training it {where}, {ms_per_it:.2f} ms/it, loss {loss:.6f}{clock}"
 
 
-def testing_line(it: int, num_batches: int, epoch: int) -> str:
-    """Stands before the line of an evaluation."""
-    return f"Testing at - {it}/{num_batches} of epoch {epoch},"
+def evaluation_line(where: StepPosition) -> str:
+    """The line before the metrics of an evaluation."""
+    return f"Testing at - {where},"
 
 
 def accuracy_line(metrics: Metrics, best_accuracy: float) -> str:
-    """An evaluation without --mlperf-logging."""
+    """The metrics of an evaluation without --mlperf-logging."""
     return f" accuracy {metrics.accuracy * 100:.3f} %, best {best_accuracy * 100:.3f} %"
 
 
 def metrics_line(metrics: Metrics, best_accuracy: float, best_auc: float) -> str:
-    """An evaluation with --mlperf-logging: blank-field 10 holds the AUC."""
+    """The metrics of an evaluation with --mlperf-logging: blank-field 10 holds the AUC."""
     return (
         f"recall {metrics.recall:.4f}, precision {metrics.precision:.4f},"
         f" f1 {metrics.f1:.4f}, ap {metrics.ap:.4f},"
@@ -35,5 +49,5 @@ def metrics_line(metrics: Metrics, best_accuracy: float, best_auc: float) -> str
 
 
 def calibration_line(metrics: Metrics) -> str:
-    """Follows every evaluation's line: what the original does not print."""
+    """The line after the metrics of every evaluation, which the original does not print."""
     return f"log loss {metrics.log_loss:.6f}, base rate {metrics.base_rate:.6f}"

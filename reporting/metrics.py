@@ -1,4 +1,4 @@
-"""What an evaluation finds: its metrics, and what they should make a user wary of."""
+"""Metrics of an evaluation, and warnings about them."""
 
 import math
 from dataclasses import dataclass, fields
@@ -24,12 +24,12 @@ class Metrics:
     base_rate: float = NAN
 
     def numbers(self) -> list[float]:
-        """The values in the order of the fields: `Metrics(*numbers)` is the way back."""
+        """The values in the order of the fields, so that `Metrics(*numbers)` equals this one."""
         return [getattr(self, field.name) for field in fields(self)]
 
 
 def remark(metrics: Metrics) -> str:
-    """What a user should be told about the metrics; empty if nothing."""
+    """A warning that the user should see with the metrics; empty if there is none."""
     if math.isnan(metrics.base_rate):
         return (
             "labels are not 0 and 1 (--round-targets=true makes them so):"

@@ -5,55 +5,37 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
+
+from common.phases import CLOSED_PHASES, PHASES
 
 OTHER = "other"  # the row of the time of a step that is in no phase
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A method whose calls are a phase of a training step; several of them may share a name.
-
-    Args:
-        name: of the row in the table and of the range in the trace.
-        owner: the object, nn.Module or module of Python that has the method; a class where the
-            objects are made anew in each step.
-        method: its name.
-        each: it gives an iterable, and the phase is the making of each item.
-        closed: phases inside it are not counted, their time is its own.
-    """
-
-    name: str
-    owner: Any
-    method: str
-    each: bool = False
-    closed: bool = False
-
-
-@dataclass(frozen=True)
 class Range:
-    """Time of a name, from begin to end in us."""
+    """The time from begin to end, in us, of a phase or a step."""
 
     name: str
     begin: float
     end: float
 
     def within(self, whole: "Range") -> "Range":
-        """The part of it in `whole`; its end is not after its begin where there is none."""
+        """The part of it in `whole`; if there is none, its end is not after its begin."""
         return Range(self.name, max(self.begin, whole.begin), min(self.end, whole.end))
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What the profiler saw.
+    """Steps and phases as the profiler measured them.
 
     Attributes:
-        steps: the whole ones, in order.
-        calls: of the phases, on any thread.
-        launches: (when an operator began, device time of what it launched) in us; none on a CPU.
+        steps: whole steps, in order.
+        calls: of phases, on any thread.
+        launches: (when an operator began, device time of the kernels that it launched) in us; none
+            on a CPU.
     """
 
     steps: Sequence[Range]
@@ -63,7 +45,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Row:
-    """A phase in the mean step: calls (None: it is no phase), host and device time in ms."""
+    """A row of the table: calls in the mean step (None: it is no phase), host and device ms."""
 
     name: str
     calls: float | None
@@ -72,10 +54,10 @@ class Row:
 
 
 def timeline(ranges: Sequence[Range]) -> list[Range]:
-    """Ranges that overlap -> ranges in order that do not: each instant is of one name.
+    """Turn ranges that overlap into ranges that do not, in order.
 
-    Of those open at an instant, on whatever threads, the last begun has it: autograd may update
-    the tables on a thread of its own while `backward` waits on another.
+    An instant belongs to the range that began last among those that are open then, on any thread:
+    autograd may update the tables on a thread of its own while `backward` waits on another.
     """
     marks = sorted(
         mark
@@ -96,7 +78,7 @@ def timeline(ranges: Sequence[Range]) -> list[Range]:
 
 
 def _without_inner(calls: Sequence[Range], closed: set[str]) -> list[Range]:
-    """Without those that began inside a call of a closed phase."""
+    """The calls that did not begin inside a call of a closed phase."""
     outer = [call for call in calls if call.name in closed]
     return [
         call
@@ -106,25 +88,25 @@ def _without_inner(calls: Sequence[Range], closed: set[str]) -> list[Range]:
 
 
 def _device_times(recording: Recording, parts: Sequence[Range], whole: Range) -> dict[str, float]:
-    """Device time in us of each phase: it is of the phase that launched it."""
+    """Device time in us by phase: a kernel counts for the phase that launched it."""
     begins = [part.begin for part in parts]
     times: defaultdict[str, float] = defaultdict(float)
     for when, us in recording.launches:
         if whole.begin <= when < whole.end:
-            place = bisect_right(begins, when) - 1
-            inside = place >= 0 and when < parts[place].end
-            times[parts[place].name if inside else OTHER] += us
+            last = bisect_right(begins, when) - 1
+            inside = last >= 0 and when < parts[last].end
+            times[parts[last].name if inside else OTHER] += us
     return times
 
 
-def phase_rows(phases: Sequence[Phase], recording: Recording) -> list[Row]:
-    """The phases' rows, that of other time, and the step's, which is the sum of all.
+def phase_rows(recording: Recording) -> list[Row]:
+    """A row for each of PHASES, one for all other time, and one for the step, which is their sum.
 
-    The mean is of the steps after the first, which warms up; of that one where there is no other.
+    They are means over the steps after the first one, which warms up; over that one if it is alone.
     """
     steps = recording.steps[1:] or recording.steps
     whole = Range("step", steps[0].begin, steps[-1].end)
-    calls = _without_inner(recording.calls, {phase.name for phase in phases if phase.closed})
+    calls = _without_inner(recording.calls, set(CLOSED_PHASES))
     parts = timeline([call.within(whole) for call in calls])
     times: defaultdict[str, float] = defaultdict(float)
     for part in parts:
@@ -133,23 +115,22 @@ def phase_rows(phases: Sequence[Phase], recording: Recording) -> list[Row]:
     device = _device_times(recording, parts, whole)
     counts = Counter(call.name for call in calls if whole.begin <= call.begin < whole.end)
     num, scale = len(steps), 1000 * len(steps)
-    names = dict.fromkeys(phase.name for phase in phases)
     found = [
-        Row(name, counts[name] / num, times[name] / scale, device[name] / scale) for name in names
+        Row(name, counts[name] / num, times[name] / scale, device[name] / scale) for name in PHASES
     ]
     found.append(Row(OTHER, None, left / scale, device[OTHER] / scale))
     total = sum(row.ms for row in found), sum(row.device_ms for row in found)
     return [*found, Row(whole.name, None, *total)]
 
 
-def phase_table(phases: Sequence[Phase], recording: Recording) -> str:
-    """The rows as text; device times where anything was launched on a device."""
+def phase_table(recording: Recording) -> str:
+    """The rows as text, with device times if anything was launched on a device."""
     steps = recording.steps
     if not steps:
         return "phases of a training step: no step has ended"
     first = (steps[0].end - steps[0].begin) / 1000
     after = f" after a first one of {first:.3f} ms" if len(steps) > 1 else ""
-    found = phase_rows(phases, recording)
+    found = phase_rows(recording)
     width = max(len(row.name) for row in found)
     lines = [f"{'phase':{width}}  calls/step     ms/step  share %  device ms/step"]
     for name, calls, ms, device_ms in map(astuple, found):
@@ -164,11 +145,8 @@ def phase_table(phases: Sequence[Phase], recording: Recording) -> str:
     return "\n".join([title, *lines])
 
 
-def read_events(
-    events: Iterable[FunctionEvent], phases: Sequence[Phase], num_steps: int
-) -> Recording:
-    """The profiler's events as steps, calls and launches; a step begun after `num_steps` is out."""
-    names = {phase.name for phase in phases}
+def read_events(events: Iterable[FunctionEvent], num_steps: int) -> Recording:
+    """The profiler's events as steps, calls and launches; only the first `num_steps` steps."""
     steps, calls, launches = [], [], []
     for event in events:
         when, name = event.time_range, event.name
@@ -176,7 +154,7 @@ def read_events(
             continue
         if name.startswith("ProfilerStep"):
             steps.append(Range(name, when.start, when.end))
-        elif event.is_user_annotation and name in names:
+        elif event.is_user_annotation and name in PHASES:
             calls.append(Range(name, when.start, when.end))
         elif _launches(event):
             launches.append((when.start, sum(kernel.duration for kernel in event.kernels)))
@@ -185,10 +163,10 @@ def read_events(
 
 
 def _launches(event: FunctionEvent) -> bool:
-    """What it has launched is its own.
+    """Whether the kernels of an event are its own.
 
-    Annotations repeat what is launched inside them; calls of the driver, and what was measured
-    without its help, can repeat that of an operator.
+    Annotations repeat the kernels that are launched inside them; calls of the driver, and events of
+    the legacy profiler, can repeat those of an operator.
     """
     repeats = event.is_user_annotation or event.is_legacy or event.name.startswith("cu")
     return bool(event.kernels) and not repeats

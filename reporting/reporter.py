@@ -1,9 +1,4 @@
-"""What a run tells: log lines (one function a format), bar, TensorBoard; and what a log says.
-
-As a program it reads a log and writes the 8-way scripts' results:
-
-    python report.py train_0.log --results=DLRM_bs32768_8p_acc.log --plot=DLRM.png ...
-"""
+"""What a run tells while it trains: log lines, a progress bar, TensorBoard."""
 
 import math
 import sys
@@ -13,95 +8,103 @@ from typing import Any
 from tqdm import tqdm
 
 from reporting.log_lines import (
+    StepPosition,
     accuracy_line,
     calibration_line,
+    evaluation_line,
     metrics_line,
-    testing_line,
     training_line,
 )
 from reporting.metrics import Metrics, remark
-from reporting.results import main
-
-# ---------------------------------------------------------------- while it runs
 
 
 class Reporter:
-    """Says nothing: what every rank but the first has. `Console` is its speaking twin."""
+    """Silent: the reporter of every rank but the first, which has a Console."""
 
-    def begin_epoch(self, epoch: int, num_batches: int, done: int) -> None:
-        """A bar for the epoch's steps."""
+    def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
+        """Begin an epoch of `num_batches` steps, of which `num_done` are done."""
 
-    def step(self) -> None:
-        """One more step is done."""
+    def end_step(self) -> None:
+        """Note that one more step is done."""
 
-    def training(
-        self, it: int, num_batches: int, epoch: int, ms_per_it: float, loss: float, step: int
-    ) -> None:
-        """Losses since the last line; `step` counts over epochs."""
+    def training(self, where: StepPosition, ms_per_it: float, loss: float) -> None:
+        """Report the mean loss and the mean time of a step since the last report.
 
-    def evaluation(
-        self, where: tuple[int, int, int], metrics: Metrics, best: tuple[float, float], step: int
-    ) -> None:
-        """An evaluation at `where` = (it, batches, epoch); `best` = (accuracy, auc) includes it."""
+        Args:
+            where: the last step.
+            ms_per_it: milliseconds; -1: not measured.
+            loss: mean over the rows.
+        """
+
+    def evaluation(self, where: StepPosition, metrics: Metrics, best: tuple[float, float]) -> None:
+        """Report an evaluation.
+
+        Args:
+            where: the step that it follows.
+            metrics: of the evaluation.
+            best: accuracy and AUC of the best evaluations so far, this one included.
+        """
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
 
     def close(self) -> None:
-        """The run has ended."""
+        """End the run's report."""
 
 
 class Console(Reporter):
-    """The first rank's: log lines, a bar on a terminal, TensorBoard where a folder is named."""
+    """Prints log lines, draws a bar if it prints to a terminal, and writes TensorBoard's files.
+
+    Args:
+        full_metrics: print all metrics of an evaluation, not only the accuracy.
+        wall_time: print the time of day at the end of training lines.
+        tensor_board: TensorBoard's folder; empty: none is written.
+    """
 
     def __init__(self, full_metrics: bool, wall_time: bool, tensor_board: str) -> None:
         self._full_metrics, self._wall_time, self._folder = full_metrics, wall_time, tensor_board
         self._bar: tqdm[Any] | None = None
         self._writer: Any = None
 
-    def begin_epoch(self, epoch: int, num_batches: int, done: int) -> None:
-        """A new bar."""
+    def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
+        """Draw a new bar."""
         self._close_bar()
         if sys.stdout.isatty():
             self._bar = tqdm(
-                total=num_batches, initial=done, desc=f"epoch {epoch}", unit="it", leave=False
+                total=num_batches, initial=num_done, desc=f"epoch {epoch}", unit="it", leave=False
             )
 
-    def step(self) -> None:
+    def end_step(self) -> None:
         """Move the bar."""
         if self._bar is not None:
             self._bar.update()
 
-    def training(
-        self, it: int, num_batches: int, epoch: int, ms_per_it: float, loss: float, step: int
-    ) -> None:
-        """Print the line, note the loss."""
+    def training(self, where: StepPosition, ms_per_it: float, loss: float) -> None:
+        """Print the line and write the loss."""
         clock = time.strftime("%H:%M") if self._wall_time else ""
-        self.say(training_line(it, num_batches, epoch, ms_per_it, loss, clock))
-        self._scalar("Train/Loss", loss, step)
+        self.say(training_line(where, ms_per_it, loss, clock))
+        self._write_scalar("Train/Loss", loss, where.step)
 
-    def evaluation(
-        self, where: tuple[int, int, int], metrics: Metrics, best: tuple[float, float], step: int
-    ) -> None:
-        """Print the lines, note the metrics."""
-        self.say(testing_line(*where))
+    def evaluation(self, where: StepPosition, metrics: Metrics, best: tuple[float, float]) -> None:
+        """Print the lines and write the metrics."""
+        self.say(evaluation_line(where))
         self.say(
             metrics_line(metrics, *best) if self._full_metrics else accuracy_line(metrics, best[0])
         )
         self.say(calibration_line(metrics))
         if text := remark(metrics):
             self.say(f"warning: {text}")
-        self._scalar("Test/Acc", metrics.accuracy, step)
-        self._scalar("Test/AUC", metrics.auc, step)
-        self._scalar("Test/LogLoss", metrics.log_loss, step)
+        self._write_scalar("Test/Acc", metrics.accuracy, where.step)
+        self._write_scalar("Test/AUC", metrics.auc, where.step)
+        self._write_scalar("Test/LogLoss", metrics.log_loss, where.step)
 
     def say(self, text: str) -> None:
-        """Print, past the bar."""
+        """Print a line above the bar."""
         with tqdm.external_write_mode():
             print(text, flush=True)
 
     def close(self) -> None:
-        """Close the bar and the TensorBoard log."""
+        """Close the bar and TensorBoard's file."""
         self._close_bar()
         if self._writer is not None:
             self._writer.close()
@@ -110,12 +113,11 @@ class Console(Reporter):
         if self._bar is not None:
             self._bar.close()
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
+    def _write_scalar(self, name: str, value: float, step: int) -> None:
         if self._folder and self._writer is None:
             try:
-                from torch.utils.tensorboard import (
-                    SummaryWriter,
-                )  # takes a second: at the first line only
+                # the import takes a second, so it waits for the first line
+                from torch.utils.tensorboard import SummaryWriter
 
                 self._writer = SummaryWriter(self._folder)
             except (ImportError, OSError) as error:
@@ -123,7 +125,3 @@ class Console(Reporter):
                 self._folder = ""
         if self._writer is not None and math.isfinite(value):
             self._writer.add_scalar(name, value, step)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,13 @@
-"""What a log says; as a program it writes the 8-way scripts' results:
+"""Results of a run, from its log.
 
-python -m reporting.results train_0.log --results=DLRM_bs32768_8p_acc.log --plot=DLRM.png ...
+As a program it prints the last lines of the 8-way scripts and writes their results file:
+
+    python -m reporting.results train_0.log --results=DLRM_bs32768_8p_acc.log --plot=DLRM.png ...
 """
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,14 @@ from common.flags import ArgumentParser, number_in
 
 @dataclass
 class LogSummary:
-    """What the lines of a log hold: steps counted over epochs."""
+    """Numbers of a log.
+
+    Attributes:
+        steps: of the training lines, counted over epochs.
+        losses, ms_per_it: of the training lines.
+        test_steps: steps that an evaluation follows.
+        aucs, accuracies: of the evaluations, as fractions; an AUC that was not printed is nan.
+    """
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -26,12 +36,12 @@ class LogSummary:
     accuracies: list[float] = field(default_factory=list)
 
     def images_per_second(self, batch_size: int) -> float:
-        """batch * 1000 / mean ms/it of `Finished` lines but the first (warm-up); nan without."""
+        """Rows a second: batch * 1000 / mean ms/it of all training lines but the first; or nan."""
         times = [ms for ms in self.ms_per_it[1:] if ms > 0]
         return batch_size * 1000 * len(times) / sum(times) if times else math.nan
 
     def train_accuracy(self) -> float:
-        """The last AUC where there is one, else the last accuracy, as a fraction; nan for none."""
+        """The last AUC if there is one, else the last accuracy, as a fraction; else nan."""
         aucs = [auc for auc in self.aucs if not math.isnan(auc)]
         return (aucs or self.accuracies or [math.nan])[-1]
 
@@ -45,7 +55,7 @@ _ACCURACY = re.compile(rf"accuracy {_NUMBER} %, best")
 
 
 def summarise(text: str) -> LogSummary:
-    """The lines of a log as numbers."""
+    """Read the numbers of a log."""
     summary = LogSummary()
     step = 0
     for line in text.splitlines():
@@ -64,7 +74,7 @@ def summarise(text: str) -> LogSummary:
 
 
 def plot(summary: LogSummary, path: Path, title: str) -> None:
-    """A picture of the loss and, if evaluated, the AUC (else the accuracy) over steps."""
+    """Draw the loss over steps, and the AUC (else the accuracy) of evaluations, into a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,7 +99,7 @@ def plot(summary: LogSummary, path: Path, title: str) -> None:
 
 
 def result_lines(facts: dict[str, Any]) -> str:
-    """The lines of a results file: `key = value`."""
+    """The text of a results file: a line `key = value` for each fact."""
     return "".join(f"{key} = {value}\n" for key, value in facts.items())
 
 
@@ -105,7 +115,7 @@ def final_result(fps: float, accuracy: float, seconds: int) -> str:
 
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a log's final result, write its results file, draw its picture; gives the status."""
+    """Print a log's final result, write its results file and its picture; returns the status."""
     parser = ArgumentParser(
         prog="python -m reporting.results", description="What a training log says."
     )
@@ -145,3 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot(summary, options.plot, options.results.stem)
     print(final_result(fps, accuracy, options.seconds))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
