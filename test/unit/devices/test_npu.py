@@ -27,12 +27,12 @@ from conftest import (
 from torch.utils import backend_registration
 
 from optim import loss_scale
-from optim.loss_scale import FIRST
 
 EMULATED = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
 NPU = "--use-npu"
 SELDOM = "--print-freq=1000"  # a line after the last step only
 HIGH_SCALE = 2.0**32  # of float16's loss: the first steps overflow
+SCALE_ON_RANKS = 2.0**28
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
@@ -380,7 +380,7 @@ def on_3_ranks(folder):
     files = [folder / "ranks.json", folder / "ranks_results.json"]
     files[0].write_text(json.dumps({name: [*argv, NPU] for name, argv in cases.items()}))
     program = ROOT / "test" / "unit" / "ranks_program.py"
-    settings = EMULATED | {"FIRST_SCALE": str(FIRST)}
+    settings = EMULATED | {"FIRST_SCALE": str(SCALE_ON_RANKS)}
     done = shell(sys.executable, program, 3, *files, "cpu:gloo,npu:hccl", env=settings)
     assert done.returncode == 0, done.stderr
     return cases, json.loads(files[1].read_text())
@@ -389,7 +389,7 @@ def on_3_ranks(folder):
 @pytest.mark.parametrize("name", ["random", *ON_RANKS])
 def test_three_ranks_give_what_one_on_the_cpu_gives(name, on_3_ranks, monkeypatch):
     """In the case fp16_overflow some steps overflow, on all ranks or on none."""
-    monkeypatch.setattr(loss_scale, "FIRST", 2.0**28)
+    monkeypatch.setattr(loss_scale, "FIRST", SCALE_ON_RANKS)
     cases, found = on_3_ranks
     want, got = train(*cases[name]), found[name]["out"]
     if "--amp" not in str(cases[name]):
