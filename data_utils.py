@@ -1,10 +1,10 @@
-"""What the disk holds: raw Criteo text becomes rows of small integers that training maps or loads.
+"""Turns raw Criteo text into rows of small integers on disk, which training maps or loads.
 
-    raw text -> parsed pieces -> ids of all categories -> rows in their places -> prepared data
+    raw text --parse--> pieces --number--> ids --place--> rows in order --publish--> prepared data
 
-Each arrow is a stage of many tasks that threads, processes and machines share through a folder of
-finished pieces (work_folder); what was finished before a run ended is not done again. Also a
-program of its own:
+Each arrow is a stage of many tasks. Threads, processes and machines share them through a folder of
+finished files (preparation.work_folder), so a run that was stopped goes on where it ended. This
+module is also a program:
 
     python data_utils.py --data_path=DIR --max-ind-range=10000000 --memory-map
     python data_utils.py --make-demo=DIR --demo-rows=1000000
@@ -12,86 +12,83 @@ program of its own:
 docs/preparation.md describes the stages and the format.
 """
 
-import contextlib
-import ctypes
 import json
-import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from common.errors import RankError, UserError, reports_errors
 from common.flags import ArgumentParser
 from common.launch import Launch
-from common.shares import split_evenly
-from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_SPARSE
-from criteo.demo import add_demo_options, demo_from_options, make_demo
+from criteo.columns import KAGGLE_PARTS
+from criteo.demo import Demo, add_demo_options, make_demo
 from criteo.original_files import Original, find_original
 from criteo.prepared import FORMAT_VERSION, Prepared, check_range, find_prepared, recipe
 from criteo.raw_files import RawFile, find_raw_files
-from criteo.report import find_doubts, make_report, report_table
+from criteo.report import make_report, report_table
 from criteo.row_layout import FLAT, Layout
-from criteo.spec import DataSpec, add_data_options, spec_from_options
-from preparation.category_ids import IdMap
+from criteo.spec import DataSpec, add_data_options
+from preparation.checked_file import CheckedFile, key_of
+from preparation.crew import Crew, crew_of_this_launch
 from preparation.disk_space import check_space, disk_trouble
-from preparation.parsed_piece import PIECE_BYTES, Piece, Rules
-from preparation.publish import publish_flat, sync_folder, write_synced
+from preparation.parsed_piece import ParseRules
+from preparation.piece_store import IdStore, PieceRows, PieceStore, Totals, add_up
+from preparation.publish import announce, publish_files
 from preparation.row_files import RowFiles
-from preparation.shuffle import PieceRows, Shuffle
-from preparation.sources import LinePosition, OriginalPieces, TextPieces, count_tasks
-from preparation.work_folder import (
-    LAST_PIECE,
-    PAUSE,
-    Crew,
-    FolderGoneError,
-    Task,
-    WorkFolder,
-    Writer,
-    has_locks,
-    key_of,
+from preparation.shared_folder import LAST_FILE, FolderGoneError, SharedFolder, has_locks
+from preparation.shuffle import Shuffle
+from preparation.sizes import DEFAULT_SIZES, Sizes
+from preparation.sources import (
+    CutFile,
+    LinePosition,
+    OriginalPieces,
+    Source,
+    TextPieces,
+    count_tasks,
+    line_positions,
+    read_counts,
 )
+from preparation.stage import Progress, run_stage
+from preparation.work_folder import PAUSE, Task, WorkFolder
 
-STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of pieces
-WORK_MEMORY = 1 << 30  # bytes for the work of all threads and processes of a machine
-BYTES_OF_A_PARSER = 3 * PIECE_BYTES  # what a thread takes that parses or encodes
-
+STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of finished files
 
 # ---------------------------------------------------------------- preparation
 
 
-def prepare(spec: DataSpec) -> Prepared:
-    """The prepared data of `spec`, made now if it is not there: complete or absent, never half.
+def prepare(spec: DataSpec, sizes: Sizes = DEFAULT_SIZES) -> Prepared:
+    """The prepared data of `spec`; if it is not there, it is made now, whole or not at all.
 
-    All ranks of a launch, on one machine or on many that share the folder, do the work together.
-    Where the file system has no locks the first one does it, and the others wait.
+    All ranks of a launch do the work together, on one machine or on many that share the folder. If
+    the file system has no locks, the first rank does it and the others wait.
+
+    Args:
+        spec: which data, and how it is prepared.
+        sizes: of the units of work.
 
     Raises:
         UserError: raw or prepared data is wrong, or the disk is too small, full or read-only.
     """
-    folder = WorkFolder(spec.work_folder)
+    shared = SharedFolder(spec.work_folder, STAGES)
     if prepared := find_prepared(spec):
-        folder.remove_if_idle()  # a run that was killed at its end may have left it
+        shared.remove_if_idle()  # a run that was killed at its end may have left it
         return prepared
     original = find_original(spec.raw, spec.processed, spec.mapped)
     if original:
         check_range(spec, original.files[0], original.counts)
     raw = [] if original else find_raw_files(spec.raw, spec.data_set)
-    job = Preparation(spec, raw, original, folder)
+    job = Job(spec, raw, original, sizes)
     try:
         check_space(spec, raw, original)
         spec.directory.parent.mkdir(parents=True, exist_ok=True)
         if job.crew.rank and not has_locks(spec.directory.parent):
             return _wait_for_prepared(spec)
-        with folder.joined(job.key, STAGES):
-            return find_prepared(spec) or job.run()
+        with shared.joined(job.key):
+            return find_prepared(spec) or run_stages(job)
     except (FolderGoneError, FileNotFoundError, FileExistsError) as error:
         return _made_by_others(spec, error)
     except OSError as error:
@@ -99,337 +96,262 @@ def prepare(spec: DataSpec) -> Prepared:
 
 
 def _wait_for_prepared(spec: DataSpec) -> Prepared:
-    """The prepared data, when the first rank has made it; if that fails, the launcher ends all."""
+    """Wait until the first rank has prepared the data; if it fails, the launcher ends all ranks."""
     while (prepared := find_prepared(spec)) is None:
         time.sleep(PAUSE)
     return prepared
 
 
 def _made_by_others(spec: DataSpec, error: Exception) -> Prepared:
-    """The prepared data, where pieces of it are gone because others have just finished it."""
+    """The prepared data, after an error which means that others just finished it."""
     name = getattr(error, "filename", None) or spec.work_folder
     if not Path(name).is_relative_to(spec.work_folder):
-        raise error  # a raw file, say
-    for _ in range(100):  # moving flat files takes a moment
+        raise error  # a raw file is missing, for example
+    for _ in range(100):  # renaming flat files takes a moment
         if prepared := find_prepared(spec):
             return prepared
         time.sleep(0.01)
     raise RankError(f"{spec.work_folder} was removed by somebody: start again") from error
 
 
-def crew_of_this_launch(parallel: bool) -> Crew:
-    """This process among the ranks of its launch; with `parallel` its share of the cores."""
-    launch = Launch.from_environment()
-    cores = len(os.sched_getaffinity(0)) // launch.local_world_size if parallel else 1
-    return Crew(max(cores, 1), launch.rank, launch.world_size)
-
-
-def _with_memory(crew: Crew, bytes_of_one: int) -> Crew:
-    """No more threads than WORK_MEMORY lets this machine have."""
-    here = Launch.from_environment().local_world_size
-    most = max(WORK_MEMORY // max(bytes_of_one, 1) // here, 1)
-    return replace(crew, threads=min(crew.threads, most))
-
-
-class Preparation:
-    """The stages from raw files, or the original's arrays, to prepared data.
-
-    Args:
-        spec: what to make.
-        raw: files of text, or none where `original` is given.
-        original: arrays that the original program left.
-        folder: for finished pieces.
+@dataclass(frozen=True)
+class Job:
+    """What all stages know: the data, the work folder and who does the work.
 
     Attributes:
-        crew: this process among those that work together.
+        spec: which data, and how it is prepared.
+        raw: files of text; none if there is an `original`.
+        original: arrays that the original program left.
+        sizes: of the units of work.
+        progress: shows the stage that runs.
     """
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        raw: Sequence[RawFile],
-        original: Original | None,
-        folder: WorkFolder,
-    ) -> None:
-        self._spec, self._raw, self._original, self._folder = spec, raw, original, folder
-        self._files = [RawFile.at(path) for path in original.files] if original else list(raw)
-        self.crew = crew_of_this_launch(spec.parallel)
-        self._rules = Rules(spec.max_ind_range, spec.sub_sample_rate, spec.seed, spec.max_bad_lines)
-        self._pieces: list[Piece] = []
-        self._bar, self._shown, self._rows_seen = tqdm(disable=True), Counter[str](), 0
-        self._begin = time.perf_counter()
-        facts = [FORMAT_VERSION, recipe(spec), self._rules.facts, spec.flat]
-        self.key = key_of(facts, [file.fingerprint for file in self._files])
-
-    def run(self) -> Prepared:
-        """All stages; gives the prepared data, whoever finished it."""
-        totals = self._parse()
-        self._check_bad_lines(totals)
-        counts = self._number()
-        target = self._target(totals, counts)
-        shuffle = self._place(totals, target)
-        publish = Task(LAST_PIECE, key_of(self.key, LAST_PIECE),
-                       lambda _: self._publish(totals, counts, target, shuffle))  # fmt: skip
-        self._folder.ensure(publish)
-        prepared = find_prepared(self._spec)
-        assert prepared is not None
-        return prepared
-
-    def _run(self, stage: str, tasks: Sequence[Task], crew: Crew, done: Any = None) -> None:
-        """Have tasks done, with a progress bar over their bytes, or over them."""
-        total = sum(task.size for task in tasks)
-        unit = "B" if total > len(tasks) else " columns"
-        with tqdm(
-            total=total, unit=unit, unit_scale=True, desc=stage, disable=None, leave=False
-        ) as bar:
-
-            def finished(task: Task) -> None:
-                self._show(task.name, task.size - self._shown[task.name], 0)
-                if done is not None:
-                    done(task)
-
-            self._bar, self._shown, self._rows_seen = bar, Counter(), 0
-            self._folder.run(tasks, crew, finished)
-        _give_memory_back()
-
-    def _show(self, name: str, size: int, lines: int) -> None:
-        """Move the bar: of the task of that name so much is done."""
-        self._shown[name] += size
-        self._rows_seen += lines
-        if self._rows_seen and not self._bar.disable:
-            speed = self._rows_seen / max(self._bar.format_dict["elapsed"], 1e-9)
-            self._bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
-        self._bar.update(size)
-
-    # ------------------------------------------------------------ text to pieces
-
-    def _parse(self) -> dict[str, Any]:
-        """The first stage: all pieces, and what they add up to."""
-        crew = _with_memory(self.crew, BYTES_OF_A_PARSER)
-        sources = self._sources(crew)
-        summary = Task("parsed/totals", key_of(self.key, "totals"), lambda _: self._totals(sources))
-        if not self._folder.has(summary):
-            tasks = [task for source in sources for task in source.tasks()]
-            self._run("parsing", tasks, crew)
-            self._folder.ensure(summary)
-        self._pieces = [piece for source in sources for piece in source.pieces()]
-        return self._folder.intact(self._folder.meta, summary)
-
-    def _sources(self, crew: Crew) -> list[Any]:
-        """What makes the pieces: of each file of text, or of the original's arrays."""
-        if self._original:
-            return [OriginalPieces(self._original, self._folder, self._show)]
-        counts: list[list[int]] = [[] for _ in self._raw]
-        ends: tuple[int, ...] = ()
-        first_lines = [-1] * len(self._raw)
-        if self._spec.data_set == "kaggle" or self._spec.sub_sample_rate > 0:
-            counts = self._count_lines(crew)
-            lines = [sum(of_file) for of_file in counts]
-            first_lines = [sum(lines[:number]) for number in range(len(lines))]
-            if self._spec.data_set == "kaggle":
-                ends = tuple(int(end) for end in np.cumsum(split_evenly(lines[0], KAGGLE_PARTS)))
-        return [
-            TextPieces(
-                file,
-                LinePosition(number, first, ends),
-                counted,
-                self._rules,
-                self._folder,
-                self._show,
-            )
-            for number, (file, first, counted) in enumerate(
-                zip(self._raw, first_lines, counts, strict=True)
-            )
-        ]
-
-    def _count_lines(self, crew: Crew) -> list[list[int]]:
-        """Lines of each piece of each file."""
-        tasks = [count_tasks(file, number) for number, file in enumerate(self._raw)]
-        self._run("counting", [task for of_file in tasks for task in of_file], crew)
-        return [
-            [n for task in of_file for n in self._folder.intact(self._folder.meta, task)["lines"]]
-            for of_file in tasks
-        ]
-
-    def _totals(self, sources: Sequence[Any]) -> dict[str, Any]:
-        """Sums over all pieces, and the runs of each."""
-        totals: dict[str, Any] = {"runs": [], "first_bad": "", "lines_per_file": []}
-        sums: Counter[str] = Counter()
-        bad: Counter[str] = Counter()
-        missing, largest = np.zeros(40, np.int64), np.zeros(FIRST_SPARSE, np.int64)
-        for source in sources:
-            lines = sums["lines"]
-            for piece in source.pieces():
-                meta = self._of_piece(piece, self._folder.meta)
-                totals["runs"].append(meta["runs"])
-                totals["first_bad"] = totals["first_bad"] or meta["first_bad"]
-                for name in ("rows", "lines", "clicks", "kept_clicks", "bytes"):
-                    sums[name] += meta[name]
-                bad.update(meta["bad"])
-                missing += meta["missing"]
-                np.maximum(largest, meta["largest"], out=largest)
-            totals["lines_per_file"].append(sums["lines"] - lines)
-        return totals | dict(sums) | {
-            "bad": dict(bad), "missing": missing.tolist(), "largest": largest.tolist()
-        }  # fmt: skip
-
-    def _of_piece(self, piece: Piece, read: Callable[[Task], Any]) -> Any:
-        """What `read` gives of a parsed piece, which is made again if it is damaged."""
-        maker = None if piece.maker is piece.task else piece.maker
-        return self._folder.intact(read, piece.task, maker)
-
-    def _check_bad_lines(self, totals: dict[str, Any]) -> None:
-        found, most = sum(totals["bad"].values()), self._spec.max_bad_lines
-        if found > most:
-            raise UserError(
-                f"{found} bad lines, --max-bad-lines={most}; the first: {totals['first_bad']}",
-            )
-
-    # ------------------------------------------------------------ categories to ids
+    spec: DataSpec
+    raw: Sequence[RawFile]
+    original: Original | None
+    sizes: Sizes
+    progress: Progress = field(default_factory=Progress)
 
     @cached_property
-    def _id_tasks(self) -> list[Task]:
-        """A task a column: a section for each piece with the ids of its distinct values."""
-        return [
-            Task(
-                f"ids/{column:02}",
-                key_of(self.key, "ids", column),
-                lambda writer, column=column: self._number_column(column, writer),
-            )
-            for column in range(NUM_SPARSE)
-        ]
+    def folder(self) -> WorkFolder:
+        """The finished files of all stages."""
+        return WorkFolder(self.spec.work_folder)
 
-    def _number(self) -> list[int]:
-        """The second stage: ids of all categories; gives the rows of each table."""
-        if self._original:
-            return list(self._original.counts)
-        self._run("numbering", self._id_tasks, self.crew)
-        return [self._folder.intact(self._folder.meta, task)["count"] for task in self._id_tasks]
+    @cached_property
+    def crew(self) -> Crew:
+        """This process among the ranks of its launch."""
+        return crew_of_this_launch(self.spec.parallel)
 
-    def _number_column(self, column: int, writer: Writer) -> dict[str, Any]:
-        ids = IdMap(self._spec.max_ind_range)
-        for piece in self._pieces:
-            content = self._of_piece(piece, lambda task: self._folder.section(task, 1 + column))
-            writer.section([ids.ids(np.frombuffer(content, np.int32))])
-        return {"count": ids.num_ids}
+    @cached_property
+    def files(self) -> list[RawFile]:
+        """All files that are read."""
+        return [RawFile.at(path) for path in self.original.files] if self.original else [*self.raw]
 
-    # ------------------------------------------------------------ rows to their places
+    @cached_property
+    def rules(self) -> ParseRules:
+        """How lines become rows."""
+        spec = self.spec
+        return ParseRules(spec.max_ind_range, spec.sub_sample_rate, spec.seed, spec.max_bad_lines)
 
-    def _target(self, totals: dict[str, Any], counts: Sequence[int]) -> RowFiles:
-        """The files that training reads.
+    @cached_property
+    def key(self) -> str:
+        """The key of the files and of everything that decides the prepared bytes."""
+        facts = [FORMAT_VERSION, recipe(self.spec), self.rules.facts, self.spec.flat]
+        return key_of(facts, self.sizes.piece_bytes, [file.fingerprint for file in self.files])
 
-        Raises:
-            UserError: there is nothing to train or to test with.
-        """
-        spec, original = self._spec, self._original
-        num_parts = KAGGLE_PARTS if spec.data_set == "kaggle" else len(self._files)
-        if original:
-            num_parts = len(original.rows_per_part)
-        rows_per_part = [0] * num_parts
-        for runs in totals["runs"]:
-            for part, rows in runs:
-                rows_per_part[part] += rows
-        largest = [*totals["largest"], *(count - 1 for count in counts)]
-        layout = FLAT if spec.flat else Layout.holding(largest)
-        order = "file" if original and original.shuffled else spec.order
-        target = RowFiles(
-            self._folder.path / "final", layout, order, spec.seed, tuple(rows_per_part)
-        )
-        if not target.rows["train"] or not target.rows["test"]:
-            raise UserError(
-                f"too few rows: {target.rows['train']} to train and {target.rows['test']} to test"
-                " are left",
-            )
-        return target
+    def run(
+        self,
+        stage: str,
+        tasks: Sequence[Task],
+        thread_bytes: int = 0,
+        done: Callable[[Task], None] = lambda _: None,
+    ) -> None:
+        """Have the tasks of a stage done; `thread_bytes` is the memory that a thread takes."""
+        crew = self.crew.within_memory(thread_bytes)
+        run_stage(stage, tasks, self.folder, crew, self.progress, done)
 
-    def _place(self, totals: dict[str, Any], target: RowFiles) -> Shuffle:
-        """The third stage: every row to its place in the files."""
-        target.make_files()
-        shuffle = Shuffle(self._folder, target, totals["runs"], self._encoded, self.key)
-        pieces = {
-            task.name: piece.task
-            for task, piece in zip(shuffle.scatter_tasks, self._pieces, strict=True)
-        }
-        crew = _with_memory(self.crew, BYTES_OF_A_PARSER)
-        self._run("placing", shuffle.scatter_tasks, crew,
-                  lambda task: self._folder.discard(pieces[task.name]))  # fmt: skip
-        if target.groups:
-            crew = _with_memory(self.crew, target.bucket_bytes * 5 // 4)
-            self._run("shuffling", shuffle.gather_tasks(), crew)
-        return shuffle
 
-    def _encoded(self, number: int) -> PieceRows:
-        """A parsed piece's rows, with the ids of its distinct values."""
-        piece = self._pieces[number]
-        layout = Layout.from_columns(self._of_piece(piece, self._folder.meta)["columns"])
-        content = self._of_piece(piece, lambda task: self._folder.section(task, 0))
-        rows = np.frombuffer(content, np.uint8).reshape(-1, layout.row_bytes)
-        if self._original:
-            return PieceRows(rows, layout, None)
-        ids = [
-            self._folder.intact(lambda task: self._folder.section(task, number), task)
-            for task in self._id_tasks
-        ]
-        return PieceRows(rows, layout, [np.frombuffer(of_column, np.int32) for of_column in ids])
+def run_stages(job: Job) -> Prepared:
+    """Run all stages; returns the prepared data, also if another process finished it."""
+    parsed = parse(job)
+    numbered = number(job, parsed)
+    files = find_row_files(job, parsed.totals, numbered.counts)
+    shuffle = place(job, parsed, numbered, files)
 
-    # ------------------------------------------------------------ the end
-
-    def _publish(
-        self, totals: dict[str, Any], counts: list[int], target: RowFiles, shuffle: Shuffle
-    ) -> dict[str, Any]:
-        """The last stage, by one: all is checked and synced, and appears by a rename."""
-        spec, final = self._spec, target.folder
-        if find_prepared(spec):  # made by a run that was killed just behind the rename
-            return {}
-        shuffle.make_whole(shuffle.scatter_tasks)
-        shuffle.make_whole(shuffle.gather_tasks())
-        for file in self._files:
-            file.check_unchanged()
-        meta = {
-            "format": FORMAT_VERSION,
-            "columns": target.layout.columns,
-            "rows": target.rows,
-            "rows_per_part": target.rows_per_part,
-            "counts": counts,
-            "recipe": recipe(spec),
-            "imported": self._original is not None,
-            "sources": [file.fingerprint for file in self._files],
-        }
-        report = make_report(totals, counts, target.layout.columns, target.rows)
-        write_synced(final / "report.json", json.dumps(report, indent=1).encode())
-        write_synced(final / "meta.json", json.dumps(meta, indent=1).encode())
-        target.sync()
-        if spec.flat:
-            publish_flat(spec, final, counts)
-        else:
-            sync_folder(final)
-            os.rename(final, spec.directory)
-            sync_folder(spec.directory.parent)
-        self._announce(report)
+    def finish(_: object) -> dict[str, Any]:
+        publish(job, parsed.totals, numbered.counts, files, shuffle)
         return {}
 
-    def _announce(self, report: dict[str, Any]) -> None:
-        rows, total = report["rows"], report["rows_kept"]
-        seconds = time.perf_counter() - self._begin
-        print(
-            f"Prepared {total} rows"
-            f" ({rows['train']} train, {rows['test']} test, {rows['val']} validation)"
-            f" in {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s:"
-            f" {self._spec.directory.parent}",
-            flush=True,
+    job.folder.ensure(Task(LAST_FILE, key_of(job.key, LAST_FILE), finish))
+    prepared = find_prepared(job.spec)
+    assert prepared is not None
+    return prepared
+
+
+# ---------------------------------------------------------------- text to pieces
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """All parsed pieces, and their totals."""
+
+    pieces: PieceStore
+    totals: Totals
+
+
+def parse(job: Job) -> Parsed:
+    """The first stage: the text, or the original's arrays, becomes pieces of parsed rows.
+
+    Raises:
+        UserError: a line is bad, and one more than are allowed.
+    """
+    sources = _find_sources(job)
+
+    def stores() -> list[PieceStore]:
+        return [PieceStore(job.folder, source.pieces()) for source in sources]
+
+    summary = Task("parsed/totals", key_of(job.key, "totals"), lambda _: add_up(stores()).to_json())
+    if not job.folder.file(summary).exists():
+        tasks = [task for source in sources for task in source.tasks()]
+        job.run("parsing", tasks, job.sizes.parser_bytes)
+        job.folder.ensure(summary)
+    pieces = [piece for source in sources for piece in source.pieces()]
+    totals = Totals.from_json(job.folder.read_or_rebuild(summary, CheckedFile.meta))
+    if totals.text.num_bad > job.spec.max_bad_lines:
+        raise UserError(
+            f"{totals.text.num_bad} bad lines, --max-bad-lines={job.spec.max_bad_lines};"
+            f" the first: {totals.text.first_bad}",
         )
-        names = [str(file.path) for file in self._raw]
-        doubts = find_doubts(self._spec.data_set, names, report["lines_per_file"])
-        if skipped := sum(report["bad_lines"].values()):
-            doubts.append(f"bad lines skipped: {skipped}; the first: {report['first_bad_line']}")
-        for doubt in doubts:
-            print(f"warning: {doubt}", file=sys.stderr, flush=True)
+    return Parsed(PieceStore(job.folder, pieces), totals)
 
 
-def _give_memory_back() -> None:
-    """glibc keeps what was freed, by thread; the next stage has other threads."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
+def _find_sources(job: Job) -> Sequence[Source]:
+    """The makers of pieces: one for each file of text, or one for all of the original's arrays."""
+    if job.original:
+        return [OriginalPieces(job.original, job.folder, job.progress)]
+    files = [CutFile(raw, number, job.sizes) for number, raw in enumerate(job.raw)]
+    return [
+        TextPieces(file, position, job.rules, job.folder, job.progress)
+        for file, position in zip(files, _find_line_positions(job, files), strict=True)
+    ]
+
+
+def _find_line_positions(job: Job, files: Sequence[CutFile]) -> list[LinePosition]:
+    """Where the files' lines are among all lines; they are counted only if the flags need it.
+
+    Kaggle's file is cut into parts by lines, and sub-sampling draws a number for each line.
+    """
+    is_kaggle = job.spec.data_set == "kaggle"
+    if not is_kaggle and job.spec.sub_sample_rate == 0:
+        return [LinePosition()] * len(files)
+    tasks = [count_tasks(file) for file in files]
+    every = [task for of_file in tasks for task in of_file]
+    job.run("counting", every, job.sizes.parser_bytes)
+    lines_per_piece = [read_counts(job.folder, of_file) for of_file in tasks]
+    return line_positions(lines_per_piece, KAGGLE_PARTS if is_kaggle else 0)
+
+
+# ---------------------------------------------------------------- categories to ids
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """The ids of all categories.
+
+    Attributes:
+        counts: rows of each of the 26 tables.
+        read: returns a piece's rows, with their ids, by the piece's number.
+    """
+
+    counts: list[int]
+    read: Callable[[int], PieceRows]
+
+
+def number(job: Job, parsed: Parsed) -> Numbered:
+    """The second stage: each category gets an id, in order of first appearance over all rows."""
+    if job.original:
+        return Numbered(list(job.original.counts), parsed.pieces.rows)
+    ids = IdStore(job.folder, parsed.pieces, job.spec.max_ind_range, job.key)
+    job.run("numbering", ids.tasks)
+    return Numbered(ids.counts(), ids.rows)
+
+
+# ---------------------------------------------------------------- rows in order
+
+
+def find_row_files(job: Job, totals: Totals, counts: Sequence[int]) -> RowFiles:
+    """The files that training reads: their layout, and how many rows go where.
+
+    Args:
+        job: what to prepare.
+        totals: of all pieces.
+        counts: rows of each table.
+
+    Raises:
+        UserError: no rows are left to train or to test with.
+    """
+    spec, original = job.spec, job.original
+    num_parts = KAGGLE_PARTS if spec.data_set == "kaggle" else len(job.files)
+    if original:
+        num_parts = len(original.rows_per_part)
+    largest = [*totals.text.largest, *(count - 1 for count in counts)]
+    layout = FLAT if spec.flat else Layout.holding(largest)
+    order = "file" if original and original.shuffled else spec.order
+    folder = job.folder.path / "final"
+    files = RowFiles(folder, layout, order, spec.seed, totals.rows_per_part(num_parts), job.sizes)
+    if not files.rows["train"] or not files.rows["test"]:
+        raise UserError(
+            f"too few rows: {files.rows['train']} to train and {files.rows['test']} to test"
+            " are left",
+        )
+    return files
+
+
+def place(job: Job, parsed: Parsed, numbered: Numbered, files: RowFiles) -> Shuffle:
+    """The third stage: every row goes to its position in the files. Pieces are deleted on the way.
+
+    Returns:
+        The shuffle, which knows what was written.
+    """
+    files.make_files()
+    shuffle = Shuffle(job.folder, files, parsed.totals.runs, numbered.read, job.key)
+    pieces = {task.name: piece for piece, task in enumerate(shuffle.scatter_tasks)}
+    job.run(
+        "placing",
+        shuffle.scatter_tasks,
+        job.sizes.parser_bytes,
+        lambda task: parsed.pieces.discard(pieces[task.name]),
+    )
+    if files.group_rows:
+        job.run("shuffling", shuffle.gather_tasks(), files.bucket_bytes * 5 // 4)
+    return shuffle
+
+
+# ---------------------------------------------------------------- the end
+
+
+def publish(job: Job, totals: Totals, counts: list[int], files: RowFiles, shuffle: Shuffle) -> None:
+    """The last stage, done by one process: verify all rows and give the data its final name."""
+    if find_prepared(job.spec):  # a run was killed right after the rename
+        return
+    shuffle.verify()
+    for file in job.files:
+        file.check_unchanged()
+    meta = {
+        "format": FORMAT_VERSION,
+        "columns": files.layout.columns,
+        "rows": files.rows,
+        "rows_per_part": files.rows_per_part,
+        "counts": counts,
+        "recipe": recipe(job.spec),
+        "imported": job.original is not None,
+        "sources": [file.fingerprint for file in job.files],
+    }
+    report = make_report(
+        totals.text, totals.lines_per_file, counts, files.layout.columns, files.rows
+    )
+    publish_files(job.spec, files, meta, report)
+    announce(job.spec, [str(file.path) for file in job.raw], report, job.progress.seconds)
 
 
 # ---------------------------------------------------------------- the program
@@ -437,7 +359,12 @@ def _give_memory_back() -> None:
 
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare Criteo data, or make a demo data set; gives the exit status."""
+    """Prepare Criteo data, or make a demo data set; returns the exit status."""
+    return run(argv)
+
+
+def run(argv: Sequence[str] | None, sizes: Sizes = DEFAULT_SIZES) -> int:
+    """The program, but its errors are raised; `sizes` are those of `prepare`."""
     parser = ArgumentParser(
         prog="data_utils.py", description="Prepares Criteo's files for training."
     )
@@ -445,11 +372,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_demo_options(parser)
     options = parser.parse_args(argv)
     if options.make_demo:
-        print(make_demo(demo_from_options(options)))
+        print(make_demo(Demo.from_options(options)))
         return 0
-    spec = spec_from_options(options)
+    spec = DataSpec.from_options(options)
     already = find_prepared(spec) is not None
-    prepared = prepare(spec)
+    prepared = prepare(spec, sizes)
     if already:
         print(f"Prepared already: {prepared.files['train'].parent}")
     _print_report(spec)
@@ -457,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_report(spec: DataSpec) -> None:
-    """The table of what was found, by the first rank, where preparation left one."""
+    """Print the table of the report, if there is one, by the first rank only."""
     path = Path(f"{spec.stem}_report.json") if spec.flat else spec.directory / "report.json"
     if Launch.from_environment().rank == 0 and path.is_file():
         print(report_table(json.loads(path.read_text())), f"As JSON: {path}", sep="\n")

@@ -8,8 +8,8 @@ torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
 
 import os
 
-# torch_npu is imported with --use-npu only: a broken CANN would else keep torch from being
-# imported at all, and this must stand before the first import of torch
+# Importing torch must not import torch_npu, which fails if CANN is broken; --use-npu imports it.
+# This line has to come before the first import of torch.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import common.compiled  # noqa: F401  (before torch: both use the same threads)
@@ -33,20 +33,25 @@ from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, 
 from common.phases import each_in_phase, phase
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 from data_utils import prepare
-from devices.execution import Execution, lower_precision
-from devices.gpu import has_triton, set_product_precision
+from devices.execution import (
+    Execution,
+    add_device_options,
+    add_execution_options,
+    add_gpu_options,
+)
+from devices.gpu import set_product_precision
 from devices.npu import set_jit_compile
 from devices.threads import set_up_threads
 from dlrm_data_pytorch import (
-    BatchData,
-    Data,
+    BatchedDataset,
     RandomSpec,
-    criteo_data,
-    describe,
+    RunData,
+    describe_batches,
     load_batches,
-    random_data,
+    make_criteo_data,
+    make_random_data,
 )
 from engine.loss_meter import LossMeter
 from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
@@ -97,7 +102,7 @@ def make_parser() -> ArgumentParser:
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
     data = (_add_data, add_data_options)
-    training = (_add_training, _add_device, _add_execution, _add_gpu)
+    training = (_add_training, add_device_options, add_execution_options, add_gpu_options)
     results = (_add_reporting, _add_model_files, _add_mlperf)
     for add_group in (_add_model, _add_compressed, _add_loss, *data, *training, *results):
         add_group(parser)
@@ -181,49 +186,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     flag("--print-precision", type=number_in(int, 0, 16), default=5, help="digits of --debug-mode")
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Device and processes").add_argument
-    flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
-    flag("--use-gpu", action="store_true", help="CUDA")
-    flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
-    flag(
-        "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="precision of MLPs and interaction",
-    )
-    flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
-    flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
-    flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
-    flag("--self-check", action="store_true", help="try all parts on the device, print PASS or not")
-
-
-def _add_execution(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
-
-    def flag(name: str, help_text: str, default: bool | None = True) -> None:
-        group.add_argument(name, type=true_or_false, default=default, help=help_text)
-
-    flag("--fused-optimizer", "one kernel updates both MLPs (sgd)")
-    flag("--one-lookup", "one lookup for all tables, not one a table (also on the CPU)")
-    flag("--static-shapes", "fill up short batches, so that all shapes are alike")
-    flag("--pin-memory", "batches wait in page-locked memory")
-    flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
-    flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
-
-
-def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("NVIDIA GPU").add_argument
-    flag("--cuda-graphs", action="store_true", help="record a step once, then replay it")
-    flag("--tf32", action="store_true", help="float32 products round their factors to 10 bits")
-    flag(
-        "--triton",
-        type=true_or_false,
-        default=True,
-        help="kernels in Triton (with TRITON_INTERPRET=1 also on the CPU)",
-    )
-
-
 def _add_reporting(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Reporting").add_argument
     flag("--print-freq", type=number_in(int, 1), default=1, help="steps between log lines")
@@ -270,25 +232,28 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """What no single flag's type can see."""
-    threshold = options.loss_threshold
-    problems = {
-        "--use-npu and --use-gpu: give one of them": options.use_npu and options.use_gpu,
-        f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)": not 0
-        <= threshold
-        < 0.5,
-        f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5": len(
-            options.loss_weights
-        )
-        != 2,
-        f"--test-mini-batch-size={options.test_mini_batch_size}: expected at least 1, or -1": (
-            options.test_mini_batch_size < 1 and options.test_mini_batch_size != -1
+    """Raise a UserError for a mistake that no single flag's type can see."""
+    test_batch, threshold = options.test_mini_batch_size, options.loss_threshold
+    problems = (
+        (options.use_npu and options.use_gpu, "--use-npu and --use-gpu: give one of them"),
+        (
+            not 0 <= threshold < 0.5,
+            f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)",
         ),
-        f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability": (
-            options.arch_mlp_top[-1] != 1
+        (
+            len(options.loss_weights) != 2,
+            f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5",
         ),
-    }
-    for message, is_problem in problems.items():
+        (
+            test_batch < 1 and test_batch != -1,
+            f"--test-mini-batch-size={test_batch}: expected at least 1, or -1",
+        ),
+        (
+            options.arch_mlp_top[-1] != 1,
+            f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability",
+        ),
+    )
+    for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
     _check_model_files(options)
@@ -296,7 +261,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _check_model_files(options: argparse.Namespace) -> None:
-    """Before hours of training, not after."""
+    """Raise a UserError before hours of training, not after."""
     if options.load_model and not Path(options.load_model).is_file():
         raise UserError(f"--load-model={options.load_model}: no such file")
     folder = Path(options.save_model).absolute().parent
@@ -314,14 +279,14 @@ def _check_model_files(options: argparse.Namespace) -> None:
 class Architecture:
     """The model's shape.
 
-    Args:
+    Attributes:
         num_rows: rows of each of the T tables.
         dim: embedding dimension D.
         bottom: widths of the bottom MLP, dense features first.
         top: widths of the top MLP, the interaction's first.
         interaction: dot or cat.
         itself: dot keeps the products of a vector with itself.
-        learned_pooling: a trained weight a row in the sum over a bag.
+        learned_pooling: each row of a table has a trained weight in the sum over a bag.
         clamp: predictions stay in [clamp, 1 - clamp].
     """
 
@@ -338,7 +303,16 @@ class Architecture:
     def from_options(
         cls, options: argparse.Namespace, num_rows: Sequence[int], num_dense: int
     ) -> "Architecture":
-        """The shape that flags and data give; widths that do not fit are an error."""
+        """The shape that flags and data give.
+
+        Args:
+            options: of the command line.
+            num_rows: rows of each table.
+            num_dense: dense features of the data.
+
+        Raises:
+            UserError: the bottom MLP does not end in the embedding dimension.
+        """
         dim = options.arch_sparse_feature_size
         bottom = (num_dense, *options.arch_mlp_bot[1:])
         if len(bottom) < 2 or bottom[-1] != dim:
@@ -363,7 +337,16 @@ class Architecture:
 
 
 class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
-    """Embedding bags, bottom MLP, interaction, top MLP; named as in the original's checkpoints."""
+    """Embedding bags, bottom MLP, interaction, top MLP (arXiv 1906.00091, figure 1).
+
+    The names emb_l, bot_l, top_l and v_W_l are frozen: they are the keys of model files.
+
+    Args:
+        architecture: the shape.
+        process: this rank; it holds its share of the tables, and both MLPs.
+        optimizer: of the rows of tables: sgd, adagrad or rwsadagrad.
+        execution: how the device is used.
+    """
 
     def __init__(
         self,
@@ -374,12 +357,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        shards = place_tables(architecture.num_rows, process.world_size)
-        exchange = Exchange(process, shards)
+        tables = place_tables(architecture.num_rows, architecture.dim, process.world_size)
+        exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
-            shards, architecture.dim, exchange, optimizer, architecture.learned_pooling, execution
+            tables, exchange, optimizer, architecture.learned_pooling, execution
         )
-        self.emb_l.initialise(architecture.num_rows)
+        self.emb_l.initialise()
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
@@ -389,7 +372,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     def forward(
         self, features: Features, rows_per_rank: Sequence[int], update: Update | None = None
     ) -> torch.Tensor:
-        """Click probabilities (B, 1) of this rank's B rows; ranks exchange ids and vectors.
+        """Click probabilities (B, 1) of this rank's B rows; all ranks call it together.
 
         Args:
             features: of this rank's rows.
@@ -409,12 +392,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """What all ranks hold alike: both MLPs."""
+        """The parameters that all ranks hold alike: those of both MLPs."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
 
 
 def make_interaction(architecture: Architecture, device: torch.device, triton: bool) -> nn.Module:
-    """How the bottom MLP's output and the T pooled vectors combine."""
+    """The module that combines the bottom MLP's output with the T pooled vectors."""
     if architecture.interaction == "cat":
         return CatInteraction()
     return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device, triton)
@@ -430,12 +413,12 @@ class Trainer:
         self,
         options: argparse.Namespace,
         process: Process,
-        data: Data,
+        data: RunData,
         reporter: Reporter,
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
-        self.execution = make_execution(options, process.device)
+        self.execution = Execution.from_options(options, process.device)
         self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
@@ -470,7 +453,7 @@ class Trainer:
             make_loss_scale(execution.lower, device),
         )
 
-    def _chunking(self, data: BatchData, batch_size: int) -> Chunking:
+    def _chunking(self, data: BatchedDataset, batch_size: int) -> Chunking:
         return Chunking.of_data(len(data), batch_size, self.process, self.execution)
 
     def resume(self, path: str) -> None:
@@ -527,8 +510,8 @@ class Trainer:
             self.progress.count_update(it)
         return share
 
-    def _load(self, data: BatchData, numbers: Sequence[int], num_workers: int) -> Iterable[Batch]:
-        batches = load_batches(data, numbers, num_workers, self.process.device, self.execution)
+    def _load(self, data: BatchedDataset, order: Sequence[int], workers: int) -> Iterable[Batch]:
+        batches = load_batches(data, order, workers, self.process.device, self.execution)
         return each_in_phase("load", batches)
 
     def _after_step(self, it: int, epoch: int) -> bool:
@@ -559,7 +542,7 @@ class Trainer:
         self.reporter.training(where, ms_per_it, loss)
 
     def _warn_of_skipped_steps(self) -> None:
-        skipped, steps, scale = self.state.scale.skipped()
+        skipped, steps, scale = self.state.scale.take_skipped()
         if 2 * skipped > steps:
             self.reporter.say(
                 f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"
@@ -596,7 +579,7 @@ class Trainer:
             for chunk in chunking.chunks(batch):
                 features = chunk.decode(self.execution.triton)
                 predicted = self.model(features, chunk.rows_per_rank)
-                count = chunk.num_rows - chunk.num_filled
+                count = chunk.num_rows - chunk.num_padding
                 scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
@@ -612,7 +595,7 @@ class Trainer:
         return self.progress.best(by_auc=self.options.mlperf_logging)
 
     def _threshold_reached(self) -> bool:
-        """Whether training stops at a threshold of --mlperf-*-threshold, which is said."""
+        """Whether a threshold of --mlperf-*-threshold is reached, which is then reported."""
         options = self.options
         sentence = self.progress.threshold_reached(
             options.mlperf_acc_threshold, options.mlperf_auc_threshold
@@ -623,7 +606,7 @@ class Trainer:
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
-    """The numbers of an epoch's batches, in the order in which they are trained."""
+    """Numbers of an epoch's batches in the order in which they are trained."""
     if not options.mlperf_bin_shuffle:
         return range(num_batches)
     order: list[int] = (
@@ -639,27 +622,11 @@ def make_process(options: argparse.Namespace) -> Process:
     """This rank and its device."""
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
     process = this_process(device, options.local_rank, options.dist_backend or "")
-    make_execution(options, process.device)  # what is wrong with it is said now
+    Execution.from_options(options, process.device)  # raises its errors before data is prepared
     set_jit_compile(process.device, options.jit_compile)
     set_product_precision(process.device, options.tf32)
     check_graphs(options, process)
     return process
-
-
-def make_execution(options: argparse.Namespace, device: torch.device) -> Execution:
-    """How flags and device let the device be used."""
-    on_card = device.type != "cpu"
-    lower = lower_precision(device, options.amp)
-    return Execution(
-        lower=lower,
-        one_lookup=options.one_lookup,
-        fused_optimizer=options.fused_optimizer,
-        static_shapes=on_card and options.static_shapes,
-        pin_memory=on_card and options.pin_memory,
-        copy_stream=on_card and options.copy_stream,
-        triton=options.triton and has_triton(device, lower),
-        graphs=options.cuda_graphs,
-    )
 
 
 def evaluation_batch_size(options: argparse.Namespace) -> int:
@@ -670,39 +637,21 @@ def evaluation_batch_size(options: argparse.Namespace) -> int:
 
 
 def prepare_data(options: argparse.Namespace) -> Prepared | None:
-    """Criteo data on disk; all ranks make it together, in no collective."""
+    """Criteo data on disk, or None for other data; all ranks prepare it together."""
     if options.data_generation != "dataset":
         return None
-    return prepare(spec_from_options(options))
+    return prepare(DataSpec.from_options(options))
 
 
-def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> Data:
+def make_data(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> RunData:
     """Batches to train and to evaluate with."""
     if prepared is not None:
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
         sizes = (options.mini_batch_size, evaluation_batch_size(options))
-        return criteo_data(
+        return make_criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-    spec = RandomSpec(
-        num_rows=options.arch_embedding_size,
-        num_dense=options.arch_mlp_bot[0],
-        batch_size=options.mini_batch_size,
-        data_size=options.data_size,
-        num_batches=options.num_batches,
-        num_indices=options.num_indices_per_lookup,
-        num_indices_fixed=options.num_indices_per_lookup_fixed,
-        distribution=options.rand_data_dist,
-        minimum=options.rand_data_min,
-        maximum=options.rand_data_max,
-        mu=options.rand_data_mu,
-        sigma=options.rand_data_sigma,
-        round_targets=options.round_targets,
-        seed=options.numpy_rand_seed,
-        trace=options.data_trace_file if options.data_generation == "synthetic" else "",
-        trace_padding=options.data_trace_enable_padding,
-    )
-    return random_data(spec, process)
+    return make_random_data(RandomSpec.from_options(options), process)
 
 
 def seed_everything(options: argparse.Namespace) -> None:
@@ -714,20 +663,20 @@ def seed_everything(options: argparse.Namespace) -> None:
 
 
 def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
-    """The first rank speaks, the others are silent."""
+    """The reporter of this rank: the first one prints, the others are silent."""
     if not process.is_first:
         return Reporter()
     return Console(options.mlperf_logging, options.print_wall_time, options.tensor_board_filename)
 
 
 def print_debug(trainer: Trainer, title: str) -> None:
-    """--debug-mode: architecture, data and parameters, on the first rank."""
+    """Print architecture, data and parameters on the first rank, with --debug-mode."""
     if not trainer.options.debug_mode:
         return
     state = full_state_dict(trainer.state)
     if trainer.process.is_first:
         print(trainer.model.architecture)
-        print(describe(trainer.data.train, max_batches=10))
+        print(describe_batches(trainer.data.train, max_batches=10))
         print(f"{title} parameters (weights and bias):")
         for name, value in state.items():
             print(name, value.numpy(), sep="\n")
@@ -735,7 +684,7 @@ def print_debug(trainer: Trainer, title: str) -> None:
 
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or evaluate with --inference-only; gives the exit status."""
+    """Train, or evaluate with --inference-only; returns the exit status."""
     options = parse_options(argv)
     process = make_process(options)
     if options.self_check:
@@ -764,7 +713,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
-    """--dry-run: what main has checked so far, and that model and data fit."""
+    """End of a --dry-run: check that model and data fit."""
     if prepared is None:
         Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
     else:

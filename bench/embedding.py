@@ -34,8 +34,8 @@ Step = Callable[[torch.Tensor, torch.Tensor], None]
 def engine(rows: int, dim: int) -> Step:
     """The engine of this project."""
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
-    shards = place_tables([rows] * NUM_TABLES, 1)
-    tables = EmbeddingTables(shards, dim, Exchange(process, shards), "sgd", False)
+    placed = place_tables([rows] * NUM_TABLES, dim, world_size=1)
+    tables = EmbeddingTables(placed, Exchange(process, placed), "sgd", learned_pooling=False)
 
     def step(ids: torch.Tensor, gradient: torch.Tensor) -> None:
         tables(Bags(ids.view(-1)), (len(ids),), Update(LR)).backward(gradient)

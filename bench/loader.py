@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from criteo.columns import NUM_DENSE, Columns
 from criteo.demo import NUM_VALUES
-from criteo.prepared import Prepared, from_meta
+from criteo.prepared import Prepared
 from devices.threads import set_up_threads
-from dlrm_data_pytorch import CARD_READERS, CriteoData, criteo_split, load_batches
+from dlrm_data_pytorch import NUM_CARD_READERS, CriteoDataset, load_batches, open_criteo_split
 from ranks.process import Process
 
 # isort: split
@@ -46,16 +46,16 @@ def draw(num_rows: int) -> Columns:
 def make(folder: Path, num_rows: int) -> Prepared:
     """Prepared data, just written and so in the page cache."""
     write_prepared(folder, draw(num_rows), COUNTS.tolist())
-    return from_meta(folder, json.loads((folder / "meta.json").read_text()))
+    return Prepared.from_meta(folder, json.loads((folder / "meta.json").read_text()))
 
 
-def split(prepared: Prepared, batch: int, rank: int = 0, world_size: int = 1) -> CriteoData:
+def split(prepared: Prepared, batch: int, rank: int = 0, world_size: int = 1) -> CriteoDataset:
     """The training rows of a rank, mapped."""
     process = Process(rank, world_size, 0, torch.device("cpu"), "gloo")
-    return criteo_split(prepared, "train", batch, process, None, in_memory=False)
+    return open_criteo_split(prepared, "train", batch, process, None, in_memory=False)
 
 
-def speed(data: CriteoData, num_workers: int, decode: bool) -> float:
+def speed(data: CriteoDataset, num_workers: int, decode: bool) -> float:
     """Rows/s of the median pass; the first one, in which workers start, does not count."""
     numbers = list(range(len(data))) * (1 + PASSES)
     rows, ends = 0, []
@@ -76,7 +76,7 @@ def speed_of_ranks(prepared: Prepared, batch: int) -> float:
     for rank in range(RANKS):
         data = split(prepared, batch, rank, RANKS)
         speeds.append(speed(data, 0, decode=False))
-        rows += data.rows_read
+        rows += data.num_rows_read
     wanted = (1 + PASSES) * sum(prepared.rows_per_part[:-1])
     if rows != wanted:
         raise SystemExit(f"{RANKS} ranks read {rows} rows, expected {wanted}")
@@ -90,9 +90,9 @@ def lines(prepared: Prepared, batch: int) -> Iterator[str]:
         for num_workers, maker in ((0, "a thread"), (WORKERS, f"{WORKERS} workers")):
             found = f"{speed(data, num_workers, decode):,.0f}"
             yield row(f"loader, {what} by {maker}, rows/s", found, wanted=wanted)
-    data.readers = CARD_READERS
+    data.num_readers = NUM_CARD_READERS
     found = f"{speed(data, 0, decode=False):,.0f}"
-    yield row(f"loader, blocks by {CARD_READERS} threads, rows/s", found)
+    yield row(f"loader, blocks by {NUM_CARD_READERS} threads, rows/s", found)
     found = f"{speed_of_ranks(prepared, batch):,.0f}"
     yield row(f"loader, blocks, a rank of {RANKS}, rows/s", found)
 

@@ -1,1 +1,1 @@
-"""What every folder uses: errors, flag types, launch facts, equal shares, compiling."""
+"""What every folder uses: one-line errors, flag types, launch facts, shares, compiling, phases."""

@@ -1,7 +1,7 @@
-"""Loops compiled by numba, with torch's OpenMP.
+"""Loops compiled by numba, on the same threads as torch's operators.
 
-Import this before torch: it loads the system's libgomp, and torch then takes that one instead of
-its own. Numba's threads and torch's are then the same pool. With two pools on the same cores each
+Import this before torch: it loads the system's libgomp, and torch then uses that one in place of
+its own. Numba and torch then share one pool of threads. With two pools on the same cores each
 spins while the other works, and small steps take half as long again.
 """
 
@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-with contextlib.suppress(ImportError):  # numba's wheel needs the system's libgomp for it
+with contextlib.suppress(ImportError):  # this module of numba needs a libgomp on the system
     import numba.np.ufunc.omppool  # noqa: F401  (loads libgomp)
 import numba
 
@@ -17,17 +17,17 @@ import numba
 def compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator that compiles a function on its first call and caches the machine code on disk.
 
-    Where no folder for the cache can be written (a read-only installation without a home folder)
+    If numba finds no folder that it can write (a read-only installation without a home folder),
     each process compiles anew.
 
     Args:
-        options: numba.njit's, beside nogil, which they all have: threads run them side by side.
+        options: of numba.njit. nogil is always set, so threads run compiled functions side by side.
     """
 
     def compile_later(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # numba found no folder that it can write
+        except RuntimeError:  # numba found no folder for the cache
             return numba.njit(nogil=True, **options)(function)
 
     return compile_later

@@ -1,4 +1,7 @@
-"""Errors that a user can mend: one line, exit status 2."""
+"""Errors that a user can mend: one line on stderr, exit status 2.
+
+A UserError is a mistake that every rank finds; a RankError is one that a single rank may find.
+"""
 
 import functools
 import os
@@ -14,8 +17,7 @@ Program = Callable[..., int]
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, got, expected, what to do.
 
-    All ranks of a run find the same mistake, so only the first of each machine prints it; what a
-    single rank finds is a RankError.
+    All ranks find the same mistake, so only the first rank of each machine prints it.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,14 +25,14 @@ class UserError(Exception):
 
 
 class RankError(UserError):
-    """A UserError that only this rank may have found: it prints it itself."""
+    """A UserError that this rank may be the only one to find, so this rank prints it."""
 
 
 def reports_errors(program: Program) -> Program:
-    """Make a program's `main(argv)` give an exit status whatever happens.
+    """Make a program's `main(argv)` return an exit status whatever happens.
 
-    A UserError, a file that the system refuses and memory that it has not got become one line and
-    status 2. A mistake that all ranks find is printed once a machine.
+    A UserError, a file that the system refuses and a lack of memory become one line and status 2;
+    an interrupt becomes status 130.
     """
 
     @functools.wraps(program)
@@ -38,8 +40,7 @@ def reports_errors(program: Program) -> Program:
         try:
             return program(argv)
         except UserError as error:
-            rank_here = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
-            is_ours = isinstance(error, RankError) or rank_here == "0"
+            is_ours = isinstance(error, RankError) or _is_first_of_machine()
             return _report(str(error)) if is_ours else EXIT_USER_ERROR
         except OSError as error:
             return _report(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -50,6 +51,11 @@ def reports_errors(program: Program) -> Program:
             return EXIT_INTERRUPTED
 
     return main
+
+
+def _is_first_of_machine() -> bool:
+    """Read as text, because the launcher's variables may be the mistake that is reported."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
 def _report(message: str) -> int:

@@ -1,4 +1,4 @@
-"""Flags of the command line: a parser with one-line errors, and types of values."""
+"""Flags of the command line: a parser with one-line errors, and types for argparse's `type=`."""
 
 import argparse
 import difflib
@@ -11,9 +11,9 @@ from common.errors import UserError
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse where dashes and underscores in flags are alike.
+    """An argparse parser that takes dashes and underscores in flags as the same.
 
-    Errors are of one line and name the nearest flag.
+    Its errors are one line each, and for an unknown flag they name the nearest one.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -22,7 +22,11 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse `args` (default: the process's); exits 2 with one line where they are wrong."""
+        """The values of all flags in `args` (default: the process's own arguments).
+
+        Raises:
+            UserError: a flag is unknown or its value is wrong.
+        """
         spelling = {_dashed(flag): flag for flag in self._option_string_actions}
         words = [_canonical(word, spelling) for word in (sys.argv[1:] if args is None else args)]
         parsed, unknown = self.parse_known_args(words, namespace)
@@ -31,7 +35,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Raise `message` as the one line that the user sees."""
+        """Raise the UserError that argparse would print and exit for."""
         raise UserError(f"{message}; {self.prog} --help lists all flags")
 
 
@@ -54,7 +58,7 @@ def _unknown_flag(word: str, flags: list[str]) -> str:
 
 
 def true_or_false(text: str) -> bool:
-    """`true` or `false` in any case (the original took any text for true)."""
+    """`true`, `yes` or `1`, or `false`, `no` or `0`, in upper or lower case."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -62,7 +66,7 @@ def true_or_false(text: str) -> bool:
 
 
 def dashed_ints(text: str) -> tuple[int, ...]:
-    """`13-512-64` as (13, 512, 64); every number at least 1."""
+    """`13-512-64` as (13, 512, 64); every number is at least 1."""
     try:
         numbers = tuple(int(word) for word in text.split("-"))
     except ValueError:
@@ -85,7 +89,7 @@ def dashed_floats(text: str) -> tuple[float, ...]:
 
 
 def number_in(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """A type for argparse: `kind` (int or float) in [low, high]."""
+    """A type that takes numbers of `kind` (int or float) in [low, high]."""
 
     def parse(text: str) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What the launcher says of this process: torchrun's variables in the environment."""
+"""Which process of a launch this one is, by torchrun's variables in the environment."""
 
 import os
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from common.errors import RankError
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that were started together; alone it is rank 0 of 1.
+    """This process among those that were started together; a single process is rank 0 of 1.
 
     Attributes:
-        rank: of this process, from 0.
-        world_size: processes of all machines.
-        local_rank: of this process among those of its machine.
-        local_world_size: processes of this machine.
+        rank: number of this process among all, from 0.
+        world_size: number of processes on all machines.
+        local_rank: number of this process among those of its machine, from 0.
+        local_world_size: number of processes on this machine.
     """
 
     rank: int = 0
@@ -24,10 +24,10 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> "Launch":
-        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun sets them.
+        """The launch that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe.
 
         Raises:
-            RankError: one of them is no whole number, or the rank is not below the world's size.
+            RankError: one of them is no whole number, or RANK is not in [0, WORLD_SIZE).
         """
         rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
         if not 0 <= rank < world_size:

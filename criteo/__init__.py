@@ -1,1 +1,1 @@
-"""Criteo's format: columns, text, raw files, rows, prepared data, demo data."""
+"""Criteo's data format: columns, text, raw files, packed rows, prepared data, demo data."""

@@ -1,12 +1,13 @@
-"""Files that the original program left: found, checked, and read a piece at a time.
+"""Files that the original program left: find them, check them, read them a block at a time.
 
     <processed>.npz                       X_int, X_cat, y, counts: all rows in file order
     <raw>_<d>_reordered.npz               X_int, X_cat, y of day d, shuffled already
     <processed>_{train,test,val}.bin      int32 rows of label, 13 integers, 26 ids
-    <raw>_fea_count.npz                   counts: of both forms above
+    <raw>_fea_count.npz                   counts: rows of each table, for the two forms above
     <raw>_day_count.npz                   total_per_file: rows of each part
 
-Their arrays hold integers clipped at 0, ids instead of categories, in any numeric type.
+The arrays hold integers clipped at 0 and ids instead of categories, in any numeric type. Each of
+the 26 ids belongs to a table; a part is a day, or a seventh of Kaggle's one file.
 """
 
 import contextlib
@@ -24,14 +25,21 @@ from common.shares import split_evenly
 from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_DENSE, NUM_FIELDS, NUM_SPARSE, Rows
 from criteo.row_layout import FLAT
 
-_DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError)
-ROWS_AT_A_TIME = 1 << 17
+ROWS_PER_BLOCK = 1 << 17  # of an npz in memory at a time
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
 _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
 
 
 @dataclass(frozen=True)
 class Original:
-    """Arrays of the original: files in order, rows of each table and part, whether shuffled."""
+    """The npz files that the original made of one data set.
+
+    Attributes:
+        files: one for all rows, or one for each day.
+        counts: rows of each table.
+        rows_per_part: rows of each part.
+        shuffled: whether the rows of each day are shuffled already.
+    """
 
     files: list[Path]
     counts: tuple[int, ...]
@@ -40,10 +48,15 @@ class Original:
 
 
 def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
-    """The original's npz files for `raw` or `processed`: each day's where training maps its rows.
+    """The original's npz files for `raw` or `processed`, or None if there are none.
+
+    Args:
+        raw: the raw data, as in DataSpec.
+        processed: the prepared data, as in DataSpec.
+        mapped: whether training maps its rows; the files of single days are for that only.
 
     Raises:
-        UserError: they are there but not what the original writes.
+        UserError: a file is not what the original writes.
     """
     if mapped and (days := _find_days(raw)):
         rows = tuple(_num_rows(day) for day in days)
@@ -55,10 +68,14 @@ def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
     return Original([whole], counts, _rows_per_part(whole, raw), shuffled=False)
 
 
-def find_flat(
+def find_flat_files(
     raw: Path, processed: Path, stem: Path
 ) -> tuple[dict[str, Path], tuple[int, ...], int, int] | None:
-    """(files by split, rows of each table, training, evaluation rows) of the flat form, or None."""
+    """The original's flat files, or None if one of the three is missing.
+
+    Returns:
+        (file of each split, rows of each table, number of training rows, number of others).
+    """
     for prefix in (processed, stem):
         files = {split: Path(f"{prefix}_{split}.bin") for split in ("train", "test", "val")}
         if all(path.is_file() for path in files.values()):
@@ -77,7 +94,11 @@ def _flat_rows(path: Path) -> int:
 
 
 def read_original(original: Original) -> Iterator[tuple[int, Rows]]:
-    """(part, rows) in order, a bounded piece at a time; rows (n, 40) int32 as in prepared data."""
+    """(part, rows) in order, a block at a time; rows (n, 40) int32 as in prepared data.
+
+    Raises:
+        UserError: a file is damaged, or an id is outside its table.
+    """
     if len(original.files) > 1:
         for part, path in enumerate(original.files):
             for rows in _read_file(path, original.counts):
@@ -89,21 +110,21 @@ def read_original(original: Original) -> Iterator[tuple[int, Rows]]:
 
 
 def _cut_into_parts(
-    pieces: Iterable[Rows], rows_per_part: Sequence[int]
+    blocks: Iterable[Rows], rows_per_part: Sequence[int]
 ) -> Iterator[tuple[int, Rows]]:
-    """(part, rows) of consecutive parts, however the pieces (n, 40) lie across their ends."""
+    """(part, rows) of consecutive parts; blocks (n, 40) may reach over the ends of parts."""
     ends = np.cumsum(rows_per_part)
     row = 0
-    for rows in pieces:
-        for chunk in np.split(rows, ends[(ends > row) & (ends < row + len(rows))] - row):
-            yield int(np.searchsorted(ends, row, side="right")), chunk
-            row += len(chunk)
+    for block in blocks:
+        for rows in np.split(block, ends[(ends > row) & (ends < row + len(block))] - row):
+            yield int(np.searchsorted(ends, row, side="right")), rows
+            row += len(rows)
 
 
 def _prefixes(raw: Path) -> list[Path]:
-    """What names beside a raw file begin with.
+    """The beginnings of the original's file names beside a raw file.
 
-    The original cuts `.txt`, and appends `_day` for Kaggle.
+    The original cuts `.txt` off, and appends `_day` for Kaggle.
     """
     bare = raw.with_suffix("") if raw.suffix == ".txt" else raw
     return [raw, bare, bare.with_name(bare.name + "_day")]
@@ -161,7 +182,7 @@ def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
 
 
 def _array(path: Path, name: str) -> npt.NDArray[Any]:
-    """A small array of an npz, whole."""
+    """A small array of an npz, read as a whole."""
     with _readable(path), np.load(path, allow_pickle=False) as arrays:
         array: npt.NDArray[Any] = arrays[name]
     return array
@@ -169,10 +190,10 @@ def _array(path: Path, name: str) -> npt.NDArray[Any]:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What fails in here becomes one line about `path`."""
+    """Make an error inside the block a UserError about `path`."""
     try:
         yield
-    except (*_DAMAGES, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise UserError(f"{path} is not an npz that the original writes ({error})") from error
 
 
@@ -182,7 +203,7 @@ def _num_rows(path: Path) -> int:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, column-major, type) at the head of an npy file, left at its first value."""
+    """(shape, column-major, type) of an npy file; the file is left at its first value."""
     version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0
@@ -196,7 +217,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _read_file(path: Path, counts: tuple[int, ...]) -> Iterator[Rows]:
-    """The rows of one npz; its three arrays are read side by side, a piece at a time."""
+    """The rows of one npz in blocks (n, 40); its three arrays are read side by side."""
     row = 0
     with _readable(path), zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
         columns = [
@@ -211,23 +232,20 @@ def _read_file(path: Path, counts: tuple[int, ...]) -> Iterator[Rows]:
 
 
 def _blocks(file: IO[bytes], width: int) -> Iterator[Rows]:
+    """The rows (n, width) of an npy file in blocks, as int32."""
     shape, column_major, dtype = _header(file)
-    if int(np.prod(shape)) != shape[0] * width:
+    num_rows = shape[0]
+    if int(np.prod(shape)) != num_rows * width:
         raise ValueError(f"an array has shape {shape}, expected {width} columns")
-    if column_major and width > 1:
-        whole = np.frombuffer(file.read(), dtype).reshape(width, shape[0]).T
-        yield from (
-            whole[at : at + ROWS_AT_A_TIME].astype(np.int32)
-            for at in range(0, shape[0], ROWS_AT_A_TIME)
-        )
+    begins = range(0, num_rows, ROWS_PER_BLOCK)
+    if column_major and width > 1:  # a row's values are spread over the whole file
+        whole = np.frombuffer(file.read(), dtype).reshape(width, num_rows).T
+        yield from (whole[begin : begin + ROWS_PER_BLOCK].astype(np.int32) for begin in begins)
         return
-    for at in range(0, shape[0], ROWS_AT_A_TIME):
-        rows = min(ROWS_AT_A_TIME, shape[0] - at)
-        yield (
-            np.frombuffer(_read_exactly(file, rows * width * dtype.itemsize), dtype)
-            .reshape(rows, width)
-            .astype(np.int32)
-        )
+    for begin in begins:
+        size = min(ROWS_PER_BLOCK, num_rows - begin)
+        block = np.frombuffer(_read_exactly(file, size * width * dtype.itemsize), dtype)
+        yield block.reshape(size, width).astype(np.int32)
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:

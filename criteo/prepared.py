@@ -1,8 +1,8 @@
-"""Prepared data on disk: which the flags ask for, and whether what lies there is that.
+"""Prepared data on disk: find it, and check that it was made as the flags ask.
 
 docs/preparation.md describes the format. It is one directory beside --processed-data-file, complete
-or absent: meta.json, report.json and three files of rows. With --mlperf-bin-loader the rows stand
-as `<processed>_{train,test,val}.bin`, the original's flat form: 40 int32 a row.
+or absent: meta.json, report.json and three files of rows. With --mlperf-bin-loader the rows are in
+`<processed>_{train,test,val}.bin`, the original's flat form: 40 int32 a row.
 """
 
 import json
@@ -14,16 +14,14 @@ import numpy as np
 
 from common.errors import UserError
 from criteo.columns import Bytes
-from criteo.original_files import find_flat
+from criteo.original_files import find_flat_files
 from criteo.raw_files import RawFile, day_numbers
 from criteo.row_layout import FLAT, Layout
 from criteo.spec import DataSpec
 
 FORMAT_VERSION = 2
-
-
 SPLITS = ("train", "test", "val")
-_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)  # of a meta.json
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class Prepared:
     """Prepared data on disk.
 
     Attributes:
-        files: by split.
+        files: the file of each split.
         counts: rows of each table.
-        rows_per_part: kept rows of each part; the last is test and val.
+        rows_per_part: kept rows of each part; the last part is divided into test and val.
         layout: of a row.
     """
 
@@ -41,6 +39,13 @@ class Prepared:
     counts: tuple[int, ...]
     rows_per_part: tuple[int, ...]
     layout: Layout
+
+    @classmethod
+    def from_meta(cls, directory: Path, meta: dict[str, Any]) -> "Prepared":
+        """The prepared data in `directory` as its meta.json describes it; opens no file."""
+        files = {split: directory / f"{split}.bin" for split in SPLITS}
+        layout = Layout.from_columns(meta["columns"])
+        return cls(files, tuple(meta["counts"]), tuple(meta["rows_per_part"]), layout)
 
     def rows(self, split: str) -> Bytes:
         """The split's rows, mapped read-only: (rows, bytes of a row) uint8."""
@@ -51,10 +56,10 @@ class Prepared:
 
 
 def find_prepared(spec: DataSpec) -> Prepared | None:
-    """The prepared data that fits `spec`, or None where there is none yet.
+    """The prepared data that `spec` describes, or None if there is none yet.
 
     Raises:
-        UserError: there is some, but made with other flags or from other files, or damaged.
+        UserError: the data was made with other flags or from other files, or it is damaged.
     """
     if spec.flat:
         return _find_flat(spec)
@@ -64,7 +69,7 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
     try:
         meta = json.loads(meta_file.read_text())
         _check_meta(spec, meta)
-        prepared = from_meta(spec.directory, meta)
+        prepared = Prepared.from_meta(spec.directory, meta)
         check_range(spec, spec.directory, prepared.counts)
     except _DAMAGES as error:
         raise UserError(f"{meta_file} is damaged ({error}): {_how_to_rebuild(spec)}") from error
@@ -77,20 +82,9 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
     return prepared
 
 
-def from_meta(directory: Path, meta: dict[str, Any]) -> Prepared:
-    """The prepared data in `directory` as its meta.json describes it; looks at no file."""
-    files = {split: directory / f"{split}.bin" for split in SPLITS}
-    layout = Layout.from_columns(meta["columns"])
-    return Prepared(files, tuple(meta["counts"]), tuple(meta["rows_per_part"]), layout)
-
-
-def _how_to_rebuild(spec: DataSpec) -> str:
-    return f"delete {spec.directory} to have it made again, or name another --processed-data-file"
-
-
 def _find_flat(spec: DataSpec) -> Prepared | None:
-    """Flat files say nothing of their making, but a meta file lies beside those we wrote."""
-    flat = find_flat(spec.raw, spec.processed, spec.stem)
+    """Flat files do not tell how they were made, but we write a meta file beside ours."""
+    flat = find_flat_files(spec.raw, spec.processed, spec.stem)
     if flat is None:
         return None
     files, counts, num_train, num_eval = flat
@@ -107,7 +101,7 @@ def _find_flat(spec: DataSpec) -> Prepared | None:
 
 
 def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
-    """Raise a UserError where a table of `path` is larger than --max-ind-range allows."""
+    """Raise a UserError if a table of `path` has more rows than --max-ind-range allows."""
     if 0 < spec.max_ind_range < max(counts):
         raise UserError(
             f"{path} has a table of {max(counts)} rows, --max-ind-range={spec.max_ind_range}"
@@ -116,7 +110,10 @@ def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
 
 
 def recipe(spec: DataSpec) -> dict[str, Any]:
-    """What decides the prepared bytes, by flag; the seed counts only where something is drawn."""
+    """The flags that decide the prepared bytes; the seed is one only if something is drawn.
+
+    The keys are frozen: meta.json keeps them, and a run compares them with its own.
+    """
     drawn = spec.sub_sample_rate > 0 or spec.order != "file"
     return {
         "--data-set": spec.data_set,
@@ -137,7 +134,7 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
         for key in wanted
         if meta["recipe"][key] is not None and meta["recipe"][key] != wanted[key]
     ]
-    if meta.get("imported"):  # the original's files do not say how they were made
+    if meta.get("imported"):  # the original's files do not tell how they were made
         different = [key for key in different if key.startswith(("--data-set", "order"))]
     for key in different:
         got = f"made with {key} = {meta['recipe'][key]}, this run has {wanted[key]}"
@@ -153,3 +150,7 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
     if days and len(days) != len(meta["sources"]) and not meta.get("imported"):
         got = f"made from {len(meta['sources'])} days, now there are {len(days)}"
         raise UserError(f"{spec.directory} was {got}: {_how_to_rebuild(spec)}")
+
+
+def _how_to_rebuild(spec: DataSpec) -> str:
+    return f"delete {spec.directory} to have it made again, or name another --processed-data-file"

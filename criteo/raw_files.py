@@ -1,4 +1,4 @@
-"""Criteo's raw files, plain or gzip: which there are, and their lines in bounded blocks."""
+"""Criteo's raw files, plain or gzip: find them, and read their lines in bounded blocks."""
 
 import contextlib
 import gzip
@@ -11,42 +11,58 @@ from typing import IO, Any
 
 from common.errors import RankError, UserError
 
-BLOCK_BYTES = 4 << 20  # of text in memory at a time
-MAX_LINE_BYTES = 1 << 16
 RAW_NAMES = {"kaggle": "train.txt", "terabyte": "day"}
+BLOCK_BYTES = 4 << 20  # of text in memory at a time
+MAX_LINE_BYTES = 1 << 16  # a longer line is none of Criteo's
 HINT = "--data_path or --raw-data-file names the raw data"
 
 
 class Lines:
-    """The lines of a text from a byte on, in blocks.
+    """The lines of a text from a byte on, in blocks of whole lines.
+
+    A line belongs to the byte range that holds its first byte, so readers of consecutive ranges
+    together read each line once.
 
     Args:
-        file: of the text, at its beginning.
-        begin: a line belongs here if its first byte is at `begin` or behind.
+        file: the text, at its beginning.
+        begin: the first byte of the range.
+        block_bytes: size of a block, not counting the rest of its last line.
+        max_line_bytes: a longer line may be cut, because a file of another kind may have no
+            newline at all.
+
+    Attributes:
+        at: offset of the first byte that was not read yet.
+        is_at_end: whether a read has found the end of the text.
     """
 
-    def __init__(self, file: IO[bytes], begin: int = 0) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        begin: int = 0,
+        block_bytes: int = BLOCK_BYTES,
+        max_line_bytes: int = MAX_LINE_BYTES,
+    ) -> None:
         self._file, self.at, self.is_at_end = file, begin, False
+        self._block_bytes, self._max_line_bytes = block_bytes, max_line_bytes
         self._on_disk = getattr(file, "fileobj", file)
         if begin:
             file.seek(begin - 1)
-            self.at = begin - 1 + len(file.readline(MAX_LINE_BYTES))
+            self.at = begin - 1 + len(file.readline(max_line_bytes))
 
     @property
     def packed(self) -> int:
-        """Bytes of the file on disk that have been read."""
+        """Number of bytes that were read of the file as it is on disk."""
         return int(self._on_disk.tell())
 
     def blocks(self, end: int) -> Iterator[bytes]:
-        """Blocks of whole lines, those that begin before byte `end`.
+        """The next lines, up to the last one that begins before byte `end`.
 
-        Every line ends in a newline, the last one of the file too. One of more than
-        MAX_LINE_BYTES, which is none of Criteo's, may be cut.
+        Every line ends in a newline, the last one of the file too.
         """
         while self.at < end:
-            text = self._file.read(min(BLOCK_BYTES, end - self.at))
+            text = self._file.read(min(self._block_bytes, end - self.at))
             if text and not text.endswith(b"\n"):
-                text += self._file.readline(MAX_LINE_BYTES)
+                text += self._file.readline(self._max_line_bytes)
             self.at += len(text)
             if not text:
                 self.is_at_end = True
@@ -56,7 +72,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file of Criteo text as it was when the run began; its text is what gzip unpacks it to."""
+    """A file of Criteo text, plain or gzip, with its size and time when the run began."""
 
     path: Path
     size: int
@@ -70,24 +86,29 @@ class RawFile:
 
     @property
     def is_gzip(self) -> bool:
-        """Is it unpacked while it is read?"""
+        """Whether the file is unpacked while it is read."""
         return self.path.suffix == ".gz"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What tells whether a file is the same without reading it: name, size, time."""
+        """Name, size and time, by which a later run tells whether the file is the same."""
         return {"name": self.path.name, "size": self.size, "mtime_ns": self.mtime_ns}
 
     @contextlib.contextmanager
-    def lines(self, begin: int = 0) -> Iterator[Lines]:
-        """The lines that begin at byte `begin` of the text or behind.
+    def lines(
+        self,
+        begin: int = 0,
+        block_bytes: int = BLOCK_BYTES,
+        max_line_bytes: int = MAX_LINE_BYTES,
+    ) -> Iterator[Lines]:
+        """The lines that begin at byte `begin` of the unpacked text or behind it.
 
         Raises:
-            UserError: on leaving, where the file was truncated, damaged or changed meanwhile.
+            RankError: the file is truncated or damaged, or it changed while it was read.
         """
         try:
             with self._open() as file:
-                yield Lines(file, begin)
+                yield Lines(file, begin, block_bytes, max_line_bytes)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise RankError(
                 f"{self.path} is truncated or damaged ({error}): fetch it again"
@@ -100,20 +121,20 @@ class RawFile:
         return file
 
     def check_unchanged(self) -> None:
-        """Raise a UserError where the file is no longer what it was."""
+        """Raise a RankError if the file is no longer what it was."""
         if not self.path.is_file() or RawFile.at(self.path) != self:
             raise RankError(
                 f"{self.path} changed while it was read: start again when it is complete"
             )
 
     def sample(self, size: int) -> tuple[bytes, float]:
-        """(about the first `size` bytes of text in whole lines, bytes of text a byte of file)."""
+        """(whole lines of about the first `size` bytes of text, bytes of text per byte of file)."""
         with open(self.path, "rb") as file:
             packed = file.read(size + MAX_LINE_BYTES)
         text, unpacked = packed, 1.0
         if self.is_gzip:
             text, unpacker = b"", zlib.decompressobj(wbits=31)
-            with contextlib.suppress(zlib.error):  # reading it will say so
+            with contextlib.suppress(zlib.error):  # whoever reads the whole file reports it
                 text = unpacker.decompress(packed)
                 unpacked = len(text) / max(len(packed) - len(unpacker.unused_data), 1)
         end = text.find(b"\n", size) + 1
@@ -121,10 +142,15 @@ class RawFile:
 
 
 def find_raw_files(raw: Path, data_set: str) -> list[RawFile]:
-    """The raw files, in order: train.txt or the days; of a day its plain file before its .gz.
+    """The raw files in order: train.txt or the days, each plain or, if there is no plain one, .gz.
+
+    Args:
+        raw: train.txt, or the days' common name without _0, _1, ...
+        data_set: kaggle or terabyte.
 
     Raises:
-        UserError: a file is missing, unreadable or empty, or days are too few or have a gap.
+        UserError: a file is missing, unreadable or empty, a day is missing, or there are fewer
+            than two days.
     """
     paths = [_plain_or_gzip(raw)] if data_set == "kaggle" else _find_days(raw)
     for path in paths:
@@ -137,6 +163,14 @@ def find_raw_files(raw: Path, data_set: str) -> list[RawFile]:
                 f"{path} is empty: expected lines of label, 13 integers, 26 hex strings",
             )
     return [RawFile.at(path) for path in paths]
+
+
+def day_numbers(raw: Path) -> list[int]:
+    """The numbers d of the files `<raw>_<d>` and `<raw>_<d>.gz`, ascending."""
+    prefix = raw.name + "_"
+    names = [path.name.removeprefix(prefix) for path in raw.parent.glob(prefix + "*")]
+    names = [name.removesuffix(".gz") for name in names]
+    return sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))})
 
 
 def _plain_or_gzip(path: Path) -> Path:
@@ -164,11 +198,3 @@ def _find_days(raw: Path) -> list[Path]:
 
 def _names(raw: Path, days: Sequence[int]) -> str:
     return ", ".join(f"{raw.name}_{day}" for day in days[:5]) + (" ..." if len(days) > 5 else "")
-
-
-def day_numbers(raw: Path) -> list[int]:
-    """The numbers d of the files `<raw>_<d>` and `<raw>_<d>.gz`, ascending."""
-    prefix = raw.name + "_"
-    names = [path.name.removeprefix(prefix) for path in raw.parent.glob(prefix + "*")]
-    names = [name.removesuffix(".gz") for name in names]
-    return sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))})

@@ -1,9 +1,11 @@
-"""What preparation found in the data, as JSON and as a table, held against Criteo's own."""
+"""The report of a preparation: counts of the text, as JSON and as a table; doubts about files."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from operator import add
 from typing import Any
 
-from criteo.columns import NAMES, NUM_FIELDS, NUM_SPARSE
+from criteo.columns import FIRST_SPARSE, NAMES, NUM_FIELDS, NUM_SPARSE
 
 KAGGLE_ROWS = 45_840_617
 DAY_ROWS = (  # Criteo Terabyte Click Logs, day_0 to day_23: 4,373,472,329 rows
@@ -12,42 +14,103 @@ DAY_ROWS = (  # Criteo Terabyte Click Logs, day_0 to day_23: 4,373,472,329 rows
     169_003_364, 194_216_520, 194_081_279, 187_154_596, 177_984_934, 163_382_602,
     142_061_091, 156_534_237, 193_627_464, 192_215_183, 189_747_893, 178_274_637,
 )  # fmt: skip
-LOOKS_PUBLISHED = 0.6  # of the published rows in one file: no sample, so all files shall be whole
+SAMPLE_SHARE = 0.6  # a file with at most this share of the published rows is taken for a sample
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """What was counted in lines of text.
+
+    Attributes:
+        lines: number of lines, bad ones included.
+        text_bytes: bytes of these lines.
+        clicks: good lines with label 1.
+        rows: good lines that are kept.
+        kept_clicks: kept lines with label 1.
+        missing: (40,) good lines that lack a value, by column.
+        largest: (14,) largest kept value of the label and the integers.
+        bad: number of bad lines by kind.
+        first_bad: file, number and fault of the first bad line; empty if there is none.
+    """
+
+    lines: int = 0
+    text_bytes: int = 0
+    clicks: int = 0
+    rows: int = 0
+    kept_clicks: int = 0
+    missing: tuple[int, ...] = (0,) * NUM_FIELDS
+    largest: tuple[int, ...] = (0,) * FIRST_SPARSE
+    bad: dict[str, int] = field(default_factory=dict)
+    first_bad: str = ""
+
+    @property
+    def num_bad(self) -> int:
+        """Bad lines of all kinds."""
+        return sum(self.bad.values())
+
+    def __add__(self, later: "TextCounts") -> "TextCounts":
+        """The counts of these lines and of lines that follow them."""
+        kinds = [*self.bad, *(kind for kind in later.bad if kind not in self.bad)]
+        return TextCounts(
+            lines=self.lines + later.lines,
+            text_bytes=self.text_bytes + later.text_bytes,
+            clicks=self.clicks + later.clicks,
+            rows=self.rows + later.rows,
+            kept_clicks=self.kept_clicks + later.kept_clicks,
+            missing=tuple(map(add, self.missing, later.missing)),
+            largest=tuple(map(max, self.largest, later.largest)),
+            bad={kind: self.bad.get(kind, 0) + later.bad.get(kind, 0) for kind in kinds},
+            first_bad=self.first_bad or later.first_bad,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes as JSON takes them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, attributes: dict[str, Any]) -> "TextCounts":
+        """The counts that `to_json` returned, read back from JSON."""
+        tuples = {name: tuple(attributes[name]) for name in ("missing", "largest")}
+        return cls(**(attributes | tuples))
 
 
 def make_report(
-    totals: dict[str, Any], counts: Sequence[int], columns: list[list[str]], rows: dict[str, int]
+    text: TextCounts,
+    lines_per_file: Sequence[int],
+    counts: Sequence[int],
+    columns: list[list[str]],
+    rows: dict[str, int],
 ) -> dict[str, Any]:
     """What was read and what was kept of it, as JSON takes it.
 
     Args:
-        totals: sums over all pieces.
-        counts: rows of each table.
-        columns: name and type of each column on disk.
-        rows: of each split.
+        text: counted over all files.
+        lines_per_file: lines of each file.
+        counts: rows of each of the 26 tables.
+        columns: name and type of each of the 40 columns on disk.
+        rows: number of rows of each split.
     """
-    lines, kept = totals["lines"], totals["rows"]
-    good = lines - sum(totals["bad"].values())
+    good = text.lines - text.num_bad
     return {
-        "lines": lines,
-        "lines_per_file": totals["lines_per_file"],
-        "bytes_of_text": totals["bytes"],
-        "bad_lines": totals["bad"],
-        "first_bad_line": totals["first_bad"],
-        "label_rate": totals["clicks"] / max(good, 1),
+        "lines": text.lines,
+        "lines_per_file": list(lines_per_file),
+        "bytes_of_text": text.text_bytes,
+        "bad_lines": text.bad,
+        "first_bad_line": text.first_bad,
+        "label_rate": text.clicks / max(good, 1),
         "missing_rate": {
-            NAMES[field]: totals["missing"][field] / max(good, 1) for field in range(1, NUM_FIELDS)
+            NAMES[column]: text.missing[column] / max(good, 1) for column in range(1, NUM_FIELDS)
         },
-        "rows_kept": kept,
+        "rows_kept": text.rows,
         "rows": rows,
-        "label_rate_kept": totals["kept_clicks"] / max(kept, 1),
+        "label_rate_kept": text.kept_clicks / max(text.rows, 1),
         "distinct_values": dict(zip(NAMES[-NUM_SPARSE:], counts, strict=True)),
         "columns": columns,
     }
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as lines for people: totals, then a line a column."""
     rows, types = report["rows"], dict(report["columns"])
     bytes_a_row = sum(int(kind[-1]) for kind in types.values())
     bad = ", ".join(f"{number:,} {kind}" for kind, number in report["bad_lines"].items())
@@ -70,27 +133,34 @@ def report_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def find_doubts(data_set: str, names: Sequence[str], lines: Sequence[int]) -> list[str]:
-    """What looks wrong about files that look like Criteo's own: a sentence each.
+def find_doubts(
+    data_set: str,
+    names: Sequence[str],
+    lines: Sequence[int],
+    published: Sequence[int] | None = None,
+) -> list[str]:
+    """Sentences about files that look like Criteo's own but are not complete.
 
-    A set looks like Criteo's where one of its files has the published number of rows, or more than
-    LOOKS_PUBLISHED of it. Smaller ones are samples, of which nothing can be said.
+    Files look like Criteo's own if one of them has more than SAMPLE_SHARE of the rows that Criteo
+    published for it. Smaller files are samples, which are never doubted.
 
     Args:
         data_set: kaggle or terabyte.
         names: of the files, in order.
-        lines: of each file.
+        lines: number of lines of each file.
+        published: Criteo's rows of each file, if not those of `data_set`.
     """
-    published = (KAGGLE_ROWS,) if data_set == "kaggle" else DAY_ROWS
-    pairs = list(zip(names, lines, published, strict=False))
-    if not any(found > LOOKS_PUBLISHED * rows for _, found, rows in pairs):
+    if published is None:
+        published = (KAGGLE_ROWS,) if data_set == "kaggle" else DAY_ROWS
+    files = list(zip(names, lines, published, strict=False))
+    if not any(found > SAMPLE_SHARE * rows for _, found, rows in files):
         return []
-    wrong = [
+    doubts = [
         f"{name} has {found:,} rows, Criteo's own has {rows:,}"
         + (": it may be truncated" if found < rows else "")
-        for name, found, rows in pairs
+        for name, found, rows in files
         if found != rows
     ]
     if len(lines) != len(published):
-        wrong.append(f"there are {len(lines)} files, Criteo's own are {len(published)}")
-    return wrong
+        doubts.append(f"there are {len(lines)} files, Criteo's own are {len(published)}")
+    return doubts

@@ -1,7 +1,7 @@
-"""How a row of 40 columns lies in bytes: each column in the smallest integer type that holds it.
+"""Rows of 40 columns packed into bytes: each column has the narrowest integer type that holds it.
 
-Columns of 4 bytes come first, then those of 2, then those of 1, each in the order label, I1 to I13,
-C1 to C26, without gaps; little-endian; 1 and 2 bytes are unsigned, 4 are signed.
+The columns of 4 bytes come first, then those of 2, then those of 1, each in the order label, I1 to
+I13, C1 to C26, without gaps. All are little-endian; 1 and 2 bytes are unsigned, 4 are signed.
 """
 
 from collections.abc import Sequence
@@ -26,24 +26,32 @@ from criteo.columns import (
 
 _TYPES = {1: "|u1", 2: "<u2", 4: "<i4"}
 
+# Offsets are unsigned in the kernels: without a test for negative indices numba loads a column as
+# one word, which is three times as fast.
+_U = np.uint64
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Bytes of each column (1, 2 or 4), in the order label, integers, categories."""
+    """The types of a packed row's columns.
+
+    Attributes:
+        widths: bytes of each column (1, 2 or 4), in the order label, integers, categories.
+    """
 
     widths: tuple[int, ...]
 
     @classmethod
     def holding(cls, largest: Sequence[int]) -> "Layout":
-        """The narrowest rows for values from 0 to `largest` (40,)."""
+        """The narrowest layout for columns with values from 0 to `largest` (40,)."""
         return cls(tuple(1 if most < 2**8 else 2 if most < 2**16 else 4 for most in largest))
 
     @classmethod
     def from_columns(cls, columns: Sequence[Sequence[str]]) -> "Layout":
-        """The layout whose `columns` these are.
+        """The layout that has these `columns`, as they were read from JSON.
 
         Raises:
-            ValueError, KeyError, TypeError: they are not a layout's.
+            ValueError, KeyError, TypeError: no layout has them.
         """
         widths = {name: np.dtype(kind).itemsize for name, kind in columns}
         layout = cls(tuple(widths[name] for name in NAMES))
@@ -53,7 +61,7 @@ class Layout:
 
     @cached_property
     def order(self) -> npt.NDArray[np.int64]:
-        """(40,) columns as they lie in a row."""
+        """(40,) numbers of the columns, in their order within a row."""
         return np.argsort(-np.array(self.widths), kind="stable")
 
     @cached_property
@@ -66,76 +74,93 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Number of bytes of a row."""
         return sum(self.widths)
 
     @cached_property
-    def groups(self) -> list[tuple[int, int, int]]:
-        """(width, first byte, end) of the columns of each width that there is."""
+    def width_groups(self) -> list[tuple[int, int, int]]:
+        """(width, first byte, end) within a row, for the columns of each width in use."""
         ends = np.cumsum([width * self.widths.count(width) for width in (4, 2, 1)]).tolist()
-        found = zip((4, 2, 1), [0, *ends], ends, strict=False)
-        return [(width, begin, end) for width, begin, end in found if end > begin]
+        groups = zip((4, 2, 1), [0, *ends], ends, strict=False)
+        return [(width, begin, end) for width, begin, end in groups if end > begin]
 
     @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Columns 0 to 39 in order as stretches of one width: (width, begin, end) within it."""
-        runs: list[tuple[int, int, int]] = []
+    def stretches(self) -> list[tuple[int, int, int]]:
+        """Columns 0 to 39 in order, as stretches of neighbours of one width.
+
+        Returns:
+            (width, begin, end) of each stretch; columns are counted within their width's group.
+        """
+        stretches: list[tuple[int, int, int]] = []
         seen = {4: 0, 2: 0, 1: 0}
         for width in self.widths:
-            begin = runs.pop()[1] if runs and runs[-1][0] == width else seen[width]
+            goes_on = bool(stretches) and stretches[-1][0] == width
+            begin = stretches.pop()[1] if goes_on else seen[width]
             seen[width] += 1
-            runs.append((width, begin, seen[width]))
-        return runs
+            stretches.append((width, begin, seen[width]))
+        return stretches
 
     @property
     def columns(self) -> list[list[str]]:
-        """[name, type] of each column as it lies in a row: what numpy.dtype takes as tuples."""
+        """[name, type] of each column in its order within a row, for JSON and numpy.dtype.
+
+        The names and types are frozen: meta.json of prepared data keeps them.
+        """
         return [[NAMES[column], _TYPES[self.widths[column]]] for column in self.order]
 
     @cached_property
-    def _places(self) -> Any:
-        """What the kernels take: columns as they lie, how many have 4 bytes, how many 4 or 2."""
+    def _kernel_layout(self) -> Any:
+        """The `layout` of the kernels: `order`, number of columns of 4 bytes, number of 4 or 2."""
         widths = np.array(self.widths)
         return self.order.astype(_U), int((widths == 4).sum()), int((widths >= 2).sum())
 
     def pack(self, columns: Columns) -> Bytes:
-        """Columns (40, n) int32 as rows (n, row_bytes)."""
+        """Columns (40, n) int32 packed as rows (n, row_bytes)."""
         rows = np.empty((columns.shape[1], self.row_bytes), np.uint8)
-        _pack(columns, self._places, rows)
+        _pack(columns, self._kernel_layout, rows)
         return rows
 
     def unpack(self, rows: Bytes) -> Rows:
-        """Rows (n, row_bytes) as int32 (n, 40)."""
+        """Rows (n, row_bytes) unpacked as int32 (n, 40)."""
         unpacked = np.empty((len(rows), NUM_FIELDS), np.int32)
-        _unpack(rows, self._places, unpacked)
+        _unpack(rows, self._kernel_layout, unpacked)
         return unpacked
 
     def decode(self, rows: Bytes) -> tuple[Any, Any, Any]:
-        """Integers (n, 13) float32, ids (n, 26) int64, labels (n, 1) float32 of rows."""
+        """Rows (n, row_bytes) as numbers for a model.
+
+        Returns:
+            (integers (n, 13) float32, ids (n, 26) int64, labels (n, 1) float32).
+        """
         dense = np.empty((len(rows), NUM_DENSE), np.float32)
         ids = np.empty((len(rows), NUM_SPARSE), np.int64)
         label = np.empty((len(rows), 1), np.float32)
-        _decode(rows, self._places, dense, ids, label)
+        _decode(rows, self._kernel_layout, dense, ids, label)
         return dense, ids, label
 
-    def find_outside(self, rows: Bytes, counts: Sequence[int]) -> tuple[int, int, int] | None:
-        """(row, table, id) of the first id that is not below its table's count, if there is one."""
+    def first_id_outside(self, rows: Bytes, counts: Sequence[int]) -> tuple[int, int, int] | None:
+        """(row, table, id) of the first id outside its table, or None if there is none.
+
+        Args:
+            rows: (n, row_bytes).
+            counts: rows of each of the 26 tables.
+        """
         last = np.array([*[2**32 - 1] * FIRST_SPARSE, *(count - 1 for count in counts)], np.uint32)
-        row = int(_find_outside(rows, last[self.order], self._places))
+        row = int(_first_row_outside(rows, last[self.order], self._kernel_layout))
         if row < 0:
             return None
         ids = self.unpack(rows[row : row + 1])[0, FIRST_SPARSE:]
         table = int(np.flatnonzero((ids < 0) | (ids >= np.array(counts)))[0])
         return row, table, int(ids[table])
 
-    def repack(self, rows: Bytes, ids: Sequence[Any] | None, to: "Layout", places: Any) -> Bytes:
-        """Rows (n, row_bytes) in another layout and order, categories translated.
+    def repack(self, rows: Bytes, ids: Sequence[Any] | None, to: "Layout", positions: Any) -> Bytes:
+        """Rows in another layout and another order, with categories replaced by ids.
 
         Args:
-            rows: to be taken.
-            ids: of each of the 26 columns: ids[c][v] (int32) is what v becomes; None: v stays.
+            rows: (n, row_bytes).
+            ids: 26 arrays of int32: category v of column c becomes ids[c][v]; None: it stays v.
             to: layout of the result.
-            places: (n,) where each row goes.
+            positions: (n,) number of each row in the result.
 
         Returns:
             (n, to.row_bytes).
@@ -144,16 +169,17 @@ class Layout:
         begins = np.cumsum([0, *(len(table) for table in tables)])
         flat = np.concatenate(tables)
         repacked = np.empty((len(rows), to.row_bytes), np.uint8)
-        _repack(rows, self._places, (flat, begins), to._places, places, repacked)
+        _repack(rows, self._kernel_layout, (flat, begins), to._kernel_layout, positions, repacked)
         return repacked
 
 
 FLAT = Layout((4,) * NUM_FIELDS)  # the original's flat files: int32 in the order of the columns
 
 
-# Unsigned places need no test for negative indices, with which loads would not become one word's:
-# three times as fast.
-_U = np.uint64
+# ---------------------------------------------------------------- kernels
+#
+# A kernel's `layout` is (order, fours, twos): the columns in their order within a row; the first
+# `fours` of them have 4 bytes, the others before `twos` have 2, the rest 1.
 
 
 @compiled
@@ -170,7 +196,7 @@ def _two(row: Any, at: Any) -> Any:
 
 @compiled
 def _load(row: Any, layout: Any, values: Any) -> None:
-    """The row's values by column; the first `fours` columns of `order` have 4 bytes, and so on."""
+    """Write the row's 40 numbers to `values`, by column."""
     order, fours, twos = layout
     for k in range(fours):
         values[order[k]] = np.int32(_four(row, _U(4 * k)))
@@ -184,7 +210,7 @@ def _load(row: Any, layout: Any, values: Any) -> None:
 
 @compiled
 def _store(values: Any, layout: Any, row: Any) -> None:
-    """Values (40,) by column as a row."""
+    """Write `values` (40,), by column, to the row."""
     order, fours, twos = layout
     for k in range(fours):
         value, at = values[order[k]], _U(4 * k)
@@ -215,16 +241,16 @@ def _unpack(rows: Any, layout: Any, unpacked: Any) -> None:
 
 
 @compiled
-def _repack(rows: Any, old: Any, tables: Any, new: Any, places: Any, repacked: Any) -> None:
+def _repack(rows: Any, old: Any, tables: Any, new: Any, positions: Any, repacked: Any) -> None:
     ids, begins = tables
     values = np.empty(NUM_FIELDS, np.int64)
     for i in range(len(rows)):
         _load(rows[i], old, values)
         if len(ids) > 0:
             for table in range(NUM_SPARSE):
-                place = begins[table] + values[FIRST_SPARSE + table]
-                values[FIRST_SPARSE + table] = ids[_U(place)]
-        _store(values, new, repacked[places[i]])
+                index = begins[table] + values[FIRST_SPARSE + table]
+                values[FIRST_SPARSE + table] = ids[_U(index)]
+        _store(values, new, repacked[positions[i]])
 
 
 @compiled
@@ -240,8 +266,14 @@ def _decode(rows: Any, layout: Any, dense: Any, ids: Any, label: Any) -> None:
 
 
 @compiled
-def _find_outside(rows: Any, last: Any, layout: Any) -> int:
-    """The first row with a value above its column's `last` (uint32, in the row's order), or -1."""
+def _first_row_outside(rows: Any, last: Any, layout: Any) -> int:
+    """The number of the first row with a value above its column's `last`, or -1 if none has one.
+
+    Args:
+        rows: (n, row_bytes).
+        last: (40,) uint32 in the columns' order within a row.
+        layout: of the rows.
+    """
     _, fours, twos = layout
     for i in range(len(rows)):
         row, outside = rows[i], False

@@ -1,4 +1,4 @@
-"""Which Criteo data the flags ask for, and how it is prepared."""
+"""The flags of Criteo data as one record: which data, and how it is prepared."""
 
 import argparse
 from dataclasses import dataclass
@@ -16,7 +16,21 @@ PROCESSED_NAMES = {
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data, and how it is prepared: everything that decides the bytes on disk."""
+    """Which data, and how it is prepared.
+
+    Attributes:
+        data_set: kaggle or terabyte.
+        raw: train.txt, or the days' common name without _0, _1, ...
+        processed: the name that those of prepared data are made from.
+        max_ind_range: rows of a table at most; categories are taken modulo this; -1: no limit.
+        sub_sample_rate: probability with which a row of label 0 is dropped.
+        randomize: how training rows are shuffled: total, day or none.
+        memory_map: training maps the rows from the disk.
+        flat: prepared data has the original's flat form (--mlperf-bin-loader).
+        parallel: all cores prepare.
+        seed: of the dropping and the shuffle.
+        max_bad_lines: number of bad lines that are skipped before one is an error.
+    """
 
     data_set: str
     raw: Path
@@ -30,34 +44,71 @@ class DataSpec:
     seed: int = 123
     max_bad_lines: int = 0
 
+    @classmethod
+    def from_options(cls, options: argparse.Namespace) -> "DataSpec":
+        """The flags of `add_data_options` as a record.
+
+        Raises:
+            UserError: no data is named, the folder holds none or two kinds, or --max-ind-range is
+                out of range.
+        """
+        data_set, raw = options.data_set, options.raw_data_file
+        if options.data_path:
+            data_set, raw = _find_raw(Path(options.data_path), data_set)
+        data_set = data_set or "kaggle"
+        if not raw and not options.processed_data_file:
+            raise UserError("no data is named: give --data_path=DIR or --raw-data-file=PATH")
+        processed = options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set]
+        processed = Path(processed)
+        if not 1 <= options.max_ind_range <= 2**32 and options.max_ind_range != -1:
+            raise UserError(
+                f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit",
+            )
+        return cls(
+            data_set=data_set,
+            raw=Path(raw or processed.parent / RAW_NAMES[data_set]),
+            processed=processed,
+            max_ind_range=options.max_ind_range,
+            sub_sample_rate=options.data_sub_sample_rate,
+            randomize=options.data_randomize,
+            memory_map=options.memory_map,
+            flat=options.mlperf_bin_loader,
+            parallel=options.dataset_multiprocessing,
+            seed=options.numpy_rand_seed,
+            max_bad_lines=options.max_bad_lines,
+        )
+
     @property
     def mapped(self) -> bool:
-        """Training reads rows from the disk in the order in which they lie there."""
+        """Whether training reads the rows from the disk, in their order there."""
         return self.memory_map or self.flat
 
     @property
     def order(self) -> str:
-        """Order of the training rows on disk: file, total, day; loaded data is shuffled later."""
+        """Order of the training rows on disk: file, total or day.
+
+        Rows that are loaded into memory are shuffled there, so on disk they keep the file's order.
+        """
         return self.randomize if self.mapped and self.randomize != "none" else "file"
 
     @property
     def stem(self) -> Path:
-        """`processed` without its .npz: what names of prepared data begin with."""
+        """`processed` without its .npz: the beginning of all names of prepared data."""
         return self.processed.with_suffix("") if self.processed.suffix == ".npz" else self.processed
 
     @property
     def directory(self) -> Path:
-        """Where the prepared data goes."""
+        """The folder of the prepared data."""
         return self.stem.with_name(self.stem.name + ".prepared")
 
     @property
     def work_folder(self) -> Path:
-        """Where finished pieces lie until all is prepared."""
+        """The folder that keeps finished pieces of work until all data is prepared."""
         return self.stem.with_name(self.stem.name + ".prepared.partial")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that `spec_from_options` reads; shared by this program and the trainer."""
+    """Add the flags that `DataSpec.from_options` reads, to the trainer and to data_utils.py."""
     group = parser.add_argument_group("Criteo data")
     flag = group.add_argument
     flag("--data-set", choices=("kaggle", "terabyte"), help="kaggle: train.txt; terabyte: day_<d>")
@@ -84,41 +135,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     flag("--numpy-rand-seed", type=number_in(int, 0, 2**32 - 1), default=123, help="of all draws")
 
 
-def spec_from_options(options: argparse.Namespace) -> DataSpec:
-    """The flags of `add_data_options` as a DataSpec.
-
-    Raises:
-        UserError: no data is named, or the folder holds none, or two kinds.
-    """
-    data_set, raw = options.data_set, options.raw_data_file
-    if options.data_path:
-        data_set, raw = _find_raw(Path(options.data_path), data_set)
-    data_set = data_set or "kaggle"
-    if not raw and not options.processed_data_file:
-        raise UserError("no data is named: give --data_path=DIR or --raw-data-file=PATH")
-    processed = Path(options.processed_data_file or Path(raw).parent / PROCESSED_NAMES[data_set])
-    raw = Path(raw or processed.parent / RAW_NAMES[data_set])
-    if not 1 <= options.max_ind_range <= 2**32 and options.max_ind_range != -1:
-        raise UserError(
-            f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit",
-        )
-    return DataSpec(
-        data_set=data_set,
-        raw=raw,
-        processed=processed,
-        max_ind_range=options.max_ind_range,
-        sub_sample_rate=options.data_sub_sample_rate,
-        randomize=options.data_randomize,
-        memory_map=options.memory_map,
-        flat=options.mlperf_bin_loader,
-        parallel=options.dataset_multiprocessing,
-        seed=options.numpy_rand_seed,
-        max_bad_lines=options.max_bad_lines,
-    )
-
-
 def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
-    """Which data set a folder holds, and what its raw files' names begin with."""
+    """(data set, raw) of the data in a folder, as DataSpec has them."""
     if not folder.is_dir():
         raise UserError(f"--data_path={folder}: no such folder")
     found = [data_set] if data_set else [name for name in RAW_NAMES if _holds(folder, name)]
@@ -132,9 +150,9 @@ def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
 
 
 def _holds(folder: Path, data_set: str) -> bool:
-    """Is there raw data of that kind, or what was prepared from it?"""
+    """Whether the folder has raw data of that data set, or data prepared from it."""
     raw = folder / RAW_NAMES[data_set]
     prepared = Path(PROCESSED_NAMES[data_set]).stem
-    theirs = [*folder.glob(f"{prepared}*"), *folder.glob(f"{raw.stem}_*_reordered.npz")]
+    made_of_it = [*folder.glob(f"{prepared}*"), *folder.glob(f"{raw.stem}_*_reordered.npz")]
     packed = raw.with_name(raw.name + ".gz")
-    return raw.is_file() or packed.is_file() or bool(day_numbers(raw)) or bool(theirs)
+    return raw.is_file() or packed.is_file() or bool(day_numbers(raw)) or bool(made_of_it)

@@ -1,4 +1,4 @@
-"""What torch does alike for any card: its name, how many there are, waiting, streams."""
+"""What torch does alike for any card: counting them, naming one, waiting for it, its streams."""
 
 import contextlib
 import functools
@@ -9,35 +9,38 @@ import torch
 
 
 def count_cards(device_type: str) -> int:
-    """Cards of that type (cuda, npu) that torch finds here."""
+    """How many cards of the type (cuda, npu) torch finds here."""
     module = torch.get_device_module(device_type)
     return module.device_count() if module.is_available() else 0
 
 
-# ---------------------------------------------------------------- what a card is
-
-
 def device_name(device: torch.device) -> str:
-    """What the card calls itself."""
+    """The card's own name; `CPU` for the CPU."""
     if device.type == "cpu":
         return "CPU"
     return str(torch.get_device_module(device.type).get_device_name(device))
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has done everything that was asked of it."""
     torch.get_device_module(device.type).synchronize(device)
 
 
 @functools.cache
 def side_stream(device: torch.device) -> Any:
-    """A stream beside the main one, the same for all callers: memory is kept by stream."""
+    """A stream beside the main one.
+
+    All callers share one: torch's allocator keeps the free memory of each stream apart.
+    """
     return torch.get_device_module(device.type).Stream()
 
 
 @contextlib.contextmanager
-def apart(device: torch.device) -> Iterator[None]:
-    """On a stream of its own, as steps that warm up for `capture` have to be (torch's notes)."""
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Run the block on the side stream, after the main stream's work and before its next.
+
+    torch's notes on CUDA graphs ask this of the steps that warm up for `devices.gpu.capture`.
+    """
     module = torch.get_device_module(device.type)
     main, side = module.current_stream(), side_stream(device)
     side.wait_stream(main)

@@ -1,6 +1,6 @@
-"""Kernels for the CPU where torch's operators are far from what the memory allows, by numba.
+"""CPU kernels, compiled by numba, for what torch's operators do far slower than memory allows.
 
-devices/threads.py says how many threads they take.
+devices/threads.py sets how many threads they run on.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
 
 
-# sums may be reordered, but nan and infinity keep their meaning: gradients are tested for them
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-kernel = compiler(fastmath=FAST, parallel=False)
-parallel_kernel = compiler(fastmath=FAST, parallel=True)
+# sums may be reordered, but nan and infinity keep their meaning, as gradients are tested for them
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+kernel = compiler(fastmath=FAST_MATH, parallel=False)
+parallel_kernel = compiler(fastmath=FAST_MATH, parallel=True)
 
 
 def _arrays(*tensors: "Tensor") -> list[Any]:
@@ -32,25 +32,28 @@ def _arrays(*tensors: "Tensor") -> list[Any]:
 # ---------------------------------------------------------------- rows of tables
 
 
-def add_to_rows(target: "Tensor", rows: "Tensor", source: "Tensor", scale: float) -> None:
-    """target[rows[i]] += scale * source[i], in order of i; what is not finite adds nothing.
+def add_to_rows(
+    target: "Tensor", rows: "Tensor", source: "Tensor", scale: float, num_parts: int = 0
+) -> None:
+    """target[rows[i]] += scale * source[i], in order of i; numbers that are not finite add nothing.
 
     Args:
         target: (R, D), changed.
-        rows: (n,) int64, any number of times each.
+        rows: (n,) int64; a row may come any number of times.
         source: (n, D).
-        scale: a number.
+        scale: of all numbers.
+        num_parts: of the rows, each added by one thread; 0: as many as there are threads.
     """
     arrays = _arrays(target, rows, source.contiguous())
-    _add_to_rows(*arrays, np.float32(scale), numba.get_num_threads())
+    _add_to_rows(*arrays, np.float32(scale), num_parts or numba.get_num_threads())
 
 
 @parallel_kernel
 def _add_to_rows(
     target: Floats, rows: Ints, source: Floats, scale: np.float32, num_parts: int
 ) -> None:
-    # each thread does the rows that a hash gives it, so none waits for another
-    # and the order of additions to a row does not depend on their number
+    # each thread takes the rows whose hash falls into its part, so no thread waits for another,
+    # and the order of the additions to a row does not depend on the number of threads
     for part in numba.prange(num_parts):
         for i in range(len(rows)):
             hashed = (np.uint64(rows[i]) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
@@ -65,14 +68,17 @@ def _add_to_rows(
 def assign_slots(
     index: "Tensor", slot_of: Slots, rows: "Tensor", count: int, slots: "Tensor"
 ) -> int:
-    """Number rows as they first appear; gives the new count.
+    """Number rows in the order of their first appearance.
 
     Args:
         index: (n,) int64 rows.
-        slot_of: (R,) the slot of each row, -1: none yet; changed.
-        rows: (at least count + n,) the row of each slot; changed.
+        slot_of: (R,) slot of each row, -1 if it has none yet; changed.
+        rows: (at least count + n,) row of each slot; changed.
         count: slots so far.
-        slots: (n,) int64, out: the slot of each of `index`.
+        slots: (n,) int64, written: the slot of each of `index`.
+
+    Returns:
+        The number of slots now.
     """
     ids, row_of, out = _arrays(index, rows, slots)
     return int(_assign_slots(ids, slot_of, row_of, count, out))
@@ -91,7 +97,7 @@ def _assign_slots(index: Ints, slot_of: Slots, rows: Ints, count: int, slots: In
 
 
 def sgd(weight: "Tensor", rows: "Tensor", sums: "Tensor", lr: float) -> None:
-    """weight[rows[k]] -= lr * sums[k] for weight (R, D), distinct rows (m,) and sums (m, D)."""
+    """weight[rows[k]] -= lr * sums[k] for a weight (R, D), distinct rows (m,) and sums (m, D)."""
     _sgd(*_arrays(weight, rows, sums), np.float32(lr))
 
 
@@ -105,12 +111,12 @@ def _sgd(weight: Floats, rows: Ints, sums: Floats, lr: np.float32) -> None:
 def adagrad(
     state: tuple["Tensor", "Tensor"], rows: "Tensor", sums: "Tensor", lr: float, eps: float
 ) -> None:
-    """total += sums^2; weight -= lr * sums / (sqrt(total) + eps), at distinct rows.
+    """total += sums^2; weight -= lr * sums / (sqrt(total) + eps), in distinct rows.
 
     Args:
         state: weight and total, (R, D) each, changed.
-        rows: (m,) distinct.
-        sums: (m, D).
+        rows: (m,), distinct.
+        sums: (m, D), of the gradients of each row.
         lr: learning rate.
         eps: keeps the quotient finite.
     """
@@ -131,7 +137,7 @@ def _adagrad(
 def row_wise_adagrad(
     state: tuple["Tensor", "Tensor"], rows: "Tensor", sums: "Tensor", lr: float, eps: float
 ) -> None:
-    """As `adagrad`, but total (R,) has one number a row: the mean over it of sums^2 is added."""
+    """As `adagrad`, but total (R,) has one number for each row: it sums means over D of sums^2."""
     _row_wise_adagrad(*_arrays(*state, rows, sums), np.float32(lr), np.float32(eps))
 
 
@@ -154,13 +160,13 @@ def _row_wise_adagrad(
 
 
 def dot_products(vectors: "Tensor", itself: bool, out: "Tensor") -> None:
-    """A copy of each row's first vector, then the products of pairs of its vectors.
+    """Copy each row's first vector, then write the products of pairs of its vectors.
 
     Args:
         vectors: (B, V, D).
-        itself: also each vector with itself.
-        out: (B, D + pairs): pair (i, j) with j < i stands at D + i(i-1)/2 + j, or with
-            `itself` (j <= i) at D + i(i+1)/2 + j.
+        itself: a vector is also paired with itself.
+        out: (B, D + pairs), written: pair (i, j) with j < i is column D + i(i-1)/2 + j, or with
+            `itself` (j <= i) column D + i(i+1)/2 + j.
     """
     _dot_products(*_arrays(vectors, out), int(itself))
 
@@ -175,24 +181,24 @@ def _dot_products(vectors: Floats, out: Floats, itself: int) -> None:
 def _dot_products_of_row(vectors: Floats, b: int, itself: int, out: Floats) -> None:
     _, num_vectors, dim = vectors.shape
     out[b, :dim] = vectors[b, 0]
-    at = dim
+    column = dim
     for i in range(num_vectors):
         for j in range(i + itself):
             product = np.float32(0)
             for d in range(dim):
                 product += vectors[b, i, d] * vectors[b, j, d]
-            out[b, at] = product
-            at += 1
+            out[b, column] = product
+            column += 1
 
 
 def mirror_pairs(gradient: "Tensor", dim: int, itself: bool, out: "Tensor") -> None:
-    """Gradients of pairs as symmetric matrices; on the diagonal 0, or with `itself` twice theirs.
+    """Write gradients of pairs as symmetric matrices.
 
     Args:
-        gradient: (B, D + pairs), ordered as in `dot_products`.
+        gradient: (B, D + pairs), columns as in `dot_products`.
         dim: D.
-        itself: as there.
-        out: (B, V, V).
+        itself: as in `dot_products`; the diagonal is then twice the gradients, else 0.
+        out: (B, V, V), written.
     """
     _mirror_pairs(*_arrays(gradient.contiguous(), out), dim, int(itself))
 
@@ -205,12 +211,12 @@ def _mirror_pairs(gradient: Floats, out: Floats, dim: int, itself: int) -> None:
 
 @kernel
 def _mirror_pairs_of_row(gradient: Floats, b: int, dim: int, itself: int, out: Floats) -> None:
-    at = dim
+    column = dim
     for i in range(out.shape[1]):
         out[b, i, i] = 0
         for j in range(i + itself):
-            out[b, i, j] = out[b, j, i] = gradient[b, at]
-            at += 1
+            out[b, i, j] = out[b, j, i] = gradient[b, column]
+            column += 1
         out[b, i, i] *= 2
 
 
@@ -218,29 +224,31 @@ def _mirror_pairs_of_row(gradient: Floats, b: int, dim: int, itself: int, out: F
 
 
 def cross_entropy(
-    predicted: "Tensor", label: "Tensor", of_label: "Tensor", gradient: "Tensor"
+    predicted: "Tensor", label: "Tensor", label_weights: "Tensor", gradient: "Tensor"
 ) -> float:
-    """Binary cross entropy in nats, summed; logarithms are cut off at -100.
+    """Binary cross entropy in nats, summed over rows; logarithms are at least -100.
 
     Args:
         predicted: (b, 1) probabilities of label 1.
         label: (b, 1), 0 to 1.
-        of_label: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
-        gradient: (b, 1), out: of the predictions; its denominator p (1 - p) is at least 1e-12.
+        label_weights: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
+        gradient: (b, 1), written: of the predictions; its denominator p (1 - p) is at least 1e-12.
     """
-    return float(_cross_entropy(*_arrays(predicted, label, of_label, gradient)))
+    return float(_cross_entropy(*_arrays(predicted, label, label_weights, gradient)))
 
 
 @kernel
-def _cross_entropy(predicted: Floats, label: Floats, of_label: Floats, gradient: Floats) -> float:
+def _cross_entropy(
+    predicted: Floats, label: Floats, label_weights: Floats, gradient: Floats
+) -> float:
     total = 0.0
     for b in range(len(predicted)):
         p, y = predicted[b, 0], label[b, 0]
-        weight = of_label[max(0, min(int(y), 1))]
-        of_one, of_zero = np.log(p), np.log1p(-p)  # nan stays nan in both comparisons
-        of_one = np.float32(-100) if of_one < -100 else of_one
-        of_zero = np.float32(-100) if of_zero < -100 else of_zero
-        total -= weight * (y * of_one + (np.float32(1) - y) * of_zero)
+        weight = label_weights[max(0, min(int(y), 1))]
+        log_one, log_zero = np.log(p), np.log1p(-p)
+        log_one = np.float32(-100) if log_one < -100 else log_one  # nan stays nan
+        log_zero = np.float32(-100) if log_zero < -100 else log_zero
+        total -= weight * (y * log_one + (np.float32(1) - y) * log_zero)
         variance = p * (np.float32(1) - p)
         variance = np.float32(1e-12) if variance < np.float32(1e-12) else variance
         gradient[b, 0] = weight * (p - y) / variance

@@ -1,33 +1,84 @@
-"""How a device is used: precision, kernels, streams, graphs."""
+"""How a device is used: precision, kernels, streams, graphs, and the flags that choose them."""
 
+import argparse
 from dataclasses import dataclass
 
 import torch
 
 from common.errors import UserError
+from common.flags import number_in, true_or_false
 from devices.card import device_name
+from devices.gpu import has_triton
+
+LOWER_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose the device, the precision and the processes."""
+    flag = parser.add_argument_group("Device and processes").add_argument
+    flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
+    flag("--use-gpu", action="store_true", help="CUDA")
+    flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
+    flag(
+        "--amp",
+        choices=tuple(LOWER_PRECISION),
+        default="off",
+        help="precision of MLPs and interaction",
+    )
+    flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
+    flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
+    flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
+    flag("--self-check", action="store_true", help="try all parts on the device, print PASS or not")
+
+
+def add_execution_options(parser: argparse.ArgumentParser) -> None:
+    """Add the switches of what an NPU and a GPU are made faster with."""
+    group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
+
+    def flag(name: str, help_text: str, default: bool | None = True) -> None:
+        group.add_argument(name, type=true_or_false, default=default, help=help_text)
+
+    flag("--fused-optimizer", "one kernel updates both MLPs (sgd)")
+    flag("--one-lookup", "one lookup for all tables, not one a table (also on the CPU)")
+    flag("--static-shapes", "fill up short batches, so that all shapes are alike")
+    flag("--pin-memory", "batches wait in page-locked memory")
+    flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
+    flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
+
+
+def add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that only an NVIDIA GPU takes."""
+    flag = parser.add_argument_group("NVIDIA GPU").add_argument
+    flag("--cuda-graphs", action="store_true", help="record a step once, then replay it")
+    flag("--tf32", action="store_true", help="float32 products round their factors to 10 bits")
+    flag(
+        "--triton",
+        type=true_or_false,
+        default=True,
+        help="kernels in Triton (with TRITON_INTERPRET=1 also on the CPU)",
+    )
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a device is used. But for `lower` none of it changes what is computed.
+    """How a device is used. Only `lower` changes what is computed.
 
-    Where each comes from, with links, is told in docs/npu.md.
+    docs/npu.md has the sources, with links.
 
     Attributes:
         lower: type of the MLPs and the interaction; None: float32. (Mixed precision, in the
             Ascend Extension for PyTorch's guide; bfloat16 from Atlas A2 on.)
-        one_lookup: one lookup for all tables; else one a table. (torch_npu's dispatch table: it
-            has kernels for embedding and index_add, none for embedding_bag's backward.)
+        one_lookup: one lookup for all tables, else one for each table. (torch_npu's dispatch
+            table: it has kernels for embedding and index_add, none for embedding_bag's backward.)
         fused_optimizer: one kernel updates all dense parameters. (NpuFusedSGD in torch_npu.optim.)
-        static_shapes: a batch that is short is filled up, so that all have the same shapes.
+        static_shapes: a short batch is padded, so that all batches have the same shapes.
             (CANN's migration guide, "fixing dynamic shapes": each new shape may compile anew.)
         pin_memory: batches wait in page-locked memory, from which copies need no host. (torch's
             notes on pinned memory, and torch_npu's own use of it in its GradScaler.)
-        copy_stream: the next batch is copied on a stream of its own while a step is at work.
+        copy_stream: the next batch is copied on a stream of its own during a step.
             (torch.npu.Stream, which waits, records and tells memory as torch.cuda.Stream does.)
-        triton: kernels of triton_kernels.py take the place of chains of operators.
-        graphs: a step is recorded once and then replayed with one call of the host. (CUDA
+        triton: kernels of triton_kernels.py replace chains of operators.
+        graphs: a step is recorded once and then replayed by one call of the host. (CUDA
             graphs, in torch's notes on CUDA semantics.)
     """
 
@@ -40,15 +91,32 @@ class Execution:
     triton: bool = False
     graphs: bool = False
 
+    @classmethod
+    def from_options(cls, options: argparse.Namespace, device: torch.device) -> "Execution":
+        """What the flags ask for and the device can do.
 
-LOWER_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+        Raises:
+            UserError: the device has no bfloat16, or Triton's kernels cannot be built.
+        """
+        on_card = device.type != "cpu"
+        lower = lower_precision(device, options.amp)
+        return cls(
+            lower=lower,
+            one_lookup=options.one_lookup,
+            fused_optimizer=options.fused_optimizer,
+            static_shapes=on_card and options.static_shapes,
+            pin_memory=on_card and options.pin_memory,
+            copy_stream=on_card and options.copy_stream,
+            triton=options.triton and has_triton(device, lower),
+            graphs=options.cuda_graphs,
+        )
 
 
 def lower_precision(device: torch.device, amp: str) -> torch.dtype | None:
-    """The type that --amp (off, bf16, fp16) names; None: all is float32.
+    """The type that --amp (off, bf16, fp16) names; None: everything is float32.
 
     Raises:
-        UserError: the card has no bfloat16.
+        UserError: the device has no bfloat16.
     """
     if amp == "bf16" and device.type != "cpu":
         module = torch.get_device_module(device.type)

@@ -1,4 +1,4 @@
-"""Finding a device: which there are, which one is asked for, what it calls itself."""
+"""Finding the device that is asked for, and the versions of what drives it."""
 
 import torch
 
@@ -7,22 +7,22 @@ from devices.card import count_cards, device_name
 from devices.gpu import cuda_driver
 from devices.npu import import_torch_npu, npu_versions, torch_npu_version
 
-FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
+DEVICE_FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
 
 
 def find_device(device_type: str, card: int) -> torch.device:
-    """The device, made the current one.
+    """Make a device the current one and return it.
 
     Args:
         device_type: cpu, cuda or npu.
-        card: which one, if not the CPU.
+        card: its number; the CPU has none.
 
     Raises:
         UserError: it is not there.
     """
     if device_type == "cpu":
         return torch.device("cpu")
-    flag = FLAGS[device_type]
+    flag = DEVICE_FLAGS[device_type]
     if device_type == "npu":
         import_torch_npu()
     count = count_cards(device_type)
@@ -46,7 +46,7 @@ def _looked_with(device_type: str) -> str:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """What a run depends on, by name: device, driver, libraries; `unknown` where nothing tells."""
+    """Device, driver and libraries with their versions, by name; `unknown` if none is told."""
     found = {"device": f"{device} ({device_name(device)})"}
     if device.type == "npu":
         found |= npu_versions()

@@ -1,7 +1,6 @@
-"""NVIDIA GPUs: Triton, CUDA graphs, precision of products, streams."""
+"""NVIDIA GPUs: precision of products, Triton, CUDA graphs, the driver."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -14,17 +13,35 @@ import torch
 
 from common.errors import UserError
 
-COMPILERS = ("gcc", "clang")
+COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
+
+
+def set_product_precision(device: torch.device, tf32: bool) -> None:
+    """Set how matrix products round: sums are float32, also those of 16-bit factors.
+
+    Args:
+        device: where the products are computed.
+        tf32: a GPU rounds the factors of float32 products to 10 bits (TensorFloat-32).
+
+    Raises:
+        UserError: tf32 is asked of another device.
+    """
+    if tf32 and device.type != "cuda":
+        raise UserError(f"--tf32 is for NVIDIA GPUs: the device is {device.type}")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # by default a product that several blocks of a GPU share adds up their sums in 16 bits
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
-    """Triton's kernels run there: on a GPU, or interpreted with TRITON_INTERPRET=1 on the CPU.
+    """Can Triton's kernels run: on a GPU, or with TRITON_INTERPRET=1 interpreted on the CPU?
 
     Triton's interpreter gets bfloat16 wrong.
 
     Raises:
-        UserError: there is no C compiler or no Python.h, with which Triton builds what starts its
-            kernels.
+        UserError: there is no C compiler or no Python.h. Triton builds the code that starts its
+            kernels with them.
     """
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     interpreted = interpreted and lower is not torch.bfloat16
@@ -40,7 +57,7 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
 
 
 def _missing_for_triton() -> str:
-    """What of a compiler it does not find, in the places where it looks; "" where all is there."""
+    """Name what Triton will not find in the places that it looks in; "" if nothing is missing."""
     chosen = os.environ.get("CC")
     if not any(map(shutil.which, [chosen] if chosen else COMPILERS)):
         return f"no C compiler found (looked for {f'CC={chosen}' if chosen else 'gcc and clang'})"
@@ -49,45 +66,27 @@ def _missing_for_triton() -> str:
 
 
 def triton_kernels() -> Any:
-    """devices/triton_kernels.py, imported on first use: not every device has a Triton."""
+    """The module devices/triton_kernels.py, imported on first use: Triton may not be installed."""
     return importlib.import_module("devices.triton_kernels")
-
-
-def set_product_precision(device: torch.device, tf32: bool) -> None:
-    """How products are computed: sums are float32's, also of 16 bits' factors.
-
-    Args:
-        device: a GPU may round the factors of float32 products to 10 bits (TensorFloat-32).
-        tf32: it does.
-
-    Raises:
-        UserError: tf32 on another device.
-    """
-    if tf32 and device.type != "cuda":
-        raise UserError(f"--tf32 is for NVIDIA GPUs: the device is {device.type}")
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    # else a product that several blocks of a GPU share adds up their sums in 16 bits
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def capture(device: torch.device, work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
     """Record the kernels of `work` without running them.
 
     Returns:
-        A graph, whose replay() runs them again, on the same memory, and `work`'s result, which
-        each run overwrites.
+        A graph whose replay() runs the kernels again on the same memory, and the result of
+        `work`, which each replay overwrites.
     """
     graph = torch.cuda.CUDAGraph()
-    # the thread that makes the next batches may take page-locked memory meanwhile
+    # the thread that loads the next batches may take page-locked memory meanwhile
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
     return graph, result
 
 
 def cuda_driver() -> str:
-    """The driver's own line about itself; `unknown` where there is none."""
+    """The driver's own line about itself; `unknown` if there is none."""
     try:
-        return open("/proc/driver/nvidia/version").readline().strip()
-    except OSError:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0].strip()
+    except (OSError, IndexError):
         return "unknown"

@@ -1,12 +1,11 @@
-"""Ascend NPUs: all that this program says to torch_npu.
+"""Ascend NPUs: everything that this program asks of torch_npu but its optimiser (optim/dense.py).
 
-torch_npu's names are those of 2.13.0; docs/npu.md has the versions that go together.
+The names are those of torch_npu 2.13.0; docs/npu.md has the versions that go together.
 """
 
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,7 @@ def import_torch_npu() -> None:
     """Import torch_npu, which makes the npu device known to torch.
 
     Raises:
-        UserError: it is not installed, is for another torch, or does not find CANN.
+        UserError: torch_npu is not installed, is built for another torch, or does not find CANN.
     """
     version = torch_npu_version()
     if version and _release(version) != _release(torch.__version__):
@@ -31,12 +30,12 @@ def import_torch_npu() -> None:
         )
     try:
         importlib.import_module("torch_npu")
-    except Exception as error:  # what it raises where CANN is not whole is a plain Exception
-        raise UserError(f"--use-npu: {_why_not(error)}") from error
+    except Exception as error:  # an incomplete CANN raises a plain Exception
+        raise UserError(f"--use-npu: {_why_not_imported(error)}") from error
 
 
 def torch_npu_version() -> str:
-    """The version of what is installed; empty where that does not say."""
+    """The version of torch_npu that is installed; empty if none is."""
     try:
         return importlib.metadata.version("torch_npu")
     except importlib.metadata.PackageNotFoundError:
@@ -44,12 +43,12 @@ def torch_npu_version() -> str:
 
 
 def _release(version: str) -> str:
-    """`2.13.0` of `2.13.0+cpu` or `2.13.0.post1`."""
+    """`2.13.0` for `2.13.0+cpu` and for `2.13.0.post1`."""
     found = re.match(r"\d+(\.\d+){0,2}", version)
     return found[0] if found else version
 
 
-def _why_not(error: Exception) -> str:
+def _why_not_imported(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
         return "torch_npu is not installed: pip install -r requirements-npu.txt"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -68,10 +67,14 @@ def _why_not(error: Exception) -> str:
 
 
 def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
-    """Whether an NPU compiles an operator for the shapes at hand, or takes a ready kernel.
+    """Let an NPU compile each operator for the shapes at hand, or take a ready kernel.
 
-    None leaves it as the chip has it: on for Ascend 910, off for Atlas A2 and A3 (set_compile_mode
-    in the Ascend Extension for PyTorch's API reference). The newest chips refuse to compile.
+    The default is the chip's: on for Ascend 910, off for Atlas A2 and A3 (set_compile_mode in the
+    Ascend Extension for PyTorch's API reference). The newest chips refuse to compile.
+
+    Args:
+        device: any; only an NPU is changed.
+        compiles: None leaves the chip's default.
 
     Raises:
         UserError: the chip or its settings refuse it.
@@ -92,10 +95,11 @@ def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
 
 
 class OverflowFlag:
-    """A chip's flag of float16 overflow, where one saturates at 65504 instead of giving infinity.
+    """The overflow flag of a chip whose float16 saturates at 65504 instead of becoming infinite.
 
-    That is Ascend 910 (INF_NAN_MODE_ENABLE in torch_npu's environment variables): no tensor shows
-    an overflow there, only the float status register does.
+    Ascend 910 is such a chip (INF_NAN_MODE_ENABLE in torch_npu's environment variables): no tensor
+    shows an overflow there, only the float status register does. On other devices the flag is
+    never set.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -111,15 +115,15 @@ class OverflowFlag:
         if self._torch_npu is not None:
             self._torch_npu.npu_clear_float_status(torch.zeros(8, device=self._device))
 
-    def add_to(self, found: torch.Tensor) -> None:
-        """Add 1 to `found` (1,) on the device, without waiting, if there was one."""
+    def add_to(self, count: torch.Tensor) -> None:
+        """Add 1 to `count` (1,) if there was an overflow; the host does not wait for the device."""
         if self._torch_npu is not None:
             status = self._torch_npu.npu_get_float_status(torch.zeros(8, device=self._device))
-            found.add_((status[:1] != 0).float())
+            count.add_((status[:1] != 0).float())
 
 
 def npu_versions() -> dict[str, str]:
-    """Versions of torch_npu, CANN and the driver, by name; `unknown` where nothing tells."""
+    """Versions of torch_npu, CANN and the driver, by name; `unknown` if none is told."""
     torch_npu = importlib.import_module("torch_npu")
     found = {"torch_npu": torch_npu.__version__}
     for name, module in (("CANN", "CANN"), ("driver", "DRIVER")):
@@ -131,9 +135,13 @@ def npu_versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def npu_profiler(steps: int, folder: str) -> Iterator[Any]:
-    """torch_npu's profiler for that many steps (`.step()` ends one); it leaves its files in folder.
+    """Run torch_npu's profiler during the block; it writes its files into the folder at the end.
 
-    As in the guide of the Ascend PyTorch Profiler: schedule, and tensorboard_trace_handler.
+    The calls follow the guide of the Ascend PyTorch Profiler: schedule, tensorboard_trace_handler.
+
+    Args:
+        steps: how many are profiled; `.step()` of the profiler ends one.
+        folder: for the files.
     """
     profiler = importlib.import_module("torch_npu").profiler
     with profiler.profile(

@@ -1,7 +1,7 @@
 """The CPU's threads: numba and torch share one OpenMP pool.
 
-common/compiled.py loads the pool before torch does. Where the pools cannot be one, numba's kernels
-keep to one thread.
+common/compiled.py loads the pool before torch does. If numba and torch cannot share one, numba's
+kernels run on one thread.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def _openmp_libraries() -> list[Path]:
-    """Those that this process has loaded."""
+    """The OpenMP libraries that this process has loaded."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.is_file() else []
     paths = {Path(line[line.index("/") :]) for line in lines if "/" in line}
@@ -25,7 +25,7 @@ def _openmp_libraries() -> list[Path]:
 
 
 def shares_threads_with_torch() -> bool:
-    """Do numba and torch use one OpenMP library, and so the same threads?"""
+    """Do numba and torch use one OpenMP library, and with it the same threads?"""
     libraries = _openmp_libraries()
     torchs_own = any({"torch", "torch.libs"} & set(path.parts) for path in libraries)
     others = any(not path.name.startswith("libgomp") for path in libraries)
@@ -33,18 +33,22 @@ def shares_threads_with_torch() -> bool:
 
 
 def set_up_threads(num_threads: int) -> None:
-    """Kernels run on `num_threads` threads, torch's; and freed memory stays with the process.
+    """Run numba's kernels on torch's threads, and keep freed memory in the process.
 
-    glibc gives blocks of some MB back to the system when they are freed, and each step would pay
-    for having their pages zeroed again: a sixth of a step at batch 2048.
+    glibc returns freed blocks of some MB to the system, which zeroes their pages when the next
+    step takes them again: a sixth of a step at batch 2048.
+
+    Args:
+        num_threads: of torch; kernels use as many, or one if they cannot share torch's pool.
     """
     settings: Any = numba.config
     shared = shares_threads_with_torch()
     settings.THREADING_LAYER = "omp" if shared else "default"
     numba.set_num_threads(min(num_threads, settings.NUMBA_NUM_THREADS) if shared else 1)
     _start_threads()
-    # Starting, numba takes all cores and switches nested parallel regions on. MKL has some inside
-    # torch's, and each then starts threads of its own: a logarithm takes 4 ms instead of 0.02.
+    # When numba starts its threads it claims all cores and switches nested parallel regions on.
+    # MKL has some inside torch's, and each would start threads of its own: a logarithm would take
+    # 4 ms instead of 0.02.
     for path in _openmp_libraries():
         with contextlib.suppress(OSError, AttributeError):
             openmp = ctypes.CDLL(str(path))

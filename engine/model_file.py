@@ -1,7 +1,7 @@
-"""Model files: one file with the original's keys, whatever the ranks; and what resuming needs.
+"""Model files: one file with the original's keys, however many ranks there are.
 
-`progress` (ours) holds the place in the data, the best metrics and the generators; a file of the
-original has none and continues from its epoch and iter.
+Three keys are ours, for resuming: `progress` (batches done and best metrics), `generators` and
+`loss_scale`. A file of the original has none of them: a run continues from its epoch and iter.
 """
 
 import contextlib
@@ -22,12 +22,25 @@ from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
 from ranks.collectives import send_to_first
+from ranks.placement import Part
 from ranks.process import Process
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelState:
-    """What a model file holds: model, optimiser, how long an epoch and an evaluation are."""
+    """The parts of a run that a model file saves and restores, and the lengths that it records.
+
+    Attributes:
+        process: this rank.
+        model: its parameters are alike on all ranks; tables are not among them.
+        tables: the embedding tables, of which each rank holds its parts.
+        dense_optimizer: of the model's parameters.
+        optimizer_name: sgd, adagrad or rwsadagrad.
+        num_epochs: of the run.
+        num_batches: of an epoch.
+        num_test_batches: of an evaluation.
+        scale: of the loss.
+    """
 
     process: Process
     model: nn.Module
@@ -40,79 +53,80 @@ class ModelState:
     scale: NoScale = field(default_factory=NoScale)
 
 
-def full_state_dict(trained: ModelState) -> dict[str, torch.Tensor]:
-    """The whole model's state dict on rank 0's host, empty elsewhere; every rank takes part."""
-    state = {f"emb_l.{table}.weight": value for table, value in _gather(trained, "weight").items()}
-    if trained.tables.pooling is not None:
-        state |= {f"v_W_l.{table}": value for table, value in _gather(trained, "pooling").items()}
-    if not trained.process.is_first:
+def full_state_dict(model_state: ModelState) -> dict[str, torch.Tensor]:
+    """The whole model's state dict, on rank 0's host; empty on other ranks. All ranks call it."""
+    state = {f"emb_l.{part.key}": value for part, value in _gather(model_state, "weight").items()}
+    if model_state.tables.matrix.pooling is not None:
+        pooling = _gather(model_state, "pooling")
+        state |= {f"v_W_l.{part.table}": value for part, value in pooling.items()}
+    if not model_state.process.is_first:
         return {}
     return state | {
-        name: value.detach().cpu().clone() for name, value in trained.model.named_parameters()
+        name: value.detach().cpu().clone() for name, value in model_state.model.named_parameters()
     }
 
 
-def _gather(trained: ModelState, name: str) -> dict[int, torch.Tensor]:
-    """A tensor with a row for each row of a table, of all tables, on rank 0."""
-    whole = trained.tables.tensors()[name]
+def _gather(model_state: ModelState, name: str) -> dict[Part, torch.Tensor]:
+    """The rows of each part in one of the tables' `row_tensors`, on rank 0; empty on others."""
+    own = model_state.tables.row_tensors()[name]
     gathered = {}
-    for shard, view in trained.tables.shard_views(name):
+    for part, view in model_state.tables.part_views(name):
         host = None if view is None else view.detach().to("cpu", copy=True)
-        like = torch.empty((shard.end - shard.begin, *whole.shape[1:]), dtype=whole.dtype)
-        received = send_to_first(trained.process, host, like, shard.rank)
+        like = torch.empty((part.num_rows, *own.shape[1:]), dtype=own.dtype)
+        received = send_to_first(model_state.process, host, like, part.rank)
         if received is not None:
-            gathered[shard.table] = received
+            gathered[part] = received
     return gathered
 
 
-def save_model_file(path: str, trained: ModelState, progress: Progress) -> None:
-    """Write the model file on rank 0: complete or as it was; every rank takes part.
+def save_model_file(path: str, model_state: ModelState, progress: Progress) -> None:
+    """Write the model file, on rank 0. All ranks call it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written; the one that was there before is kept.
     """
-    state = full_state_dict(trained)
-    optimizer_state = _optimizer_state(trained, progress)
-    if not trained.process.is_first:
+    state = full_state_dict(model_state)
+    optimizer_state = _optimizer_state(model_state, progress)
+    if not model_state.process.is_first:
         return
     content = {
         "epoch": progress.epoch,
         "iter": progress.iter,
-        "nepochs": trained.num_epochs,
-        "nbatches": trained.num_batches,
-        "nbatches_test": trained.num_test_batches,
+        "nepochs": model_state.num_epochs,
+        "nbatches": model_state.num_batches,
+        "nbatches_test": model_state.num_test_batches,
         "state_dict": state,
         "train_loss": progress.train_loss,
-        "total_loss": 0.0,  # of the rows since the last line: a file is written right after one
+        "total_loss": 0.0,  # since the last log line, right after which files are written
         "test_acc": progress.accuracy,
         "test_auc": progress.auc,
         "opt_state_dict": optimizer_state,
         "progress": {name: value for name, value in asdict(progress).items() if name != "saved"},
         "generators": _generators(),
-        "loss_scale": trained.scale.state(),
+        "loss_scale": model_state.scale.state(),
     }
     _write(Path(path), content)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + ".partial")
     try:
-        with open(aside, "wb") as file:
+        with open(partial, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         raise RankError(
             f"--save-model={path}: cannot write it ({_reason(error)});"
             " what was there before is kept"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words, where torch's writer has wrapped them into its own."""
+    """The system's own words, if torch's writer has wrapped them into others."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -133,14 +147,17 @@ def _generators() -> dict[str, Any]:
     return {"numpy": numpy_state, "torch": torch.get_rng_state()}
 
 
-def _optimizer_state(trained: ModelState, progress: Progress) -> dict[str, Any]:
-    """torch's optimiser state dict on rank 0: tables, pooling weights, dense parameters."""
-    dense = trained.dense_optimizer.state_dict()
+def _optimizer_state(model_state: ModelState, progress: Progress) -> dict[str, Any]:
+    """torch's optimiser state dict, on rank 0.
+
+    Parameters are numbered in the order tables, pooling weights, dense parameters.
+    """
+    dense = model_state.dense_optimizer.state_dict()
     states: list[dict[str, Any]] = []
-    for prefix, names in _row_states(trained):
-        gathered = {name.removeprefix(prefix): _gather(trained, name) for name in names}
-        for table in range(len(trained.tables.shards)):
-            state = {name: values[table] for name, values in gathered.items() if table in values}
+    for prefix, names in _row_states(model_state):
+        gathered = {name.removeprefix(prefix): _gather(model_state, name) for name in names}
+        for part in model_state.tables.parts:
+            state = {name: values[part] for name, values in gathered.items() if part in values}
             states.append(
                 {"step": torch.tensor(float(progress.num_steps)), **state} if state else {}
             )
@@ -156,10 +173,10 @@ def _optimizer_state(trained: ModelState, progress: Progress) -> dict[str, Any]:
 _WEIGHTS = ("weight", "pooling")
 
 
-def _row_states(trained: ModelState) -> list[tuple[str, list[str]]]:
-    """Prefix and names of row-wise optimiser state: of tables, then of pooling weights."""
-    prefixes = [""] if trained.tables.pooling is None else ["", "pooling."]
-    states = [name for name in trained.tables.tensors() if name not in _WEIGHTS]
+def _row_states(model_state: ModelState) -> list[tuple[str, list[str]]]:
+    """(prefix, names) of the optimiser's row tensors: for the tables, then for pooling weights."""
+    prefixes = [""] if model_state.tables.matrix.pooling is None else ["", "pooling."]
+    states = [name for name in model_state.tables.row_tensors() if name not in _WEIGHTS]
     return [(prefix, [n for n in states if ("." in n) == bool(prefix)]) for prefix in prefixes]
 
 
@@ -173,24 +190,34 @@ def _on_host(state: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- loading
 
 
-def load_model_file(path: str, trained: ModelState, accumulate: int, resume: bool) -> Progress:
-    """Load a model file; gives the progress.
+def load_model_file(path: str, model_state: ModelState, accumulate: int, resume: bool) -> Progress:
+    """Load a model file into the model.
 
-    To resume, the optimiser and the generators are loaded too; `accumulate` batches make a step.
+    Args:
+        path: of the file.
+        model_state: what is loaded into.
+        accumulate: batches that make an optimiser step.
+        resume: optimiser, generators and loss scale are loaded too.
+
+    Returns:
+        The progress of the run that saved it.
 
     Raises:
         UserError: it is no model file, or does not fit the model, the optimiser or the data.
     """
     content = _read(path)
     try:
-        _check_state(path, content["state_dict"], trained)
-        progress = _progress(content, accumulate) if resume else _place(content)
-        trained.model.load_state_dict(content["state_dict"], strict=False)
+        _check_state(path, content["state_dict"], model_state)
         if resume:
-            _check_length(path, content, trained)
-            _load_optimizer(path, content, trained)
+            progress = _progress_to_resume(content, accumulate)
+        else:  # an evaluation only: best metrics of its own
+            progress = Progress(content["epoch"], content["iter"])
+        model_state.model.load_state_dict(content["state_dict"], strict=False)
+        if resume:
+            _check_length(path, content, model_state)
+            _load_optimizer(path, content, model_state)
             _restore_generators(content.get("generators"))
-            trained.scale.restore(content.get("loss_scale", []))
+            model_state.scale.restore(content.get("loss_scale", []))
     except _DAMAGES as error:
         raise UserError(f"--load-model={path} is damaged or foreign ({_reason(error)})") from error
     return progress
@@ -201,8 +228,8 @@ _DAMAGES = (TypeError, ValueError, AttributeError, KeyError, IndexError, Runtime
 
 @contextlib.contextmanager
 def _numpy_scalars_allowed() -> Iterator[None]:
-    """The original's files hold metrics as numpy scalars; nothing else of numpy is let in."""
-    # numpy moved it between versions, files name either place
+    """Let torch read numpy's scalars, which the metrics in the original's files are."""
+    # numpy has moved the function that makes one: a file names either module
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     names = [
@@ -217,7 +244,7 @@ def _numpy_scalars_allowed() -> Iterator[None]:
 def _read(path: str) -> dict[str, Any]:
     try:
         with _numpy_scalars_allowed(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols of files that are none
+            warnings.simplefilter("ignore")  # torch's, about the pickle protocol of foreign files
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # torch's old format cannot be mapped
@@ -242,18 +269,20 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _expected_shapes(trained: ModelState) -> dict[str, tuple[int, ...]]:
-    shards, dim = trained.tables.shards, trained.tables.dim
+def _expected_shapes(model_state: ModelState) -> dict[str, tuple[int, ...]]:
+    parts = model_state.tables.parts
     shapes: dict[str, tuple[int, ...]] = {
-        f"emb_l.{s.table}.weight": (s.end - s.begin, dim) for s in shards
+        f"emb_l.{part.key}": (part.num_rows, part.dim) for part in parts
     }
-    if trained.tables.pooling is not None:
-        shapes |= {f"v_W_l.{s.table}": (s.end - s.begin,) for s in shards}
-    return shapes | {name: tuple(value.shape) for name, value in trained.model.named_parameters()}
+    if model_state.tables.matrix.pooling is not None:
+        shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in parts}
+    return shapes | {
+        name: tuple(value.shape) for name, value in model_state.model.named_parameters()
+    }
 
 
-def _check_state(path: str, state: dict[str, Any], trained: ModelState) -> None:
-    wanted = _expected_shapes(trained)
+def _check_state(path: str, state: dict[str, Any], model_state: ModelState) -> None:
+    wanted = _expected_shapes(model_state)
     for name, shape in wanted.items():
         if name not in state:
             raise UserError(
@@ -271,21 +300,16 @@ def _check_state(path: str, state: dict[str, Any], trained: ModelState) -> None:
         )
 
 
-def _check_length(path: str, content: dict[str, Any], trained: ModelState) -> None:
-    if content["nbatches"] != trained.num_batches:
+def _check_length(path: str, content: dict[str, Any], model_state: ModelState) -> None:
+    if content["nbatches"] != model_state.num_batches:
         raise UserError(
             f"--load-model={path} was made with {content['nbatches']} batches an epoch,"
-            f" this run has {trained.num_batches}:"
+            f" this run has {model_state.num_batches}:"
             " continue with the same data and --mini-batch-size",
         )
 
 
-def _place(content: dict[str, Any]) -> Progress:
-    """Of a model that is only evaluated: where it was saved, and no best metrics but its own."""
-    return Progress(content["epoch"], content["iter"])
-
-
-def _progress(content: dict[str, Any], accumulate: int) -> Progress:
+def _progress_to_resume(content: dict[str, Any], accumulate: int) -> Progress:
     if "progress" in content:
         return Progress(**content["progress"])
     epoch, it, num_batches = content["epoch"], content["iter"], content["nbatches"]
@@ -293,31 +317,38 @@ def _progress(content: dict[str, Any], accumulate: int) -> Progress:
     return Progress(epoch, it, num_steps=steps, resume_iter=it)
 
 
-def _load_optimizer(path: str, content: dict[str, Any], trained: ModelState) -> None:
+def _load_optimizer(path: str, content: dict[str, Any], model_state: ModelState) -> None:
     states = content.get("opt_state_dict", {}).get("state", {})
-    num_tables = len(trained.tables.shards)
-    row_states = _row_states(trained)
-    for position, (prefix, names) in enumerate(row_states):
-        of_tables = [states.get(position * num_tables + table, {}) for table in range(num_tables)]
+    num_parts = len(model_state.tables.parts)
+    row_states = _row_states(model_state)
+    for k, (prefix, names) in enumerate(row_states):
+        of_parts = [states.get(k * num_parts + number, {}) for number in range(num_parts)]
         for name in names:
-            _load_rows(path, of_tables, (prefix, name), trained)
-    _load_dense(path, states, len(row_states) * num_tables, trained)
+            _load_rows(path, of_parts, (prefix, name), model_state)
+    _load_dense(path, states, len(row_states) * num_parts, model_state)
 
 
 def _load_rows(
-    path: str, states: list[dict[str, Any]], tensor: tuple[str, str], trained: ModelState
+    path: str, states: list[dict[str, Any]], names: tuple[str, str], model_state: ModelState
 ) -> None:
-    """Optimiser state by table into the tensor of that (prefix, name)."""
-    prefix, name = tensor
-    for shard, view in trained.tables.shard_views(name):
-        value = _state_of(path, states[shard.table], name.removeprefix(prefix), trained)
+    """Copy optimiser state to the tables' row tensors.
+
+    Args:
+        path: of the file.
+        states: of each part.
+        names: (prefix, name) of the row tensor; in the states its name has no prefix.
+        model_state: what is loaded into.
+    """
+    prefix, name = names
+    for state, (_, view) in zip(states, model_state.tables.part_views(name), strict=True):
+        value = _state_of(path, state, name.removeprefix(prefix), model_state)
         if view is not None:
             view.copy_(value.reshape(view.shape))
 
 
-def _load_dense(path: str, states: dict[int, Any], offset: int, trained: ModelState) -> None:
-    """Optimiser state of the dense parameters, whose numbers begin at `offset`."""
-    if trained.optimizer_name == "sgd":
+def _load_dense(path: str, states: dict[int, Any], offset: int, model_state: ModelState) -> None:
+    """Load the optimiser state of the dense parameters, whose numbers begin at `offset`."""
+    if model_state.optimizer_name == "sgd":
         if states:
             raise UserError(
                 f"--load-model={path} was trained with adagrad or rwsadagrad:"
@@ -325,13 +356,13 @@ def _load_dense(path: str, states: dict[int, Any], offset: int, trained: ModelSt
             )
         return
     dense = {number - offset: state for number, state in states.items() if number >= offset}
-    trained.dense_optimizer.load_state_dict(dense)
+    model_state.dense_optimizer.load_state_dict(dense)
 
 
-def _state_of(path: str, state: dict[str, Any], name: str, trained: ModelState) -> torch.Tensor:
+def _state_of(path: str, state: dict[str, Any], name: str, model_state: ModelState) -> torch.Tensor:
     if name not in state:
         raise UserError(
-            f"--load-model={path} was not trained with --optimizer={trained.optimizer_name}"
+            f"--load-model={path} was not trained with --optimizer={model_state.optimizer_name}"
             f" (it has no {name} of the tables): give the one it was trained with",
         )
     value: torch.Tensor = state[name]

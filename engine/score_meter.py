@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ranks.collectives import from_first, gather_on_first, sum_over_ranks
+from ranks.collectives import gather_on_first, numbers_from_first, sum_over_ranks
 from ranks.process import Process
 from reporting.metrics import NAN, Metrics
 
@@ -105,7 +105,7 @@ class ScoreMeter:
             for part in _in_order(keys):
                 ranking.add(part)
             numbers = ranking.metrics(right).numbers()
-        return Metrics(*from_first(self._process, numbers))
+        return Metrics(*numbers_from_first(self._process, numbers))
 
     def _sum_counts(self) -> tuple[list[int], list[int]]:
         """The counts of all ranks together, and the number of rows of each rank."""

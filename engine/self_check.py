@@ -19,7 +19,7 @@ from pathlib import Path
 from common.errors import UserError
 from criteo.demo import Demo, make_demo
 from devices.find import versions
-from ranks.collectives import from_first, text_from_first
+from ranks.collectives import numbers_from_first, text_from_first
 from ranks.process import Process, joined, says_that_a_rank_has_gone
 from reporting.results import LogSummary, summarise
 
@@ -108,7 +108,7 @@ class SelfCheck:
     def _data(self) -> str:
         if self.process.is_first:
             make_demo(Demo(self.folder / "data", NUM_ROWS, num_days=3, seed=1))
-        from_first(self.process, [0.0])  # the other ranks wait for the data
+        numbers_from_first(self.process, [0.0])  # the other ranks wait for the data
         return f"{NUM_ROWS} rows"
 
     def _steps(self) -> str:
@@ -133,7 +133,7 @@ class SelfCheck:
         return f"auc {auc:.4f}"
 
     def _save(self) -> str:
-        from_first(self.process, [0.0])  # the other ranks may be here before the file is written
+        numbers_from_first(self.process, [0.0])  # the other ranks wait until the file is written
         if not self._model.is_file():
             raise _FailedError("there is no model file")
         return f"{self._model.stat().st_size / 1e6:.1f} MB"

@@ -23,17 +23,17 @@ CPU_CHUNK_ROWS = 2048  # more rows at a time leave the cache: the same step take
 
 @dataclass(frozen=True)
 class Chunking:
-    """How the model sees the batches of a data set: whole, in chunks, or filled up to one shape.
+    """How the model sees the batches of a data set: whole, in chunks, or padded to one shape.
 
     Attributes:
         device: where the model is.
         most_rows: rows of a chunk on this rank; a CPU's chunks fit its cache.
-        fill_to: rows that short batches are filled up to, on each rank; 0: they stay short.
+        pad_to: rows that short batches are padded to, on each rank; 0: they stay short.
     """
 
     device: torch.device
     most_rows: int = sys.maxsize
-    fill_to: int = 0
+    pad_to: int = 0
 
     @classmethod
     def of_data(
@@ -48,7 +48,7 @@ class Chunking:
             execution: how its device is used.
         """
         if execution.static_shapes and num_batches > 1:
-            return cls(process.device, fill_to=-(-batch_size // process.world_size))
+            return cls(process.device, pad_to=-(-batch_size // process.world_size))
         on_cpu = process.device.type == "cpu"
         return cls(process.device, most_rows=CPU_CHUNK_ROWS if on_cpu else sys.maxsize)
 
@@ -56,9 +56,9 @@ class Chunking:
         """The batch on the device, in as many chunks on each rank."""
         with phase("copy"):
             batch = batch.to(self.device)
-        if self.fill_to:
-            return [batch.filled(self.fill_to)]
-        return batch.pieces(self.most_rows)
+        if self.pad_to:
+            return [batch.padded(self.pad_to)]
+        return batch.chunks(self.most_rows)
 
 
 @dataclass(frozen=True)
@@ -178,21 +178,22 @@ class TrainingStep:
         """The chunk's loss, summed over its rows; gradients are divided by `divisor`."""
         with phase("copy"):
             features = chunk.decode(self._execution.triton)
-        self._scale.begin()
+        self._scale.begin_forward()
         predicted = self._model(features, chunk.rows_per_rank, update)
-        self._scale.look()
-        loss, gradient = self._loss(predicted.detach(), features.label, chunk.counts())
+        self._scale.check_overflow()
+        loss, gradient = self._loss(predicted.detach(), features.label, chunk.mask())
         with phase("backward"):
-            predicted.backward(self._scale.scaled(gradient.div_(divisor)))
-        self._scale.look()
+            predicted.backward(self._scale.scale_gradient(gradient.div_(divisor)))
+        self._scale.check_overflow()
         return loss
 
     def _update_dense(self, update: Update) -> None:
         """Update the MLPs and, if the loss is scaled, what waits for its overflows."""
         gradients = [p.grad for p in self._model.dense_parameters() if p.grad is not None]
-        sum_over_ranks(self._process, [*gradients, *self._scale.over_ranks()])
+        with phase("exchange"):
+            sum_over_ranks(self._process, [*gradients, *self._scale.overflow_counts()])
         self._scale.unscale_(gradients)
         self._scale.zero_if_overflown(gradients)
         self._optimizer.update(update.lr)
         self._model.emb_l.apply_kept(update)
-        self._scale.end()
+        self._scale.end_step()

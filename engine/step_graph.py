@@ -10,7 +10,7 @@ import torch
 
 from common.errors import UserError
 from common.phases import phase
-from devices.card import apart, synchronize
+from devices.card import on_side_stream, synchronize
 from devices.gpu import capture
 from model.batch import Batch
 from ranks.process import Process
@@ -51,9 +51,9 @@ class StepGraph:
     def run(self, batch: Batch, num_rows: int) -> torch.Tensor:
         """Train on a batch of num_rows rows; the next call overwrites the loss that is returned."""
         shape = batch.rows_per_rank, num_rows
-        self._seen[shape] += not batch.num_filled
-        if batch.num_filled or self._seen[shape] <= WARM_UP_STEPS:
-            with apart(self._device):
+        self._seen[shape] += not batch.num_padding
+        if batch.num_padding or self._seen[shape] <= WARM_UP_STEPS:
+            with on_side_stream(self._device):
                 return self._step(batch, num_rows)
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch, num_rows)

@@ -1,4 +1,4 @@
-"""A batch: one compact block that travels to the device, and what the model sees of it there."""
+"""A batch: one compact block that travels to the device, and the tensors that it becomes there."""
 
 import functools
 from dataclasses import dataclass, field, replace
@@ -18,13 +18,13 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Bags:
-    """Bags of indices of B rows and T tables, row by row and in a row table by table.
+    """Bags of ids, of B rows in T tables: row by row, and in a row table by table.
 
-    Args:
+    Attributes:
         ids: (n,) int32 or int64.
-        lengths: (B, T) int64, or None where every bag holds one id (n = B * T).
-        ids_per_rank: (ranks, T), on the host: how many ids each rank's rows have; with lengths
-            only.
+        lengths: (B, T) int64; None: every bag holds one id, so n = B * T.
+        ids_per_rank: (ranks, T), on the host: number of ids that each rank's rows have in each
+            table. With lengths only; an exchange between ranks needs it.
     """
 
     ids: torch.Tensor
@@ -34,11 +34,11 @@ class Bags:
 
 @dataclass(frozen=True)
 class Features:
-    """What the device made of a batch of b rows.
+    """A batch of b rows as the model takes it.
 
     Attributes:
         dense: (b, m) float32.
-        bags: of b rows and T tables.
+        bags: of b rows in T tables.
         label: (b, 1) float32.
     """
 
@@ -49,77 +49,87 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's rows of a batch as one contiguous block of bytes, and how many each rank has.
+    """A rank's b rows of a batch as one contiguous block of bytes.
 
-    The block is all that travels to the device; `decode` makes the model's tensors of it there.
+    Only the block travels to the device; `decode` makes the model's tensors of it there.
 
     Attributes:
-        block: of this rank's rows.
-        num_rows: of this rank.
-        rows_per_rank: of each rank.
-        num_filled: rows at this rank's end that `filled` has added: they do not count.
+        block: of this rank's rows, padding included.
+        num_rows: b, rows of this rank, padding included.
+        rows_per_rank: the same of each rank.
+        num_padding: rows at the end of this rank's that `padded` has added: they do not count.
     """
 
     block: torch.Tensor
     num_rows: int
     rows_per_rank: tuple[int, ...]
-    num_filled: int = field(default=0, kw_only=True)
+    num_padding: int = field(default=0, kw_only=True)
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory (the loader calls this)."""
+        """The batch with its block in page-locked memory; torch's loader calls this."""
         return replace(self, block=self.block.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
-        """The same with its block on the device."""
+        """The batch with its block on the device."""
         if self.block.device == device:
             return self
         return replace(self, block=self.block.to(device, non_blocking=True))
 
-    def pieces(self, most_rows: int) -> list["Batch"]:
-        """This batch in order, as many pieces on each rank; bags of any length are one piece.
+    def chunks(self, max_rows: int) -> list["Batch"]:
+        """The batch cut into consecutive chunks, as many on each rank.
+
+        Bags of any length are not cut.
 
         Args:
-            most_rows: of a piece, on a rank.
+            max_rows: of a chunk, on each rank.
         """
         return [self]
 
-    def filled(self, num_rows: int) -> "Batch":
-        """This batch with `num_rows` rows on each rank; bags of any length stay as they are."""
+    def padded(self, num_rows: int) -> "Batch":
+        """The batch with `num_rows` rows on each rank; bags of any length are not padded."""
         return self
 
-    def counts(self) -> torch.Tensor | None:
-        """(b, 1) 1 for rows that count, 0 for those that fill; None: all count."""
-        if not self.num_filled:
+    def mask(self) -> torch.Tensor | None:
+        """(b, 1) 1 for rows that count, 0 for padding; None: all rows count."""
+        if not self.num_padding:
             return None
         ones = torch.ones(self.num_rows, 1, device=self.block.device)
-        ones[self.num_rows - self.num_filled :] = 0
+        ones[self.num_rows - self.num_padding :] = 0
         return ones
 
     def decode(self, triton: bool = False) -> Features:
-        """The model's tensors, on the block's device; with Triton's kernel, if there is one."""
+        """The model's tensors, on the block's device.
+
+        Args:
+            triton: one kernel makes them, if there is one for this kind of batch.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class CriteoBatch(Batch):
-    """Block (b, bytes of a row) uint8 of rows in a layout: label, 13 integers, 26 ids."""
+    """Rows of Criteo data: label, 13 integers, 26 ids. The block is (b, bytes of a row) uint8.
+
+    Attributes:
+        layout: the bytes of each column.
+    """
 
     layout: Layout
 
-    def pieces(self, most_rows: int) -> list[Batch]:
-        """As Batch.pieces, of nearly equal size; the blocks are views."""
-        number = -(-max(self.rows_per_rank) // most_rows)
-        if number <= 1:
+    def chunks(self, max_rows: int) -> list[Batch]:
+        """As Batch.chunks; the sizes differ by at most one row, and the blocks are views."""
+        num_chunks = -(-max(self.rows_per_rank) // max_rows)
+        if num_chunks <= 1:
             return [self]
-        of_ranks = zip(*(split_evenly(rows, number) for rows in self.rows_per_rank), strict=True)
-        blocks = self.block.split(split_evenly(self.num_rows, number))
+        by_rank = [split_evenly(rows, num_chunks) for rows in self.rows_per_rank]
+        blocks = self.block.split(split_evenly(self.num_rows, num_chunks))
         return [
-            CriteoBatch(block, len(block), rows, self.layout)
-            for block, rows in zip(blocks, of_ranks, strict=True)
+            CriteoBatch(block, len(block), rows_per_rank, self.layout)
+            for block, rows_per_rank in zip(blocks, zip(*by_rank, strict=True), strict=True)
         ]
 
-    def filled(self, num_rows: int) -> Batch:
-        """With zeros at the end, which are rows of label 0 and of the first id of each table."""
+    def padded(self, num_rows: int) -> Batch:
+        """As Batch.padded, with zeros: label 0 and the first id of each table."""
         if set(self.rows_per_rank) == {num_rows}:
             return self
         missing = num_rows - self.num_rows
@@ -128,56 +138,67 @@ class CriteoBatch(Batch):
             block=F.pad(self.block, (0, 0, 0, missing)),
             num_rows=num_rows,
             rows_per_rank=(num_rows,) * len(self.rows_per_rank),
-            num_filled=missing,
+            num_padding=missing,
         )
 
     def decode(self, triton: bool = False) -> Features:
         """Integers x become log(x + 1); every bag holds one id."""
         if triton:
-            places = _places_on(self.block.device, self.layout)
-            found = triton_kernels().decode(self.block, places, NUM_DENSE, NUM_SPARSE)
-            return Features(found[0], Bags(found[1].view(-1)), found[2])
+            columns = _column_bytes(self.block.device, self.layout)
+            kernel = triton_kernels().decode
+            logarithms, ids, label = kernel(self.block, columns, NUM_DENSE, NUM_SPARSE)
+            return Features(logarithms, Bags(ids.view(-1)), label)
         if self.block.device.type == "cpu":
             arrays = self.layout.decode(self.block.numpy())
             dense, ids, label = (torch.from_numpy(array) for array in arrays)
         else:
-            columns = _unpacked(self.block, self.layout)
+            columns = _unpack(self.block, self.layout)
             dense, ids = columns[:, 1:FIRST_SPARSE].float(), columns[:, FIRST_SPARSE:]
             label = columns[:, :1].float()
         return Features(dense.add_(1).log_(), Bags(ids.reshape(-1)), label)
 
 
 @functools.cache
-def _places_on(device: torch.device, layout: Layout) -> torch.Tensor:
-    """(2, 40) int32: first byte and width of each column."""
-    places = np.stack([layout.offsets, layout.widths]).astype(np.int32)
-    return torch.from_numpy(places).to(device)
+def _column_bytes(device: torch.device, layout: Layout) -> torch.Tensor:
+    """(2, 40) int32 on the device: first byte and width of each column."""
+    columns = np.stack([layout.offsets, layout.widths]).astype(np.int32)
+    return torch.from_numpy(columns).to(device)
 
 
-def _unpacked(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Rows (b, bytes of a row) uint8 as int32 (b, 40), by operators that any device has."""
+def _unpack(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Rows (b, bytes of a row) uint8 -> columns (b, 40) int32, by operators of any device."""
     columns = {}
-    for width, begin, end in layout.groups:
-        part = rows[:, begin:end].clone(memory_format=torch.contiguous_format)  # so it is aligned
+    for width, begin, end in layout.width_groups:
+        # a view of another type needs aligned memory
+        group = rows[:, begin:end].clone(memory_format=torch.contiguous_format)
         if width == 4:
-            columns[width] = part.view(torch.int32)
-        elif width == 2:  # unsigned, which not all devices know
-            columns[width] = part.view(torch.int16).int() & 0xFFFF
+            columns[width] = group.view(torch.int32)
+        elif width == 2:  # not all devices have unsigned types
+            columns[width] = group.view(torch.int16).int() & 0xFFFF
         else:
-            columns[width] = part.int()
-    return torch.cat([columns[width][:, begin:end] for width, begin, end in layout.runs], dim=1)
+            columns[width] = group.int()
+    stretches = [columns[width][:, begin:end] for width, begin, end in layout.stretches]
+    return torch.cat(stretches, dim=1)
 
 
 @dataclass(frozen=True)
 class BagBatch(Batch):
-    """Block, int32: bits of dense (b, m) and label (b), lengths of bags (b, T), ids."""
+    """Rows with bags of any length.
+
+    The block is int32: the bits of dense (b, m) and label (b,), then lengths of bags (b, T), ids.
+
+    Attributes:
+        num_dense: m.
+        num_tables: T.
+        ids_per_rank: (ranks, T) number of ids that each rank's rows have in each table.
+    """
 
     num_dense: int
     num_tables: int
     ids_per_rank: Ints
 
     def decode(self, triton: bool = False) -> Features:
-        """Bags of any length, as they were drawn."""
+        """As Batch.decode, on any device by views of the block."""
         rows = self.num_rows
         ends = np.cumsum([rows * self.num_dense, rows, rows * self.num_tables])
         dense, label, lengths, ids = torch.tensor_split(self.block, [int(end) for end in ends])

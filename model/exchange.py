@@ -1,4 +1,4 @@
-"""Ids to the ranks that hold their tables, pooled vectors back to the ranks of the rows."""
+"""Ids to the ranks that hold the tables' parts, pooled vectors back to the ranks of the rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +6,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from common.phases import phase
 from model.batch import Bags
-from ranks.placement import Shard
+from ranks.placement import LogicalTable
 from ranks.process import Process
 
 
-class _AllToAll(torch.autograd.Function):
-    """all_to_all_single of a flat tensor; the gradient goes the way back."""
+class AllToAll(torch.autograd.Function):
+    """all_to_all_single of a flat tensor; the gradient travels the opposite way."""
 
     @staticmethod
     def forward(
         ctx: Any, values: torch.Tensor, send: list[int], receive: list[int]
     ) -> torch.Tensor:
+        """`send[r]` numbers to each rank r -> `receive[r]` numbers from each, rank by rank."""
         ctx.sizes = send, receive
         received = values.new_empty(sum(receive))
         dist.all_to_all_single(received, values.contiguous(), receive, send)
@@ -25,73 +27,106 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        """Gradients of what was received -> gradients of what was sent."""
         send, receive = ctx.sizes
         returned = gradient.new_empty(sum(send))
-        dist.all_to_all_single(returned, gradient.contiguous(), send, receive)
+        with phase("exchange"):
+            dist.all_to_all_single(returned, gradient.contiguous(), send, receive)
         return returned, None, None
 
 
 class Exchange:
-    """Moves ids to the ranks that hold their tables, pooled vectors back to those of the rows."""
+    """Moves ids to the ranks that hold the tables' parts, and pooled vectors back.
 
-    def __init__(self, process: Process, shards: Sequence[Shard]) -> None:
-        self.process = process
-        self.tables_of = [
-            [s.table for s in shards if s.rank == rank] for rank in range(process.world_size)
+    Both directions have the parts in one order: rank by rank, and on a rank in the order of the
+    tables. The shapes of all messages follow from the number of rows and ids, never from the ids.
+
+    Args:
+        process: this rank.
+        tables: all tables, with the ranks that hold their parts.
+
+    Attributes:
+        process: as given.
+        parts_of: the parts of each rank.
+    """
+
+    def __init__(self, process: Process, tables: Sequence[LogicalTable]) -> None:
+        self.process, self._num_tables = process, len(tables)
+        parts = [part for table in tables for part in table.parts]
+        self.parts_of = [
+            [part for part in parts if part.rank == rank] for rank in range(process.world_size)
         ]
-        by_rank = [table for tables in self.tables_of for table in tables]
-        self._by_rank = torch.tensor(by_rank, device=process.device)
-        self._by_table = torch.argsort(self._by_rank)
-        self._rank_of = torch.tensor([shard.rank for shard in shards], device=process.device)
+        self._widths = [sum(part.dim for part in of_rank) for of_rank in self.parts_of]
+        self._tables_of = [[part.table for part in of_rank] for of_rank in self.parts_of]
+        table_of_part = [table for of_rank in self._tables_of for table in of_rank]
+        self._table_of_part = torch.tensor(table_of_part, device=process.device)
 
-    @property
-    def my_tables(self) -> list[int]:
-        """Tables that this rank holds, ascending."""
-        return self.tables_of[self.process.rank]
+    def ids_to_parts(self, bags: Bags, rows_per_rank: Sequence[int]) -> Bags:
+        """Bags of this rank's rows in all T tables -> of all ranks' rows in this rank's P parts.
 
-    def ids_to_tables(self, bags: Bags, rows_per_rank: Sequence[int]) -> Bags:
-        """Bags of this rank's rows in all tables -> of all ranks' rows in this rank's tables."""
+        A part receives every id of its table.
+
+        Args:
+            bags: of this rank's b rows.
+            rows_per_rank: rows of the batch on each rank, B in all.
+
+        Returns:
+            Bags of B rows and P parts, in the order of the rows' ranks.
+        """
         if self.process.world_size == 1:
             return bags
-        rank, width = self.process.rank, len(self.my_tables)
-        send = [rows_per_rank[rank] * len(tables) for tables in self.tables_of]
-        receive = [rows * width for rows in rows_per_rank]
+        rank = self.process.rank
+        own_tables = self._tables_of[rank]
+        send = [rows_per_rank[rank] * len(tables) for tables in self._tables_of]
+        receive = [rows * len(own_tables) for rows in rows_per_rank]
         if bags.lengths is None:
-            ids = bags.ids.view(rows_per_rank[rank], len(self._by_rank))
-            return Bags(_AllToAll.apply(self._columns_by_rank(ids), send, receive))
-        lengths = _AllToAll.apply(self._columns_by_rank(bags.lengths), send, receive)
+            ids = self._columns_by_rank(bags.ids.view(rows_per_rank[rank], self._num_tables))
+            return Bags(AllToAll.apply(ids, send, receive))
+        lengths = self._columns_by_rank(bags.lengths)
+        received = AllToAll.apply(lengths, send, receive)
         assert bags.ids_per_rank is not None
-        send = [int(bags.ids_per_rank[rank, tables].sum()) for tables in self.tables_of]
-        receive = bags.ids_per_rank[:, self.my_tables].sum(1).tolist()
-        ids = _AllToAll.apply(self._ids_by_rank(bags), send, receive)
-        return Bags(ids, lengths.view(sum(rows_per_rank), width))
+        send = [int(bags.ids_per_rank[rank, tables].sum()) for tables in self._tables_of]
+        receive = bags.ids_per_rank[:, own_tables].sum(1).tolist()
+        ids = AllToAll.apply(self._ids_by_rank(bags, lengths, sum(send)), send, receive)
+        return Bags(ids, received.view(sum(rows_per_rank), len(own_tables)))
 
     def _columns_by_rank(self, columns: torch.Tensor) -> torch.Tensor:
-        """(b, T) -> flat, the columns of rank 0's tables first, each rank's row by row."""
-        widths = [len(tables) for tables in self.tables_of]
+        """(b, T) -> flat, a number for each row and part: rank by rank, on a rank row by row."""
+        widths = [len(tables) for tables in self._tables_of]
         return torch.cat(
-            [part.reshape(-1) for part in columns[:, self._by_rank].split(widths, dim=1)]
+            [part.reshape(-1) for part in columns[:, self._table_of_part].split(widths, dim=1)]
         )
 
-    def _ids_by_rank(self, bags: Bags) -> torch.Tensor:
-        """Ids of bags of any length, those of rank 0's tables first; the sort is stable."""
+    def _ids_by_rank(self, bags: Bags, lengths: torch.Tensor, num_ids: int) -> torch.Tensor:
+        """The ids of the bags whose lengths are `lengths`, in that order.
+
+        Args:
+            bags: of any length.
+            lengths: by `_columns_by_rank`.
+            num_ids: their sum, which the host must know without waiting for the device.
+        """
         assert bags.lengths is not None
-        rank_of_bag = self._rank_of.expand_as(bags.lengths).reshape(-1)
-        rank_of_id = torch.repeat_interleave(
-            rank_of_bag, bags.lengths.reshape(-1), output_size=len(bags.ids)
-        )
-        return bags.ids[torch.argsort(rank_of_id, stable=True)]
+        ends = bags.lengths.reshape(-1).cumsum(0).view_as(bags.lengths)
+        begins = self._columns_by_rank(ends - bags.lengths)
+        shifts = begins - (lengths.cumsum(0) - lengths)  # from the order sent to the order at hand
+        shift_of_id = torch.repeat_interleave(shifts, lengths, output_size=num_ids)
+        return bags.ids[shift_of_id + torch.arange(num_ids, device=shifts.device)]
 
     def vectors_to_rows(self, vectors: torch.Tensor, rows_per_rank: Sequence[int]) -> torch.Tensor:
-        """(B of all ranks, T of this rank, D) -> (B of this rank, T of all ranks, D)."""
+        """Vectors of all ranks' rows in this rank's parts -> of this rank's rows in all parts.
+
+        Args:
+            vectors: (B, sum of this rank's D), the vectors of its parts side by side.
+            rows_per_rank: rows of the batch on each rank.
+
+        Returns:
+            (b, sum of all D), parts in the exchange's order.
+        """
         if self.process.world_size == 1:
             return vectors
-        mine, dim = rows_per_rank[self.process.rank], vectors.shape[2]
-        send = [rows * vectors.shape[1] * dim for rows in rows_per_rank]
-        receive = [mine * len(tables) * dim for tables in self.tables_of]
-        received = _AllToAll.apply(vectors.reshape(-1), send, receive).split(receive)
-        parts = [
-            part.view(mine, len(tables), dim)
-            for part, tables in zip(received, self.tables_of, strict=True)
-        ]
-        return torch.cat(parts, dim=1).index_select(1, self._by_table)
+        num_rows = rows_per_rank[self.process.rank]
+        send = [rows * vectors.shape[1] for rows in rows_per_rank]
+        receive = [num_rows * width for width in self._widths]
+        received = AllToAll.apply(vectors.reshape(-1), send, receive).split(receive)
+        by_rank = zip(received, self._widths, strict=True)
+        return torch.cat([flat.view(num_rows, width) for flat, width in by_rank], dim=1)

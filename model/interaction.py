@@ -10,14 +10,19 @@ from devices.gpu import triton_kernels
 
 
 class DotInteraction(nn.Module):
-    """The first vector of each row, then the products of pairs of its vectors.
+    """The first vector of each row, then the products of pairs of the row's vectors.
 
     Args:
-        num_vectors: V = T + 1.
-        itself: pairs of a vector with itself count too.
+        num_vectors: V = T + 1, vectors in a row.
+        itself: a vector is also paired with itself.
         device: where it computes.
-        triton: one kernel each way where it can hold a row, and zeros after the pairs, up to a
-            width that tensor cores take.
+        triton: one kernel each way if it can hold a row; the result then has zeros after the
+            pairs, up to a width that tensor cores take.
+
+    Attributes:
+        pairs: (P,) pair k is entry pairs[k] of the flattened (V, V) products.
+        mirror: (V * V,) entry e of the products belongs to pair mirror[e].
+        factor: (V, V) how often a pair's gradient counts in each entry.
     """
 
     def __init__(
@@ -31,10 +36,9 @@ class DotInteraction(nn.Module):
         self.mirror: torch.Tensor
         self.factor: torch.Tensor
         row, column = torch.tril_indices(num_vectors, num_vectors, 0 if itself else -1)
-        # pair k is entry pairs[k] of the flattened (V, V) products; entry e is pair mirror[e]
         mirror = torch.zeros(num_vectors, num_vectors, dtype=torch.int64)
         mirror[row, column] = mirror[column, row] = torch.arange(len(row))
-        # d(v.v) = 2 v dv; where a vector is not paired with itself its entry counts nothing
+        # d(v.v) = 2 v dv; the diagonal counts nothing if no vector is paired with itself
         factor = torch.ones(num_vectors, num_vectors).fill_diagonal_(2.0 if itself else 0.0)
         self.register_buffer("pairs", row * num_vectors + column, persistent=False)
         self.register_buffer("mirror", mirror.view(-1), persistent=False)
@@ -42,7 +46,7 @@ class DotInteraction(nn.Module):
         self.to(device)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, D) and (B, T, D) -> (B, D + pairs), and with Triton zeros after them."""
+        """(B, D) and (B, T, D) -> (B, D + P), and with Triton zeros after the P pairs."""
         if self._triton and self._triton.dot_fits(pooled.shape[1] + 1, pooled.shape[2]):
             fused: torch.Tensor = _FusedDot.apply(dense, pooled, self._triton, self.itself)
             return fused
@@ -50,7 +54,7 @@ class DotInteraction(nn.Module):
         return joined
 
     def products(self, vectors: torch.Tensor) -> torch.Tensor:
-        """(B, V, D) -> (B, D + pairs): what `forward` gives, without a gradient."""
+        """(B, V, D) -> (B, D + P): the result of `forward`, which autograd does not see."""
         dim = vectors.shape[2]
         if self._takes_kernels(vectors):
             out = vectors.new_empty(len(vectors), dim + len(self.pairs))
@@ -59,13 +63,10 @@ class DotInteraction(nn.Module):
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
         return torch.cat([vectors[:, 0], products.index_select(1, self.pairs)], dim=1)
 
-    def _takes_kernels(self, vectors: torch.Tensor) -> bool:
-        return self._on_cpu and vectors.dtype == torch.float32
-
     def gradients(
         self, gradient: torch.Tensor, vectors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradients of `dense` and `pooled` from that (B, D + pairs) of what `forward` gave.
+        """Gradients of `dense` and `pooled` from the gradient (B, D + P) of `forward`'s result.
 
         With Z = V V' and S the symmetric matrix of Z's gradients, V's gradient is S V: one batched
         product, where the derivatives of both factors of V V' would take two.
@@ -77,12 +78,15 @@ class DotInteraction(nn.Module):
         else:
             symmetric = gradient[:, dim:].index_select(1, self.mirror)
             symmetric = symmetric.view(-1, num_vectors, num_vectors).mul_(self.factor)
-        of_dense = torch.bmm(symmetric[:, :1], vectors).squeeze(1).add_(gradient[:, :dim])
-        return of_dense, torch.bmm(symmetric[:, 1:], vectors)
+        dense_gradient = torch.bmm(symmetric[:, :1], vectors).squeeze(1).add_(gradient[:, :dim])
+        return dense_gradient, torch.bmm(symmetric[:, 1:], vectors)
+
+    def _takes_kernels(self, vectors: torch.Tensor) -> bool:
+        return self._on_cpu and vectors.dtype == torch.float32
 
 
 class _Dot(torch.autograd.Function):
-    """DotInteraction.forward with the gradient that takes one batched product."""
+    """DotInteraction's own forward and backward pass, with one batched product back."""
 
     @staticmethod
     def forward(
@@ -101,7 +105,7 @@ class _Dot(torch.autograd.Function):
 
 
 class _FusedDot(torch.autograd.Function):
-    """The same by Triton's kernels."""
+    """The same by one Triton kernel each way."""
 
     @staticmethod
     def forward(
@@ -117,8 +121,7 @@ class _FusedDot(torch.autograd.Function):
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         dense, pooled = ctx.saved_tensors
-        of_dense, of_pooled = ctx.kernels.dot_backward(gradient, dense, pooled, ctx.itself)
-        return of_dense, of_pooled, None, None
+        return *ctx.kernels.dot_backward(gradient, dense, pooled, ctx.itself), None, None
 
 
 class CatInteraction(nn.Module):

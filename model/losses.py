@@ -1,4 +1,4 @@
-"""Losses of the model, and their sums between two log lines."""
+"""Losses of a batch's predictions, each with its gradient."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from devices import cpu_kernels
 from devices.gpu import triton_kernels
 
-# predictions (b, 1), labels (b, 1), which rows count (1 or 0; None: all) ->
-# the loss, summed over rows, and its gradient (b, 1)
+# (predictions (b, 1), labels (b, 1), a mask (b, 1) of 1 for rows that count and 0 for padding, or
+# None if all rows count) -> (the loss, summed over rows, and its gradient (b, 1))
 Loss = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
 ]
@@ -18,50 +18,57 @@ Loss = Callable[
 def make_loss(
     kind: str, weights: Sequence[float], device: torch.device, triton: bool = False
 ) -> Loss:
-    """The loss with its gradient; it does not ask whether these are finite.
+    """The function that returns the loss and its gradient; neither is tested for being finite.
 
     Args:
-        kind: mse, bce (binary cross entropy) or wbce, where each label has a weight.
-        weights: wbce: of label 0, of label 1; labels are cut to integers.
-        device: where predictions are.
-        triton: the entropies are one kernel.
+        kind: mse, bce (binary cross entropy) or wbce (the same with a weight for each label).
+        weights: of rows whose label, cut to an integer, is 0 or 1; for wbce only.
+        device: of the predictions.
+        triton: one kernel computes the cross entropies.
     """
     if kind == "mse":
         return _squared_error
-    of_label = torch.tensor(weights if kind == "wbce" else (1.0, 1.0), device=device)
+    label_weights = torch.tensor(weights if kind == "wbce" else (1.0, 1.0), device=device)
     if triton:
-        kernel = triton_kernels().cross_entropy
-        return lambda predicted, label, counts: kernel(predicted, label, of_label, counts)
-    entropy = _cross_entropy_on_cpu if device.type == "cpu" else _cross_entropy
-    return lambda predicted, label, counts: entropy(predicted, label, of_label, counts)
+        entropy = triton_kernels().cross_entropy
+    else:
+        entropy = _cross_entropy_on_cpu if device.type == "cpu" else cross_entropy
+    return lambda predicted, label, mask: entropy(predicted, label, label_weights, mask)
 
 
 def _squared_error(
-    predicted: torch.Tensor, label: torch.Tensor, counts: torch.Tensor | None
+    predicted: torch.Tensor, label: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     difference = predicted - label
-    if counts is not None:
-        difference = difference * counts
+    if mask is not None:
+        difference = difference * mask
     return difference.square().sum(), 2 * difference
 
 
-def _cross_entropy(
+def cross_entropy(
     predicted: torch.Tensor,
     label: torch.Tensor,
-    of_label: torch.Tensor,
-    counts: torch.Tensor | None,
+    label_weights: torch.Tensor,
+    mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As torch's binary_cross_entropy, but nan gives nan: there it is an assertion in a kernel.
+    """torch's binary_cross_entropy, summed, and its gradient (b, 1), by operators of any device.
 
-    After that a GPU is lost to the process. Logarithms are cut off at -100 and the gradient's
-    denominator at 1e-12, as there.
+    As in torch, logarithms are at least -100 and the gradient's denominator at least 1e-12. Unlike
+    in torch, a prediction that is nan makes the loss nan: torch's kernel has an assertion, after
+    which a GPU is lost to the process.
+
+    Args:
+        predicted: (b, 1) probabilities of label 1.
+        label: (b, 1).
+        label_weights: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
+        mask: (b, 1) 1 for rows that count, 0 for padding; None: all rows count.
     """
-    weight = F.embedding(label.long().clamp_(0, 1).squeeze(1), of_label[:, None])
-    if counts is not None:
-        weight = weight * counts
-    of_one = predicted.log().clamp_(min=-100)
-    of_zero = predicted.neg().log1p_().clamp_(min=-100)
-    loss = -(torch.lerp(of_zero, of_one, label) * weight).sum()
+    weight = F.embedding(label.long().clamp_(0, 1).squeeze(1), label_weights[:, None])
+    if mask is not None:
+        weight = weight * mask
+    log_one = predicted.log().clamp_(min=-100)
+    log_zero = predicted.neg().log1p_().clamp_(min=-100)
+    loss = -(torch.lerp(log_zero, log_one, label) * weight).sum()
     variance = (1 - predicted).mul_(predicted).clamp_(min=1e-12)
     return loss, (predicted - label).div_(variance).mul_(weight)
 
@@ -69,11 +76,11 @@ def _cross_entropy(
 def _cross_entropy_on_cpu(
     predicted: torch.Tensor,
     label: torch.Tensor,
-    of_label: torch.Tensor,
-    counts: torch.Tensor | None,
+    label_weights: torch.Tensor,
+    mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in one pass: a dozen operators on a few rows are a fortieth of a small step."""
-    assert counts is None, "batches are not filled up on the CPU"
+    """`cross_entropy` in one pass: a dozen operators on few rows are 1/40 of a small step."""
+    assert mask is None, "batches are not padded on the CPU"
     gradient = torch.empty_like(predicted)
-    loss = cpu_kernels.cross_entropy(predicted, label, of_label, gradient)
+    loss = cpu_kernels.cross_entropy(predicted, label, label_weights, gradient)
     return torch.tensor(loss), gradient

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at 16 bytes
-NARROW = 64  # layers with fewer inputs or outputs than this gain nothing from oneDNN,
-FEW_ROWS = 512  # nor do smaller batches, for which it packs the weights as often
+ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
+NARROW = 64  # oneDNN gains nothing in layers with fewer inputs or outputs than this
+FEW_ROWS = 512  # nor in batches of fewer rows, as it packs the weights anew for each batch
 
-# oneDNN does these products a tenth faster than torch's default, MKL, where that was measured. The
-# operator is the one that torch.compile emits; a torch without it does without.
-_linear: Any = None
+# The operator of oneDNN that torch.compile emits: it does these products a tenth faster than MKL,
+# torch's default, on the machines that were measured. None if this torch does not have it.
+onednn_linear: Any = None
 if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
-    _linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class MLP(nn.Sequential):
@@ -28,10 +28,10 @@ class MLP(nn.Sequential):
     biases normal(0, sqrt(1/m)), drawn from numpy's global generator layer by layer.
 
     Args:
-        widths: of the inputs and of each layer.
+        widths: number of inputs, then of outputs of each layer.
         last: nn.ReLU() or nn.Sigmoid().
         device: where it computes.
-        lower: type of the products and of what a ReLU gives; None: float32. Parameters and
+        lower: type of the products and of a ReLU's outputs; None: float32. Parameters and
             gradients stay float32, and so does a Sigmoid: bfloat16 cannot tell 0.997 from 1.
     """
 
@@ -53,27 +53,26 @@ class MLP(nn.Sequential):
         layers[-1] = last
         super().__init__(*layers)
         self.to(device)
-        self._lower = lower
-        self._in_one_node = device.type == "cpu" and lower is None
         assert type(last) in (nn.ReLU, nn.Sigmoid)
-        self._num_inputs = widths[0]
+        self._num_inputs, self._lower = widths[0], lower
+        self._in_one_node = device.type == "cpu" and lower is None
         self._on_gpu = device.type == "cuda" and lower is not None
-        self._names = [type(activation).__name__ for activation in list(self)[1::2]]
-        self._in_order = tuple(self.parameters())  # torch looks for them anew each time
+        self._activations = [type(activation).__name__ for activation in list(self)[1::2]]
+        self._in_order = tuple(self.parameters())  # parameters() walks the modules on each call
 
     def forward(self, inputs: torch.Tensor, sgd_lr: float | None = None) -> torch.Tensor:
-        """(B, first width) -> (B, last width); columns of zeros after the first width are let be.
+        """(B, n) -> (B, last width) for n inputs, or for more if the columns after them are zeros.
 
-        Without them float16's products are slow where a width is no multiple of 8.
+        Such zeros make n a multiple of 8, without which float16's products are slow.
 
         Args:
             inputs: of the first layer.
-            sgd_lr: float32 on the CPU: the backward pass takes the SGD step at this learning rate
-                in the products that would make the gradients, which then never exist. None: it
-                makes the gradients.
+            sgd_lr: a learning rate, for float32 on the CPU only: the backward pass takes the SGD
+                step in the products that would make the gradients, which then never exist.
+                None: it makes the gradients.
         """
         if self._in_one_node:
-            return _Layers.apply(inputs[:, : self._num_inputs], self, sgd_lr, *self._in_order)
+            return _AllLayers.apply(inputs[:, : self._num_inputs], self, sgd_lr, *self._in_order)
         assert sgd_lr is None, "only the CPU updates in the backward pass"
         if self._lower is not None or inputs.shape[1] > self._num_inputs:
             return self._by_operators(inputs, self._lower or torch.float32)
@@ -83,20 +82,21 @@ class MLP(nn.Sequential):
     def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
         if self._on_gpu:
             parameters = list(_Lowered.apply(lower, *self._in_order))
-            outputs = _widened(outputs, -outputs.shape[1] % ALIGNED)
+            outputs = _with_zeros(outputs, -outputs.shape[1] % ALIGNED)
         else:
             parameters = [parameter.to(lower) for parameter in self._in_order]
-        parameters[0] = _widened(parameters[0], outputs.shape[1] - parameters[0].shape[1])
+        parameters[0] = _with_zeros(parameters[0], outputs.shape[1] - parameters[0].shape[1])
         outputs = outputs.to(lower)
-        for name, weight, bias in zip(self._names, parameters[::2], parameters[1::2], strict=True):
+        layers = zip(self._activations, parameters[::2], parameters[1::2], strict=True)
+        for activation, weight, bias in layers:
             outputs = F.linear(outputs, weight, bias)
-            outputs = outputs.relu() if name == "ReLU" else outputs.float().sigmoid()
+            outputs = outputs.relu() if activation == "ReLU" else outputs.float().sigmoid()
         return outputs
 
 
-def _widened(matrix: torch.Tensor, columns: int) -> torch.Tensor:
-    """With so many columns of zeros more; F.pad by none makes a copy."""
-    return F.pad(matrix, (0, columns)) if columns else matrix
+def _with_zeros(matrix: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """The matrix with `num_columns` more columns of zeros; F.pad copies even if there are none."""
+    return F.pad(matrix, (0, num_columns)) if num_columns else matrix
 
 
 class _Lowered(torch.autograd.Function):
@@ -112,18 +112,18 @@ class _Lowered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        found = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
-        torch._foreach_copy_(found, gradients)
-        return None, *found
+        raised = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(raised, gradients)
+        return None, *raised
 
 
-class _Layers(torch.autograd.Function):
+class _AllLayers(torch.autograd.Function):
     """All layers in one node of the autograd graph.
 
-    Activations are computed in place, so a layer keeps one tensor where torch's modules keep two,
-    and gradients of weights are added to `.grad` by the product that makes them, so pieces of a
-    batch need no sum of their own. The price: autograd sees no gradients of parameters, so hooks
-    and torch.autograd.grad do not find them.
+    Activations are computed in place, so a layer keeps one tensor where torch's modules keep two.
+    The product that makes a weight's gradient adds it to `.grad`, so the chunks of a batch need no
+    sum of their own. The price: autograd sees no gradients of parameters, so neither hooks nor
+    torch.autograd.grad find them.
     """
 
     @staticmethod
@@ -135,50 +135,52 @@ class _Layers(torch.autograd.Function):
         *parameters: nn.Parameter,
     ) -> torch.Tensor:
         outputs = [inputs]
-        for name, weight, bias in zip(mlp._names, parameters[::2], parameters[1::2], strict=True):
-            outputs.append(_layer(outputs[-1], weight, bias, name))
+        layers = zip(mlp._activations, parameters[::2], parameters[1::2], strict=True)
+        for activation, weight, bias in layers:
+            outputs.append(_layer(outputs[-1], weight, bias, activation))
         ctx.save_for_backward(*outputs)
-        ctx.names, ctx.lr, ctx.parameters = mlp._names, sgd_lr, parameters
+        ctx.activations, ctx.lr, ctx.parameters = mlp._activations, sgd_lr, parameters
         return outputs[-1]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        outputs, names, lr = ctx.saved_tensors, ctx.names, ctx.lr
-        for k in reversed(range(len(names))):
+        outputs, activations, lr = ctx.saved_tensors, ctx.activations, ctx.lr
+        for k in reversed(range(len(activations))):
             weight, bias = ctx.parameters[2 * k : 2 * k + 2]
-            gradient = _through_activation(gradient, outputs[k + 1], names[k])
-            needed = k > 0 or ctx.needs_input_grad[0]
-            of_inputs = _product(gradient, weight.t()) if needed else gradient
+            gradient = _through_activation(gradient, outputs[k + 1], activations[k])
+            is_wanted = k > 0 or ctx.needs_input_grad[0]
+            input_gradient = _product(gradient, weight.t()) if is_wanted else gradient
             if lr is None:
                 _add_gradients(weight, bias, gradient, outputs[k])
             else:
                 _add_product(weight, gradient, outputs[k], -lr)
                 bias.add_(gradient.sum(0), alpha=-lr)
-            gradient = of_inputs
-        of_mlp = gradient if ctx.needs_input_grad[0] else None
-        return of_mlp, *[None] * (2 + len(ctx.parameters))
+            gradient = input_gradient
+        returned = gradient if ctx.needs_input_grad[0] else None
+        return returned, *[None] * (2 + len(ctx.parameters))
 
 
 def _gains_from_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    return _linear is not None and inputs.shape[0] >= FEW_ROWS and min(weight.shape) >= NARROW
+    is_large = inputs.shape[0] >= FEW_ROWS and min(weight.shape) >= NARROW
+    return onednn_linear is not None and is_large
 
 
 def _layer(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, name: str
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str
 ) -> torch.Tensor:
-    """(B, n), (m, n), (m,) -> (B, m), activated."""
+    """(B, n), weight (m, n), bias (m,) -> (B, m), with the activation applied."""
     if _gains_from_onednn(inputs, weight):
-        # its own relu would make 0 of nan, and a model that diverges look well
-        outputs: torch.Tensor = _linear(inputs, weight, bias, "none", [], "")
+        # oneDNN's own relu turns nan into 0, which would hide that a model diverges
+        outputs: torch.Tensor = onednn_linear(inputs, weight, bias, "none", [], "")
     else:
         outputs = torch.addmm(bias, inputs, weight.t())
-    return outputs.relu_() if name == "ReLU" else outputs.sigmoid_()
+    return outputs.relu_() if activation == "ReLU" else outputs.sigmoid_()
 
 
 def _product(left: torch.Tensor, right_transposed: torch.Tensor) -> torch.Tensor:
-    """(B, m) times the transpose of (n, m)."""
+    """(B, m) times the transpose of (n, m) -> (B, n)."""
     if _gains_from_onednn(left, right_transposed):
-        return _linear(left, right_transposed, None, "none", [], "")
+        return onednn_linear(left, right_transposed, None, "none", [], "")
     return torch.mm(left, right_transposed.t())
 
 
@@ -186,9 +188,11 @@ _relu_backward = torch.ops.aten.threshold_backward.default
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 
-def _through_activation(gradient: torch.Tensor, output: torch.Tensor, name: str) -> torch.Tensor:
-    """The gradient of an activation's input, from that of its output and the output itself."""
-    if name == "ReLU":
+def _through_activation(
+    gradient: torch.Tensor, output: torch.Tensor, activation: str
+) -> torch.Tensor:
+    """The gradient of an activation's input, from its output and the output's gradient."""
+    if activation == "ReLU":
         return _relu_backward(gradient, output, 0)  # type: ignore[no-any-return]
     return _sigmoid_backward(gradient, output)  # type: ignore[no-any-return]
 
@@ -207,7 +211,7 @@ def _add_gradients(
 def _add_product(
     target: torch.Tensor, gradient: torch.Tensor, inputs: torch.Tensor, scale: float
 ) -> None:
-    """Target (m, n) += scale * gradient' inputs, of (B, m) and (B, n)."""
+    """Target (m, n) += scale * gradient' inputs, for gradient (B, m) and inputs (B, n)."""
     if inputs.shape[1] < NARROW:  # MKL is twice as fast the other way round
         target.add_(torch.mm(inputs.t(), gradient).t(), alpha=scale)
     else:

@@ -1,8 +1,8 @@
 """Scaling of the loss for float16, whose smallest numbers are larger than many gradients.
 
 Micikevicius et al., Mixed Precision Training, arXiv 1710.03740, section 3.2. The scale grows while
-nothing overflows and is cut back when something does; that step then changes nothing. All of it
-stays on the device: torch's own GradScaler would have the host wait in each step.
+nothing overflows. A step in which something overflows changes nothing but the scale, which it cuts.
+The scale stays on the device; torch's own GradScaler makes the host wait for it in each step.
 """
 
 from collections.abc import Sequence
@@ -11,138 +11,143 @@ import torch
 
 from devices.npu import OverflowFlag
 
-FIRST = 65536.0
-LOWEST, HIGHEST = 1.0, 2.0**60  # it never becomes 0 or infinite, from where no step leads back
+FIRST_SCALE = 65536.0
+LOWEST_SCALE, HIGHEST_SCALE = 1.0, 2.0**60  # no step could lead back from a scale of 0 or infinity
 GROWTH, BACKOFF = 2.0, 0.5
-GROWTH_INTERVAL = 2000  # steps without an overflow, then it grows
+GROWTH_INTERVAL = 2000  # steps without an overflow after which the scale grows
 
 
 class NoScale:
-    """Where nothing is scaled: the twin of LossScale that does nothing."""
+    """The scale of a loss that needs none: every method leaves its arguments as they are.
+
+    A step calls `begin_forward`, `check_overflow`, `scale_gradient` and `check_overflow` for each
+    chunk of its batch; then `unscale_`, `zero_if_overflown` and `end_step` for its update.
+    """
 
     is_on = False
 
-    def begin(self) -> None:
-        """A forward pass begins."""
+    def begin_forward(self) -> None:
+        """Forget overflows of other work on the device."""
 
-    def look(self) -> None:
-        """A forward or a backward pass has ended."""
+    def check_overflow(self) -> None:
+        """Note an overflow in the forward or backward pass that has just ended."""
 
-    def scaled(self, gradient: torch.Tensor) -> torch.Tensor:
-        """What the backward pass begins with."""
+    def scale_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Multiply the loss's gradient (b, 1), which a backward pass begins with, by the scale."""
         return gradient
 
     def unscale_(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Undo the scale, in place."""
+        """Divide float32 gradients by the scale in place; note whether all are finite."""
 
-    def over_ranks(self) -> list[torch.Tensor]:
-        """What has to be summed over ranks with the gradients."""
+    def overflow_counts(self) -> list[torch.Tensor]:
+        """The tensors to be summed over ranks before `zero_if_overflown`, as gradients are."""
         return []
 
     def zero_if_overflown(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Let this step change nothing, if something overflowed on any rank."""
+        """Fill the gradients with zeros, in place, if something in this step has overflowed."""
 
-    def end(self) -> None:
-        """An update is done."""
+    def end_step(self) -> None:
+        """Cut the scale or, after many steps without an overflow, let it grow."""
 
-    def skipped(self) -> tuple[int, int, float]:
-        """(steps skipped, steps, scale) since the last call, which may wait for the device."""
+    def take_skipped(self) -> tuple[int, int, float]:
+        """(steps skipped, steps, scale) since the last call; it may wait for the device."""
         return 0, 0, 1.0
 
     def state(self) -> list[float]:
-        """What a resumed run needs."""
+        """The numbers that a resumed run needs; it may wait for the device."""
         return []
 
     def restore(self, state: Sequence[float]) -> None:
-        """What `state` gave."""
+        """Continue from what `state` returned."""
 
 
 class LossScale(NoScale):
     """The scale of one model's loss.
 
     Args:
-        device: where the gradients are.
+        device: of the gradients.
 
     Attributes:
-        scale: (1,) the loss is multiplied by it.
-        steps: (1,) int32, since the scale last changed.
-        found: (1,) above 0: something has overflowed in this step.
+        scale: (1,) factor of the loss.
+        steps: (1,) int32, steps since the scale last changed.
+        overflows: (1,) above 0 if something has overflowed in this step.
     """
 
     is_on = True
 
     def __init__(self, device: torch.device) -> None:
-        self.scale = torch.full((1,), FIRST, device=device)
+        self.scale = torch.full((1,), FIRST_SCALE, device=device)
         self.steps = torch.zeros(1, dtype=torch.int32, device=device)
-        self.found = torch.zeros(1, device=device)
+        self.overflows = torch.zeros(1, device=device)
         self._flag = OverflowFlag(device)
         self._inverse = self.scale.reciprocal()
-        self._num_skipped = torch.zeros_like(self.found)
+        self._num_skipped = torch.zeros_like(self.overflows)
         self._num_steps = torch.zeros_like(self.steps)
 
-    def begin(self) -> None:
-        """Before a forward pass."""
+    def begin_forward(self) -> None:
+        """Clear the chip's overflow flag."""
         self._flag.clear()
 
-    def look(self) -> None:
-        """After a forward or a backward pass: a chip's flag would say so of the loss as well.
+    def check_overflow(self) -> None:
+        """Count an overflow if the chip's flag is set.
 
-        The logarithm of a prediction of exactly 0 is infinite, before it is cut off.
+        The loss, computed between forward and backward pass, may set the flag without harm: the
+        logarithm of a prediction of exactly 0 is infinite before it is cut off.
         """
-        self._flag.add_to(self.found)
+        self._flag.add_to(self.overflows)
 
-    def scaled(self, gradient: torch.Tensor) -> torch.Tensor:
-        """(b, 1) times the scale, from where the backward pass begins."""
+    def scale_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Multiply the loss's gradient (b, 1) by the scale, in place, and clear the chip's flag."""
         gradient = gradient.mul_(self.scale)
         self._flag.clear()
         return gradient
 
     def unscale_(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Divide float32 gradients by the scale in place; remember whether all are finite."""
+        """Divide float32 gradients by the scale in place; one that is not finite is an overflow."""
         for gradient in gradients:
             gradient.mul_(self._inverse)
-            self.found.add_((~torch.isfinite(gradient)).any().float())
+            self.overflows.add_((~torch.isfinite(gradient)).any().float())
 
-    def over_ranks(self) -> list[torch.Tensor]:
-        """[found], which any rank can have set."""
-        return [self.found]
+    def overflow_counts(self) -> list[torch.Tensor]:
+        """[overflows]: what overflows on one rank spoils the step of all."""
+        return [self.overflows]
 
     def zero_if_overflown(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Fill them with zeros, in place, if something has overflowed."""
-        overflown = self.found > 0
+        """Fill the gradients with zeros, in place, if any of this step's has overflowed."""
+        has_overflown = self.overflows > 0
         for gradient in gradients:
-            gradient.masked_fill_(overflown, 0.0)
+            gradient.masked_fill_(has_overflown, 0.0)
 
-    def end(self) -> None:
-        """Cut the scale back or, after many good steps, let it grow.
+    def end_step(self) -> None:
+        """Cut the scale after an overflow, or let it grow after many steps without one.
 
-        In plain operators: nothing documents that torch_npu's kernel of _amp_update_scale_ does
-        not wait for the device.
+        By plain operators: no document says that torch_npu's kernel of _amp_update_scale_ does not
+        wait for the device.
         """
-        overflown = self.found > 0
-        self._num_skipped.add_(overflown)
+        has_overflown = self.overflows > 0
+        self._num_skipped.add_(has_overflown)
         self._num_steps.add_(1)
-        self.steps.add_(1).masked_fill_(overflown, 0)
+        self.steps.add_(1).masked_fill_(has_overflown, 0)
         grows = self.steps >= GROWTH_INTERVAL
-        self.scale.mul_(1 + (GROWTH - 1) * grows + (BACKOFF - 1) * overflown)
-        self.scale.clamp_(LOWEST, HIGHEST)
+        self.scale.mul_(1 + (GROWTH - 1) * grows + (BACKOFF - 1) * has_overflown)
+        self.scale.clamp_(LOWEST_SCALE, HIGHEST_SCALE)
         self.steps.masked_fill_(grows, 0)
         self._inverse.copy_(self.scale.reciprocal())
-        self.found.zero_()
+        self.overflows.zero_()
 
-    def skipped(self) -> tuple[int, int, float]:
-        """(steps skipped, steps, scale) since the last call; waits for the device."""
-        found = int(self._num_skipped), int(self._num_steps), float(self.scale)
+    def take_skipped(self) -> tuple[int, int, float]:
+        """(steps skipped, steps, scale) since the last call; it waits for the device."""
+        taken = int(self._num_skipped), int(self._num_steps), float(self.scale)
         self._num_skipped.zero_()
         self._num_steps.zero_()
-        return found
+        return taken
 
     def state(self) -> list[float]:
-        """[scale, steps]; waits for the device."""
+        """[scale, steps]; it waits for the device."""
         return [float(self.scale), float(self.steps)]
 
     def restore(self, state: Sequence[float]) -> None:
-        """Take over [scale, steps]; nothing where a file has none."""
+        """Continue from [scale, steps]; a file without a scale has [], which changes nothing."""
         if state:
             self.scale.fill_(state[0])
             self.steps.fill_(int(state[1]))
@@ -150,5 +155,5 @@ class LossScale(NoScale):
 
 
 def make_loss_scale(dtype: torch.dtype | None, device: torch.device) -> NoScale:
-    """The scale that a lower precision needs: float16's numbers end early, bfloat16's do not."""
+    """The scale that a precision needs: float16's range is short, bfloat16's is float32's."""
     return LossScale(device) if dtype == torch.float16 else NoScale()

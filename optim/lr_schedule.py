@@ -1,4 +1,4 @@
-"""Learning rate, as in MLPerf's DLRM: linear warm-up, polynomial decay of power 2, constant."""
+"""Learning rate of MLPerf's DLRM: linear warm-up, quadratic decay, then constant."""
 
 import argparse
 from dataclasses import dataclass
@@ -14,9 +14,12 @@ class LearningRateSchedule:
 
     Args:
         base: the rate without warm-up and decay.
-        num_warmup: steps before `num_warmup` climb towards `base`.
+        num_warmup: the rate climbs in the steps before this one.
         decay_start: first step of the decay.
-        num_decay: steps of the decay; 0: none.
+        num_decay: steps of the decay; 0: the rate does not decay.
+
+    Raises:
+        UserError: the decay starts before the warm-up ends.
     """
 
     base: float
@@ -49,13 +52,8 @@ class LearningRateSchedule:
             return self.base * step / self.num_warmup
         if self.num_decay == 0:
             return self.base
-        if (
-            step < self.decay_start
-        ):  # the original leaves the rate where the warm-up's last step put it
-            return (
-                self.base * (self.num_warmup - 1) / self.num_warmup
-                if self.num_warmup > 1
-                else self.base
-            )
+        if step < self.decay_start:  # the original keeps the rate of the warm-up's last step
+            last = self.num_warmup - 1
+            return self.base * last / self.num_warmup if last > 0 else self.base
         left = decay_end - min(step, decay_end - 1)
         return max(LOWEST_DECAYED_RATE, self.base * (left / self.num_decay) ** 2)

@@ -1,4 +1,4 @@
-"""Gradients of table rows, kept without a tensor of table size until they are applied."""
+"""Gradients of table rows, kept until they are applied, in less memory than the table's."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from devices import cpu_kernels
 
 
 def without_non_finite(gradients: torch.Tensor) -> torch.Tensor:
-    """Nan and infinity replaced by 0, so that one bad sample ruins no row for good."""
+    """Replace nan and infinity by 0, so that one bad sample does not ruin a row for good."""
     return torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -16,14 +16,14 @@ def sum_duplicates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the gradients of equal rows.
 
-    Shapes depend on the number of ids, never on their values, and nothing waits for the device.
+    Shapes depend on the number of rows, never on their values, and no host waits for the device.
 
     Args:
         rows: (n,) int64, in any order.
         gradients: (n, D).
 
     Returns:
-        (n,) rows and (n, D) sums; slots left over hold some of the rows, and zeros.
+        Rows (n,) and sums (n, D): first the distinct rows, then some rows again, with sums of 0.
     """
     in_order, order = rows.sort(stable=True)
     is_new = torch.ones_like(in_order)
@@ -34,10 +34,10 @@ def sum_duplicates(
 
 
 class SortedRowGradients:
-    """Pairs of row and gradient; their sums by sorting. For any device.
+    """Pairs of row and gradient, summed by sorting them. For any device.
 
-    As shapes cannot follow the values, pairs are summed early only where they are more than the
-    table's rows: k batches keep k times the ids of one, or a pair a row.
+    Shapes cannot follow the values, so k batches keep k times the ids of one, but never more pairs
+    than the table has rows: beyond that, pairs of equal rows are summed.
 
     Args:
         num_rows: of the table.
@@ -49,13 +49,16 @@ class SortedRowGradients:
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Keep gradients (n, D) of rows (n,); those that are not finite count as 0."""
+        """Keep gradients (n, D) of rows (n,); numbers that are not finite count as 0."""
         self._kept.append((rows, without_non_finite(gradients)))
         if len(self._kept) > 1 and len(self) > self._num_rows:
             self._kept = [self._sums()]
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What was kept, as `sum_duplicates` gives it or as it came; nothing is kept any more."""
+        """Return rows (m,) and gradients (m, D), and forget them.
+
+        They are the pairs as they came or, if `distinct`, what `sum_duplicates` makes of them.
+        """
         return self._sums() if self._distinct else self._pairs()
 
     def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,18 +68,22 @@ class SortedRowGradients:
 
     def _sums(self) -> tuple[torch.Tensor, torch.Tensor]:
         rows, sums = sum_duplicates(*self._pairs())
-        return rows[: self._num_rows], sums[: self._num_rows]  # the other slots are left over
+        return rows[: self._num_rows], sums[: self._num_rows]  # there are no more distinct rows
 
     def __len__(self) -> int:
-        """How many pairs are kept."""
+        """The number of pairs kept."""
         return sum(len(rows) for rows, _ in self._kept)
 
 
 class SlottedRowGradients:
-    """One sum for each distinct row, found through a slot number a row. For the CPU.
+    """One sum for each distinct row, in a slot that a number for each row of the table names.
 
-    Four bytes for each row of the tables take the place of sorting, and what is kept grows with
-    the distinct rows instead of with the ids. Its memory is kept from step to step.
+    For the CPU. Slot numbers of four bytes for each row of the table replace sorting, and memory
+    grows with the distinct rows, not with the ids. It is reused from step to step.
+
+    Args:
+        num_rows: of the table.
+        dim: D.
     """
 
     def __init__(self, num_rows: int, dim: int) -> None:
@@ -86,7 +93,7 @@ class SlottedRowGradients:
         self._sums = torch.empty(0, dim)
 
     def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Add gradients (n, D) to the sums of rows (n,); those that are not finite count as 0."""
+        """Add gradients (n, D) to the sums of rows (n,); numbers that are not finite count as 0."""
         if not len(self._slot_of):
             self._slot_of = np.full(self._num_rows, -1, np.int32)
         self._rows = _with_room(self._rows, self._count, self._count + len(rows))
@@ -98,19 +105,19 @@ class SlottedRowGradients:
         cpu_kernels.add_to_rows(self._sums, slots, gradients, 1.0)
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct rows (m,) and their sums (m, D), valid until the next `add`."""
+        """Return distinct rows (m,) and their sums (m, D), valid until the next `add`."""
         rows, sums = self._rows[: self._count], self._sums[: self._count]
         self._slot_of[rows.numpy()] = -1
         self._count = 0
         return rows, sums
 
     def __len__(self) -> int:
-        """How many distinct rows are kept."""
+        """The number of distinct rows kept."""
         return self._count
 
 
 def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
-    """The buffer, or a copy of its used part in one a quarter longer than needed."""
+    """The buffer, or if it is too short a longer copy with room for a quarter more than needed."""
     if len(buffer) >= needed:
         return buffer
     longer = buffer.new_empty((needed + needed // 4, *buffer.shape[1:]))
@@ -118,12 +125,14 @@ def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
     return longer
 
 
-def row_gradients(weight: torch.Tensor, distinct: bool) -> SlottedRowGradients | SortedRowGradients:
-    """What keeps gradients of the rows of `weight` (R, D) on its device.
+def make_row_gradients(
+    weight: torch.Tensor, distinct: bool
+) -> SlottedRowGradients | SortedRowGradients:
+    """An empty store of gradients of the rows of `weight`, as its device does it best.
 
     Args:
-        weight: of the table.
-        distinct: equal rows have to be summed; on the CPU they always are.
+        weight: (R, D) of the table.
+        distinct: `take` must sum the gradients of equal rows; on the CPU it always does.
     """
     if weight.device.type == "cpu":
         return SlottedRowGradients(len(weight), weight.shape[1])

@@ -1,7 +1,8 @@
 """Optimisers that change only the rows of a table that a batch touched.
 
-A row's gradients are summed before the rule is applied. On the CPU numba's kernels do the work,
-elsewhere operators whose shapes do not depend on the values and that no host waits for.
+A row's gradients are summed before the rule is applied. On the CPU the work is done by numba's
+kernels, on other devices by operators whose shapes do not depend on the rows, and for which no
+host waits.
 """
 
 from collections.abc import Callable
@@ -11,23 +12,23 @@ import torch
 from devices import cpu_kernels
 from devices.gpu import triton_kernels
 from optim.loss_scale import NoScale
-from optim.row_gradients import row_gradients, without_non_finite
+from optim.row_gradients import make_row_gradients, without_non_finite
 
 EPS = 1e-10
-Rate = float | torch.Tensor  # on a GPU whose steps are recorded it is a number on the device
+Rate = float | torch.Tensor  # a tensor () on a GPU whose steps are recorded
 
 
 class RowOptimizer:
-    """What the rules share.
+    """Keeps and applies gradients of rows; a subclass has the rule.
 
     Args:
-        weight: (R, D).
-        triton: sgd is one kernel.
+        weight: (R, D) float32, updated in place.
+        triton: sgd is one Triton kernel.
 
     Attributes:
         weight: as given.
-        state: what the rule remembers of each row, by name.
-        is_linear: a row's gradients need not be summed before the rule is applied.
+        state: tensors with a row for each row of `weight` that the rule remembers, by name.
+        is_linear: the rule may be applied to each gradient of a row in turn, without their sum.
     """
 
     is_linear = False
@@ -36,7 +37,7 @@ class RowOptimizer:
         self.weight = weight
         self.state: dict[str, torch.Tensor] = {}
         self._triton = triton_kernels() if triton else None
-        self._kept = row_gradients(weight, distinct=not self.is_linear)
+        self._kept = make_row_gradients(weight, distinct=not self.is_linear)
         self._on_cpu = weight.device.type == "cpu"
 
     def _subtract(self, rows: torch.Tensor, steps: torch.Tensor, lr: Rate) -> None:
@@ -48,25 +49,25 @@ class RowOptimizer:
 
     def keep(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Keep gradients (n, D) of rows (n,) for the next `apply`."""
-        if len(rows):  # none on a rank without tables
+        if len(rows):  # a rank without tables has none
             self._kept.add(rows, gradients.float())
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: Rate) -> None:
-        """Update `weight` with gradients (n, D) of rows (n,) and with those kept."""
+        """Update `weight` with gradients (n, D) of rows (n,) and with all that were kept."""
         self._kept.add(rows, gradients.float())
         self._update(*self._kept.take(), lr)
 
     def apply_kept(self, lr: Rate, loss_scale: NoScale) -> None:
-        """Update `weight` with what is kept, unless the step has overflowed."""
+        """Update `weight` with the gradients kept, unless the step has overflowed."""
         if len(self._kept):
             rows, sums = self._kept.take()
             loss_scale.zero_if_overflown([sums])
             self._update(rows, sums, lr)
 
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
-        """The rule for distinct rows (m,); rows may come again with sums (m, D) of zero.
+        """Apply the rule to distinct rows (m,) and their sums (m, D).
 
-        A linear rule takes rows that come again with gradients of their own too.
+        Rows may come again, with sums of 0; for a linear rule also with other gradients.
         """
         raise NotImplementedError
 
@@ -77,7 +78,7 @@ class RowSGD(RowOptimizer):
     is_linear = True
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: Rate) -> None:
-        """As RowOptimizer.apply; where nothing is kept sums are spared, as the rule is linear."""
+        """As RowOptimizer.apply; the rule is linear, so no sums are made if nothing is kept."""
         if len(self._kept):
             super().apply(rows, gradients, lr)
         elif self._triton:
@@ -95,7 +96,7 @@ class RowSGD(RowOptimizer):
 
 
 class RowAdagrad(RowOptimizer):
-    """torch.optim.Adagrad's rule for sparse gradients: one accumulator an element.
+    """torch.optim.Adagrad's rule for sparse gradients: one accumulator for each element.
 
     Duchi et al., 2011.
     """
@@ -114,7 +115,7 @@ class RowAdagrad(RowOptimizer):
 
 
 class RowWiseAdagrad(RowOptimizer):
-    """Adagrad with one accumulator a row: the mean of the squared gradient (as FBGEMM has it)."""
+    """Adagrad with one accumulator for each row: the mean of the squared gradient, as in FBGEMM."""
 
     def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
         super().__init__(weight, triton)
@@ -137,6 +138,6 @@ TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
 POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
-    # rows of one number: the same rule, under the dense parameters' name of its state
+    # the same rule for rows of one number, with the state's name that the dense parameters have
     "rwsadagrad": RowAdagrad,
 }

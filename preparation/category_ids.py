@@ -1,12 +1,13 @@
 """Dense ids of categories, 0, 1, 2, ... in order of first appearance over all rows.
 
-Rows are parsed in pieces side by side, so ids come in two steps. A piece replaces the values of a
-column by places in its own list of distinct values, in order of first appearance (`LocalIds`).
-Then the lists, piece after piece, give each value its id (`IdMap`): the same ids as one pass over
-all rows would give, for a small part of the work.
+Pieces of text are parsed side by side, so ids come in two steps. First `LocalIds` replaces the
+values of a column in a piece by indices into the piece's own list of distinct values, which are in
+order of first appearance. Then `IdMap` takes these lists, piece after piece, and returns the id of
+each value: the same id that one pass over all rows would give, for a small part of the work.
 
-No data frame engine gives ids in order of first appearance with a state between pieces
-(pandas.factorize forgets, np.unique sorts, polars joins at 980,000 rows/s), so the loops are ours.
+No data frame engine numbers values in order of first appearance with a state that lasts from piece
+to piece (pandas.factorize forgets, np.unique sorts, polars joins 980,000 rows/s), so the loops are
+written here.
 """
 
 from typing import Any
@@ -16,14 +17,12 @@ import numpy.typing as npt
 
 from common.compiled import compiled
 
-DIRECT_RANGE = 1 << 27  # values up to which ids are looked up in a table of all of them
+DIRECT_RANGE = 1 << 27  # up to this bound of the values, ids are in an array with all of them
 FIRST_SLOTS = 1 << 10
-SPLIT_FROM = 1 << 16  # values in a map from which on it is cut into partitions
+SPLIT_FROM = 1 << 16  # a map of more values than this is cut into partitions
 PARTITION_BITS = 6
-FILL = 0.8  # of a partition's slots, at most
-GROWTH = (
-    1.4  # FILL / GROWTH of the slots are in use just after growing: 8 bytes / 0.57 = 14 a value
-)
+FILL = 0.8  # of a partition's slots at most are in use
+GROWTH = 1.4  # just after growing 0.8 / 1.4 of the slots are in use: 8 bytes / 0.57 = 14 a value
 
 Ints = npt.NDArray[np.int32]
 
@@ -35,58 +34,67 @@ def _hash(key: int) -> int:
 
 
 @compiled
-def _replace_by_places(
-    column: Ints, keys: Ints, places: Ints, base: int, distinct: Ints, num_distinct: int
+def _replace_by_indices(
+    column: Ints, keys: Ints, indices: Ints, base: int, distinct: Ints, num_distinct: int
 ) -> int:
-    """Replace values by their places in `distinct`, which grows; gives how many it holds.
+    """Replace values by their indices in `distinct`, which grows; returns its new length.
 
-    `keys` and `places` are an open-addressing map; a place (counted from `base` + 1) of at most
-    `base` is an older column's, so the slot is free.
+    `keys` and `indices` are an open-addressing map from a value to its index + base + 1. An entry
+    of at most `base` is left from an older column, so its slot is free.
     """
     mask = len(keys) - 1
     for i in range(len(column)):
         key = column[i]
         slot = (_hash(key) >> 7) & mask
-        while places[slot] > base and keys[slot] != key:
+        while indices[slot] > base and keys[slot] != key:
             slot = (slot + 1) & mask
-        if places[slot] <= base:
+        if indices[slot] <= base:
             distinct[num_distinct] = key
             num_distinct += 1
             keys[slot] = key
-            places[slot] = base + num_distinct
-        column[i] = places[slot] - base - 1
+            indices[slot] = base + num_distinct
+        column[i] = indices[slot] - base - 1
     return num_distinct
 
 
 class LocalIds:
-    """Replaces values of one column after the other by places in their lists of distinct values.
+    """Replaces the values of one column after another by indices into its distinct values.
 
     Args:
-        num_rows: of a column, at most.
+        num_rows: of the longest column.
+        last_index: the map's entries, which count on over all columns, start anew before this.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, last_index: int = 2**31 - 2) -> None:
         slots = 1 << max(2 * num_rows - 1, 1).bit_length()
-        self._keys, self._places = np.empty(slots, np.int32), np.zeros(slots, np.int32)
+        self._last_base = last_index - num_rows
+        self._keys, self._indices = np.empty(slots, np.int32), np.zeros(slots, np.int32)
         self._distinct = np.empty(num_rows, np.int32)
         self._base = 0
 
     def replace(self, blocks: list[Ints]) -> Ints:
-        """Replace the values of a column that lies in blocks, in place; gives its distinct ones."""
-        number = 0
-        if self._base > 2**31 - 2 - len(self._distinct):
-            self._places[:], self._base = 0, 0
+        """Replace the values of a column, given as blocks, in place.
+
+        Returns:
+            (n,) the column's distinct values in order of first appearance.
+        """
+        num_distinct = 0
+        if self._base > self._last_base:  # the entries are int32
+            self._indices[:], self._base = 0, 0
         for block in blocks:
-            number = _replace_by_places(
-                block, self._keys, self._places, self._base, self._distinct, number
+            num_distinct = _replace_by_indices(
+                block, self._keys, self._indices, self._base, self._distinct, num_distinct
             )
-        self._base += number
-        return self._distinct[:number].copy()
+        self._base += num_distinct
+        return self._distinct[:num_distinct].copy()
 
 
 @compiled
-def _ids_by_table(values: Ints, id_of: Ints, num_ids: int, ids: Ints) -> int:
-    """Ids of distinct values; id_of[value] is the id + 1, 0 where the value was not seen yet."""
+def _look_up(values: Ints, id_of: Ints, num_ids: int, ids: Ints) -> int:
+    """Fill `ids` with the ids of distinct values; returns the new number of ids.
+
+    id_of[value] is the value's id + 1, or 0 if it is new.
+    """
     for i in range(len(values)):
         value = values[i]
         if id_of[value] == 0:
@@ -98,9 +106,9 @@ def _ids_by_table(values: Ints, id_of: Ints, num_ids: int, ids: Ints) -> int:
 
 @compiled
 def _slot_of(key: int, keys: Ints, ids: Ints) -> int:
-    """Where `key` is, or would go: linear probing from its hash's low bits, scaled to the size."""
+    """The slot of `key`, or a free one for it: linear probing from its hash, scaled to the size."""
     size = len(keys)
-    low = (_hash(key) << PARTITION_BITS) & 0xFFFFFFFF  # its high bits choose the partition
+    low = (_hash(key) << PARTITION_BITS) & 0xFFFFFFFF  # the high bits choose the partition
     slot = (low * size) >> 32
     while ids[slot] != 0 and keys[slot] != key:
         slot = slot + 1 if slot + 1 < size else 0
@@ -109,7 +117,7 @@ def _slot_of(key: int, keys: Ints, ids: Ints) -> int:
 
 @compiled
 def _find(values: Ints, chosen: Any, keys: Ints, ids: Ints, found: Ints) -> int:
-    """Fill `found` with the chosen values' ids, -1 for new ones; gives the number of new ones."""
+    """Fill `found` with the chosen values' ids, -1 for new ones; returns the number of new ones."""
     new = 0
     for i in chosen:
         found[i] = ids[_slot_of(values[i], keys, ids)] - 1
@@ -119,7 +127,7 @@ def _find(values: Ints, chosen: Any, keys: Ints, ids: Ints, found: Ints) -> int:
 
 @compiled
 def _insert(values: Ints, chosen: Any, first_id: int, new_ids: Ints, keys: Ints, ids: Ints) -> None:
-    """Enter the chosen values that are new: those whose id is at least `first_id`."""
+    """Enter the new ones of the chosen values, which have an id of at least `first_id`."""
     for i in chosen:
         if new_ids[i] >= first_id:
             slot = _slot_of(values[i], keys, ids)
@@ -138,7 +146,7 @@ def _move(keys: Ints, ids: Ints, new_keys: Ints, new_ids: Ints) -> None:
 
 @compiled
 def _by_partition(values: Ints, shift: int, ends: Any, order: Any) -> None:
-    """Places of the values, partition by partition; ends[p] is where partition p's end."""
+    """Fill `order` with the values' indices, sorted by partition; ends[p] becomes p's end."""
     for i in range(len(values)):
         ends[_hash(values[i]) >> shift] += 1
     for p in range(1, len(ends)):
@@ -153,7 +161,7 @@ def _by_partition(values: Ints, shift: int, ends: Any, order: Any) -> None:
 
 
 class _Partition:
-    """An open-addressing map of some of the values: 8 bytes a slot."""
+    """An open-addressing map from some of the values to their ids: 8 bytes a slot."""
 
     def __init__(self) -> None:
         self.num_values = 0
@@ -173,29 +181,35 @@ class _Partition:
 
 
 class IdMap:
-    """Ids of a column's values in order of first appearance over all lists given to it.
+    """The ids of one column's values, in order of first appearance over all lists given to it.
+
+    Up to a bound of DIRECT_RANGE, ids are in an int32 array over all values that may come; the
+    system hands it out page by page. Beyond it, or without a bound, values are any int32 and are
+    spread by their hash over partitions. These grow one at a time, so that a growing map never
+    exists twice: it takes at most 16 bytes a value, plus the lists', which should be much shorter.
 
     Args:
-        max_ind_range: > 0: values lie in [0, max_ind_range), and up to DIRECT_RANGE ids lie in a
-            table of int32 that the system hands out page by page. Else values are any int32, in
-            partitions by hash that grow one at a time, so that a growing map never exists twice:
-            at most 16 bytes a value, beside what lists take that are much shorter than the map.
+        max_ind_range: bound of the values if it is > 0: they are in [0, max_ind_range).
+        split_from: number of values beyond which the map is cut into partitions.
+
+    Attributes:
+        num_ids: ids given so far.
     """
 
-    def __init__(self, max_ind_range: int) -> None:
-        self.num_ids = 0
-        self._table = None
+    def __init__(self, max_ind_range: int, split_from: int = SPLIT_FROM) -> None:
+        self.num_ids, self._split_from = 0, split_from
+        self._id_of = None
         if 0 < max_ind_range <= DIRECT_RANGE:
-            self._table = np.zeros(max_ind_range, np.int32)
+            self._id_of = np.zeros(max_ind_range, np.int32)
         self._partitions = [_Partition()]
 
     def ids(self, values: Ints) -> Ints:
         """Ids (n,) of distinct values (n,)."""
         ids = np.empty(len(values), np.int32)
-        if self._table is not None:
-            self.num_ids = _ids_by_table(values, self._table, self.num_ids, ids)
+        if self._id_of is not None:
+            self.num_ids = _look_up(values, self._id_of, self.num_ids, ids)
             return ids
-        if len(self._partitions) == 1 and self.num_ids > SPLIT_FROM:
+        if len(self._partitions) == 1 and self.num_ids > self._split_from:
             self._split()
         groups = self._groups(values)
         new = [
@@ -211,7 +225,7 @@ class IdMap:
         return ids
 
     def _groups(self, values: Ints) -> list[tuple[_Partition, Any]]:
-        """Each partition with the places of its values."""
+        """Each partition with the indices of its values."""
         if len(self._partitions) == 1:
             return [(self._partitions[0], np.arange(len(values)))]
         ends = np.zeros(len(self._partitions), np.int64)
@@ -220,7 +234,7 @@ class IdMap:
         return list(zip(self._partitions, np.split(order, ends[:-1]), strict=True))
 
     def _split(self) -> None:
-        """Spread the one partition's values over many."""
+        """Spread the values of the only partition over many."""
         (whole,) = self._partitions
         used = np.flatnonzero(whole.ids)
         values, ids = whole.keys[used], whole.ids[used] - 1

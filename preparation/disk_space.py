@@ -1,4 +1,4 @@
-"""Room on the disk for what preparation writes, and what a disk can refuse."""
+"""Whether the disk has room for a preparation, and what a user can do if the disk refuses."""
 
 import contextlib
 import errno
@@ -11,15 +11,28 @@ from criteo.raw_files import RawFile
 from criteo.row_layout import FLAT
 from criteo.spec import DataSpec
 
-PARSED_ROW, IDS_ROW, PREPARED_ROW = 100, 12, 100  # bytes a row on disk, about, on Criteo's data
+# bytes a row on disk, about, for Criteo's data
+PARSED_ROW = 100
+IDS_ROW = 12
+PREPARED_ROW = 100
+SAMPLE_BYTES = 1 << 16  # of a file's text, to estimate its rows
 
 
 def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | None) -> None:
-    """Raise a UserError where the disk has no room for what preparation writes, at its most."""
+    """Check that the disk has room for everything that preparation writes, at its most.
+
+    Args:
+        spec: what to prepare.
+        raw: files of text, if there is no `original`.
+        original: arrays of the original program.
+
+    Raises:
+        UserError: the free space, and what finished files take already, are too small.
+    """
     folder = spec.directory.parent
     while not folder.is_dir():
         folder = folder.parent
-    rows = sum(original.rows_per_part) if original else _rows_about(spec, raw)
+    rows = sum(original.rows_per_part) if original else _estimate_rows(spec, raw)
     prepared = FLAT.row_bytes if spec.flat else PREPARED_ROW
     shuffled = prepared if spec.order != "file" else 0
     needed = int(rows * max(PARSED_ROW + 2 * IDS_ROW, IDS_ROW + shuffled + prepared))
@@ -35,15 +48,15 @@ def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | Non
         )
 
 
-def _size(number: float) -> str:
-    return f"{number / 1e9:.0f} GB" if number >= 1e10 else f"{number / 1e6:.0f} MB"
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.0f} GB" if num_bytes >= 1e10 else f"{num_bytes / 1e6:.0f} MB"
 
 
-def _rows_about(spec: DataSpec, raw: Sequence[RawFile]) -> float:
-    """Rows that will be kept, from the first lines of each file."""
+def _estimate_rows(spec: DataSpec, raw: Sequence[RawFile]) -> float:
+    """Rows that will be kept, estimated from the first lines of each file."""
     rows = 0.0
     for file in raw:
-        text, unpacked = file.sample(1 << 16)
+        text, unpacked = file.sample(SAMPLE_BYTES)
         lines = text.count(b"\n") or 1
         clicks = (text.startswith(b"1") + text.count(b"\n1\t")) / lines
         kept = clicks + (1 - clicks) * (1 - spec.sub_sample_rate)
@@ -52,7 +65,7 @@ def _rows_about(spec: DataSpec, raw: Sequence[RawFile]) -> float:
 
 
 def disk_trouble(spec: DataSpec, error: OSError) -> str:
-    """What the user can do about an error of the disk that the prepared data goes to."""
+    """One line on an error of the disk that takes the prepared data, and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"no space left for the prepared data in {spec.directory.parent}; what is finished is"

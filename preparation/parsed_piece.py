@@ -1,4 +1,8 @@
-"""A piece of parsed rows: the rules for its lines, and how it is built."""
+"""A parsed piece: the rows of some text, its distinct categories and what was counted in it.
+
+Its checked file has 27 sections: the kept rows, in which a category is an index into the piece's
+own list of the column's distinct values, and then these 26 lists (int32).
+"""
 
 import threading
 from collections import Counter
@@ -8,47 +12,49 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import RankError
 from criteo.columns import FIRST_SPARSE, NUM_FIELDS, NUM_SPARSE, Columns
+from criteo.report import TextCounts
 from criteo.row_layout import Layout
 from criteo.text import BAD_KINDS, OK, describe_bad_field, parse_lines
 from preparation.category_ids import LocalIds
-from preparation.work_folder import Task, Writer
+from preparation.checked_file import Writer
+from preparation.work_folder import Task
 
-PIECE_BYTES = 32 << 20  # of text
-VERSION = 1  # of the pieces; changes where the same text gives other bytes
-DRAWS_AT_A_TIME = 1 << 20
+VERSION = 2  # of the files; raise it if the same text gives other bytes
+DRAWS_PER_SKIP = 1 << 20
 
-
-Show = Callable[[str, int, int], None]  # (task, how much of its size is done, lines)
+Run = tuple[int, int]  # (part, number of rows): consecutive rows of one part
 
 
 class Draws(threading.local):
-    """The numbers of RandomState(seed).uniform for all lines in order, from any line on.
+    """The sequence of RandomState(seed).uniform(), a number for each line of all files.
 
-    Each thread has a generator of its own, which nearly always finds its place ahead of it.
+    Each thread has a generator of its own. Going back costs a new start; a thread's tasks mostly
+    go forward.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._random, self._at = np.random.RandomState(seed), 0
+        self._random, self._next = np.random.RandomState(seed), 0
 
-    def take(self, first: int, number: int) -> Any:
-        """Numbers of lines `first`, ..."""
-        if first < self._at:
-            self._random, self._at = np.random.RandomState(self._seed), 0
-        while self._at < first:
-            skipped = min(first - self._at, DRAWS_AT_A_TIME)
+    def take(self, first: int, count: int) -> npt.NDArray[np.float64]:
+        """The numbers (count,) of the lines from `first` on."""
+        if first < self._next:
+            self._random, self._next = np.random.RandomState(self._seed), 0
+        while self._next < first:
+            skipped = min(first - self._next, DRAWS_PER_SKIP)
             self._random.uniform(size=skipped)
-            self._at += skipped
-        self._at += number
-        return self._random.uniform(size=number)
+            self._next += skipped
+        self._next += count
+        return self._random.uniform(size=count)
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What decides the rows of a piece beside its text; names and meanings are the flags'."""
+class ParseRules:
+    """The flags that decide how lines become rows; each attribute is a flag of that name."""
 
     max_ind_range: int
     sub_sample_rate: float
@@ -57,114 +63,139 @@ class Rules:
 
     @property
     def facts(self) -> list[Any]:
-        """What tells whether pieces are the same."""
+        """Everything here that decides a piece's bytes."""
         draws = [self.sub_sample_rate, self.seed] if self.sub_sample_rate > 0 else None
-        return [VERSION, PIECE_BYTES, self.max_ind_range, draws]
+        return [VERSION, self.max_ind_range, draws]
 
     @cached_property
     def draws(self) -> Draws:
-        """A number for each line of all files."""
+        """A number in [0, 1) for each line of all files."""
         return Draws(self.seed)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of parsed rows, and the task that makes it (and others, where it is read in turn)."""
+    """A parsed piece in the work folder.
+
+    Attributes:
+        task: of its file.
+        maker: the task that makes it, the same one unless a file's pieces are made in one go.
+    """
 
     task: Task
     maker: Task
 
 
 class PieceBuilder:
-    """A piece while it is parsed: int32 columns in blocks, and what was counted.
+    """Collects the rows of a piece, as blocks of int32 columns, and counts what is in its lines.
 
     Args:
-        rules: what becomes of a line.
-        name_line: which line of which file is the piece's line n, from 0.
+        rules: how lines become rows.
+        name_line: returns the file and number of the piece's line n, counted from 0.
     """
 
-    def __init__(self, rules: Rules, name_line: Callable[[int], str]) -> None:
+    def __init__(self, rules: ParseRules, name_line: Callable[[int], str]) -> None:
         self._rules, self._name_line = rules, name_line
         self._blocks: list[Columns] = []
         self._runs: list[list[int]] = []
-        self._counted = np.zeros(3 + NUM_FIELDS, np.int64)
+        self._counted = np.zeros(3 + NUM_FIELDS, np.int64)  # rows, lines, clicks, missing (40,)
         self._bad: Counter[str] = Counter()
         self._first_bad = ""
-        self._bytes = 0
+        self._text_bytes = 0
 
     @property
-    def lines(self) -> int:
-        """So far."""
+    def num_lines(self) -> int:
+        """Lines that were added."""
         return int(self._counted[1])
 
-    def add(self, part: int, text: bytes, drop: Any) -> None:
-        """Parse lines of a part; those that `drop` names stay out if their label is 0."""
+    def add(self, part: int, text: bytes, drop: npt.NDArray[np.bool_]) -> None:
+        """Parse whole lines of a part.
+
+        Args:
+            part: of the lines.
+            text: n lines.
+            drop: (n,) or (0,): True leaves the line out if its label is 0.
+
+        Raises:
+            RankError: a bad line is one more than the rules allow.
+        """
         columns = np.empty((NUM_FIELDS, text.count(b"\n")), np.int32)
         counted = np.zeros(3 + NUM_FIELDS, np.int64)
-        as_array, at = np.frombuffer(text, np.uint8), 0
-        while at < len(text):
-            status, field, line, at = parse_lines(
-                as_array, at, columns, max(self._rules.max_ind_range, 0), drop, counted
+        as_array, offset = np.frombuffer(text, np.uint8), 0
+        while offset < len(text):
+            status, column, begin, offset = parse_lines(
+                as_array, offset, columns, max(self._rules.max_ind_range, 0), drop, counted
             )
             if status != OK:
-                number = self.lines + int(counted[1]) - 1
-                self._skip(status, number, describe_bad_field(status, field, text[line:at]))
+                line = self.num_lines + int(counted[1]) - 1
+                self._skip(status, line, describe_bad_field(status, column, text[begin:offset]))
         self._counted += counted
-        self._bytes += len(text)
-        self._take(part, np.ascontiguousarray(columns[:, : counted[0]]))
+        self._text_bytes += len(text)
+        self._append(part, np.ascontiguousarray(columns[:, : counted[0]]))
 
-    def _skip(self, status: int, number: int, reason: str) -> None:
-        """Count a bad line, or raise a UserError where it is one too many."""
+    def _skip(self, status: int, line: int, fault: str) -> None:
+        """Count a bad line."""
         most = self._rules.max_bad_lines
         self._bad[BAD_KINDS[status]] += 1
-        self._first_bad = self._first_bad or f"{self._name_line(number)}: {reason}"
+        self._first_bad = self._first_bad or f"{self._name_line(line)}: {fault}"
         if self._bad.total() > most:
-            name = self._name_line(number)
-            raise RankError(f"{name}: {reason}{_what_to_do(name, most)}")
+            name = self._name_line(line)
+            raise RankError(f"{name}: {fault}{_advice(name, most)}")
 
-    def take_rows(self, part: int, columns: Columns) -> None:
-        """Add rows (40, n) that need no parsing."""
+    def add_rows(self, part: int, columns: Columns) -> None:
+        """Add rows (40, n) of a part that need no parsing."""
         self._counted[:3] += columns.shape[1], columns.shape[1], int(columns[0].sum())
-        self._take(part, columns)
+        self._append(part, columns)
 
-    def _take(self, part: int, columns: Columns) -> None:
+    def _append(self, part: int, columns: Columns) -> None:
         self._blocks.append(columns)
         if self._runs and self._runs[-1][0] == part:
             self._runs[-1][1] += columns.shape[1]
         else:
             self._runs.append([part, columns.shape[1]])
 
-    def write(self, writer: Writer, number_categories: bool = True) -> dict[str, Any]:
-        """Write the sections; gives the meta."""
-        rows, blocks = int(self._counted[0]), self._blocks
+    def write(self, writer: Writer, index_categories: bool = True) -> dict[str, Any]:
+        """Write the piece's sections.
+
+        Args:
+            writer: of the piece's file.
+            index_categories: replace categories by indices; False: they are ids already.
+
+        Returns:
+            The meta: `columns` of the rows' layout, `runs`, and `text`, which is a TextCounts.
+        """
+        blocks = self._blocks
         distinct = [np.zeros(0, np.int32)] * NUM_SPARSE
-        if number_categories:
-            local = LocalIds(rows)
+        if index_categories:
+            local = LocalIds(int(self._counted[0]))
             distinct = [
                 local.replace([block[column] for block in blocks])
                 for column in range(FIRST_SPARSE, NUM_FIELDS)
             ]
-        largest = [max((int(b[f].max(initial=0)) for b in blocks), default=0) for f in range(40)]
+        largest = [max((int(b[c].max(initial=0)) for b in blocks), default=0) for c in range(40)]
         layout = Layout.holding(largest)
         writer.section(layout.pack(block) for block in blocks)
         for values in distinct:
             writer.section([values])
-        return {
-            "columns": layout.columns,
-            "runs": self._runs,
-            "rows": rows,
-            "lines": int(self._counted[1]),
-            "clicks": int(self._counted[2]),
-            "missing": self._counted[3:].tolist(),
-            "kept_clicks": sum(int(block[0].sum()) for block in blocks),
-            "largest": largest[:FIRST_SPARSE],
-            "bad": dict(self._bad),
-            "first_bad": self._first_bad,
-            "bytes": self._bytes,
-        }
+        text = self._text_counts(largest[:FIRST_SPARSE]).to_json()
+        return {"columns": layout.columns, "runs": self._runs, "text": text}
+
+    def _text_counts(self, largest: list[int]) -> TextCounts:
+        return TextCounts(
+            lines=self.num_lines,
+            text_bytes=self._text_bytes,
+            clicks=int(self._counted[2]),
+            rows=int(self._counted[0]),
+            kept_clicks=sum(int(block[0].sum()) for block in self._blocks),
+            missing=tuple(self._counted[3:].tolist()),
+            largest=tuple(largest),
+            bad=dict(self._bad),
+            first_bad=self._first_bad,
+        )
 
 
-def _what_to_do(name: str, most: int) -> str:
+def _advice(name: str, most: int) -> str:
+    """How a run with this bad line can go on."""
     if most:
         return f" (--max-bad-lines={most} allows no more)"
     if name.endswith(", line 1"):

@@ -1,24 +1,54 @@
-"""The last stage: prepared data appears by a rename, synced to disk."""
+"""Makes finished data appear under its final name, synced to disk, and announces it."""
 
+import json
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from criteo.prepared import SPLITS
+from criteo.report import find_doubts
 from criteo.spec import DataSpec
+from preparation.row_files import RowFiles
 
 
-def publish_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
-    """Move the files to the original's flat names; what `find_flat` wants last goes last."""
-    found = Path(f"{spec.raw}_fea_count.npz")
-    if found.exists() or not os.access(found.parent, os.W_OK):  # not ours to overwrite
-        found = Path(f"{spec.stem}_fea_count.npz")
-    aside = f"{found}.{socket.gethostname()}.{os.getpid()}.partial.npz"
-    np.savez(aside, counts=np.array(counts))
-    os.replace(aside, found)
+def publish_files(
+    spec: DataSpec, files: RowFiles, meta: dict[str, Any], report: dict[str, Any]
+) -> None:
+    """Write meta.json and report.json beside the rows, sync everything and rename it.
+
+    Args:
+        spec: names the final place.
+        files: of the rows, complete.
+        meta: what readers must know; see docs/preparation.md.
+        report: of criteo.report.
+    """
+    write_synced(files.folder / "report.json", json.dumps(report, indent=1).encode())
+    write_synced(files.folder / "meta.json", json.dumps(meta, indent=1).encode())
+    files.sync()
+    if spec.flat:
+        _rename_flat(spec, files.folder, meta["counts"])
+        return
+    sync_folder(files.folder)
+    os.rename(files.folder, spec.directory)
+    sync_folder(spec.directory.parent)
+
+
+def _rename_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
+    """Give the files the original's flat names.
+
+    The rows come last: find_flat_files takes data that has them as prepared.
+    """
+    path = Path(f"{spec.raw}_fea_count.npz")
+    if path.exists() or not os.access(path.parent, os.W_OK):  # not ours to overwrite
+        path = Path(f"{spec.stem}_fea_count.npz")
+    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.partial.npz"
+    np.savez(temporary, counts=np.array(counts))
+    os.replace(temporary, path)
     for name in ("report", "meta"):
         os.replace(folder / f"{name}.json", f"{spec.stem}_{name}.json")
     for split in SPLITS:
@@ -27,7 +57,7 @@ def publish_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and have the disk hold it."""
+    """Write a file and wait until its bytes are on the disk."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -35,9 +65,33 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk hold the names in it."""
+    """Wait until the folder's list of names is on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def announce(spec: DataSpec, names: Sequence[str], report: dict[str, Any], seconds: float) -> None:
+    """Print that the data is prepared, and warn of what looks wrong.
+
+    Args:
+        spec: of the data.
+        names: of the raw files, in order.
+        report: of criteo.report.
+        seconds: that preparation took.
+    """
+    rows, total = report["rows"], report["rows_kept"]
+    print(
+        f"Prepared {total} rows"
+        f" ({rows['train']} train, {rows['test']} test, {rows['val']} validation)"
+        f" in {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s:"
+        f" {spec.directory.parent}",
+        flush=True,
+    )
+    doubts = find_doubts(spec.data_set, names, report["lines_per_file"])
+    if skipped := sum(report["bad_lines"].values()):
+        doubts.append(f"bad lines skipped: {skipped}; the first: {report['first_bad_line']}")
+    for doubt in doubts:
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)

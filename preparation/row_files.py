@@ -12,21 +12,25 @@ import numpy as np
 
 from criteo.columns import Bytes
 from criteo.row_layout import Layout
+from preparation.sizes import DEFAULT_SIZES, Sizes
 
-SMALLEST_BUCKET, LARGEST_BUCKET = 16 << 20, 256 << 20  # bytes
-BUCKETS_WANTED = 256  # where the rows are too many for the smallest, too few for the largest
+READ_BYTES = 16 << 20  # that are checked at a time
 
 
 @dataclass(frozen=True)
 class RowFiles:
-    """The three files of rows, and which rows go where.
+    """The three files of rows, and which rows each of them holds.
+
+    Rows that are shuffled together form a group: all training rows, or those of a part.
 
     Attributes:
         folder: of the files.
         layout: of a row.
         order: of the training rows: file, day (shuffled within each part) or total.
         seed: of the shuffle.
-        rows_per_part: the last part is for evaluation: its first half is test, the rest val.
+        rows_per_part: rows of each part. The last part is for evaluation: its first half is test,
+            the rest val.
+        sizes: of buckets.
     """
 
     folder: Path
@@ -34,70 +38,80 @@ class RowFiles:
     order: str
     seed: int
     rows_per_part: tuple[int, ...]
+    sizes: Sizes = DEFAULT_SIZES
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of each file."""
+        """Number of rows of each file."""
         evaluation = self.rows_per_part[-1]
         test = (evaluation + 1) // 2
         return {"train": sum(self.rows_per_part[:-1]), "test": test, "val": evaluation - test}
 
     @cached_property
-    def groups(self) -> list[int]:
-        """Rows of each group of rows that are shuffled together."""
+    def group_rows(self) -> list[int]:
+        """Number of rows of each group."""
         train = list(self.rows_per_part[:-1])
         return {"file": [], "day": train, "total": [sum(train)]}[self.order]
 
     def group(self, part: int) -> int:
-        """The part's group; -1: its rows keep their order."""
+        """The part's group; -1 if its rows keep their order."""
         if self.order == "file" or part == len(self.rows_per_part) - 1:
             return -1
         return 0 if self.order == "total" else part
 
     def num_buckets(self, group: int) -> int:
-        """Of a group: decided by its size alone."""
-        size = self.groups[group] * self.layout.row_bytes
-        bucket = min(max(size // BUCKETS_WANTED, SMALLEST_BUCKET), LARGEST_BUCKET)
-        return int(-(-size // bucket)) or 1
+        """Buckets of a group; its size alone decides how many."""
+        sizes, group_bytes = self.sizes, self.group_rows[group] * self.layout.row_bytes
+        bucket = max(group_bytes // sizes.num_buckets, sizes.smallest_bucket)
+        return int(-(-group_bytes // min(bucket, sizes.largest_bucket))) or 1
 
     @property
     def bucket_bytes(self) -> int:
-        """Bytes of the largest buckets, about."""
-        sizes = [rows / self.num_buckets(g) for g, rows in enumerate(self.groups)]
-        return int(max(sizes, default=0) * self.layout.row_bytes)
+        """Expected bytes of a bucket, of the group with the largest ones."""
+        rows = [rows / self.num_buckets(group) for group, rows in enumerate(self.group_rows)]
+        return int(max(rows, default=0) * self.layout.row_bytes)
 
     def make_files(self) -> None:
-        """The files at their full size, if they are not there."""
+        """Make the files at their full size, unless they have it already."""
         self.folder.mkdir(exist_ok=True)
         for split, rows in self.rows.items():
             with open(self.folder / f"{split}.bin", "ab") as file:
                 if file.tell() != rows * self.layout.row_bytes:
                     file.truncate(rows * self.layout.row_bytes)
 
-    def write(self, split: str, row: int, rows: Bytes) -> list[Any]:
-        """Write rows (n, row_bytes) from row `row` on; gives what `is_intact` takes."""
-        view, at = memoryview(np.ascontiguousarray(rows).reshape(-1)), 0  # type: ignore[arg-type]
-        begin = row * self.layout.row_bytes
+    def write(self, split: str, first_row: int, rows: Bytes) -> list[Any]:
+        """Write rows to their position in a file.
+
+        Args:
+            split: train, test or val.
+            first_row: position of the first of the rows.
+            rows: (n, bytes of a row).
+
+        Returns:
+            The receipt that `is_intact` takes: [split, first byte, bytes, crc32].
+        """
+        view, written = memoryview(np.ascontiguousarray(rows).reshape(-1)), 0  # type: ignore[arg-type]
+        begin = first_row * self.layout.row_bytes
         descriptor = os.open(self.folder / f"{split}.bin", os.O_WRONLY)
         try:
-            while at < len(view):
-                at += os.pwrite(descriptor, view[at:], begin + at)
+            while written < len(view):
+                written += os.pwrite(descriptor, view[written:], begin + written)
         finally:
             os.close(descriptor)
         return [split, begin, len(view), zlib.crc32(view)]
 
-    def is_intact(self, written: Sequence[Any]) -> bool:
-        """Does the file still hold what `write` wrote there?"""
-        split, begin, size, checksum = written
+    def is_intact(self, receipt: Sequence[Any]) -> bool:
+        """True if the file still holds the bytes that `write` returned this receipt for."""
+        split, begin, size, checksum = receipt
         with open(self.folder / f"{split}.bin", "rb") as file:
             file.seek(begin)
             found = 0
-            while size > 0 and (content := file.read(min(size, SMALLEST_BUCKET))):
+            while size > 0 and (content := file.read(min(size, READ_BYTES))):
                 found, size = zlib.crc32(content, found), size - len(content)
         return size == 0 and found == checksum
 
     def sync(self) -> None:
-        """Have the disk hold what was written."""
+        """Make sure that the files' bytes are on the disk."""
         for split in self.rows:
             with open(self.folder / f"{split}.bin", "rb") as file:
                 os.fsync(file.fileno())

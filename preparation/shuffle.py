@@ -1,13 +1,12 @@
-"""Rows to their places in train.bin, test.bin and val.bin; shuffles more than memory holds.
+"""Writes rows to their positions in the files; shuffles more of them than fit into memory.
 
 Two passes (Sanders, "Random permutations on distributed, external and hierarchical memory", 1998):
-`scatter` sends each row of a piece to a random bucket, `gather` permutes each bucket, so each order
-of all rows is equally likely. Rows that keep their order go to their place in the first pass. What
-is drawn depends on the seed, on the piece's first row and on the bucket, not on who does it.
+`scatter` sends each row of a piece to a random bucket, `gather` permutes each bucket. Each order of
+all rows is then equally likely. Rows that keep their order are written in the first pass. The draws
+depend on the seed, on the piece's first row and on the bucket, not on who does the work.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,200 +14,194 @@ import numpy.typing as npt
 
 from common.compiled import compiled
 from criteo.columns import Bytes
-from criteo.row_layout import Layout
-from preparation import row_files
-from preparation.row_files import BUCKETS_WANTED, RowFiles
-from preparation.work_folder import Task, WorkFolder, Writer, key_of
+from preparation.checked_file import CheckedFile, Writer, key_of
+from preparation.parsed_piece import Run
+from preparation.piece_store import PieceRows
+from preparation.row_files import RowFiles
+from preparation.work_folder import Task, WorkFolder
 
-ROWS_AT_A_TIME = 1 << 16  # of a bucket, permuted and written
-SCATTER, GATHER = 1, 2  # tell the generators of both passes apart
+SCATTER, GATHER = 1, 2  # part of the passes' seeds, so that their draws differ
 
-Run = tuple[int, int]  # (part, rows)
 Ints = npt.NDArray[np.int64]
 
 
 @compiled
-def _places(bucket: Any, ends: Any) -> Any:
-    """Where each row goes, so that rows lie bucket by bucket; ends[b] becomes bucket b's end."""
-    for b in bucket:
+def _positions(buckets: Any, ends: Any) -> Any:
+    """The position of each row if rows are sorted by bucket; ends[b] becomes bucket b's end."""
+    for b in buckets:
         ends[b] += 1
     begins = np.zeros(len(ends), np.int64)
     for b in range(1, len(ends)):
         begins[b] = ends[b - 1]
         ends[b] += ends[b - 1]
-    places = np.empty(len(bucket), np.int64)
-    for i in range(len(bucket)):
-        places[i] = begins[bucket[i]]
-        begins[bucket[i]] += 1
-    return places
-
-
-@dataclass(frozen=True)
-class PieceRows:
-    """A piece on its way: rows in their own layout, and what their categories become."""
-
-    rows: Bytes
-    layout: Layout
-    ids: list[Any] | None
+    positions = np.empty(len(buckets), np.int64)
+    for i in range(len(buckets)):
+        positions[i] = begins[buckets[i]]
+        begins[buckets[i]] += 1
+    return positions
 
 
 class Shuffle:
     """The tasks of both passes.
 
     Args:
-        folder: where pieces lie.
-        target: where rows go.
-        runs: of each piece: parts and their rows, in the order of its rows.
-        read: gives a piece's rows by its number.
-        key: of all that `read` gives.
+        folder: of the tasks' files.
+        files: that rows are written to.
+        runs: of each piece: parts and their rows, in the order of the piece's rows.
+        read: returns a piece's rows by its number.
+        key: of everything that `read` returns.
+
+    Attributes:
+        scatter_tasks: the first pass, a task a piece.
     """
 
     def __init__(
         self,
         folder: WorkFolder,
-        target: RowFiles,
+        files: RowFiles,
         runs: Sequence[Sequence[Run]],
         read: Callable[[int], PieceRows],
         key: str,
     ) -> None:
-        self._folder, self._target, self._runs, self._read = folder, target, runs, read
-        self._key = key_of(key, target.order, target.seed, target.layout.columns, BUCKETS_WANTED,
-                           row_files.SMALLEST_BUCKET, row_files.LARGEST_BUCKET)  # fmt: skip
+        self._folder, self._files, self._runs, self._read = folder, files, runs, read
+        num_buckets = [files.num_buckets(group) for group in range(len(files.group_rows))]
+        self._key = key_of(key, files.order, files.seed, files.layout.columns, num_buckets)
         self._first_rows = self._find_first_rows()
         self.scatter_tasks = self._make_scatter_tasks()
-        self._sections = [self._find_sections(group) for group in range(len(target.groups))]
+        self._sections = [self._find_sections(group) for group in range(len(num_buckets))]
 
     def _find_first_rows(self) -> list[list[int]]:
-        """Of each run of each piece: its first row among those of its part."""
-        seen = [0] * len(self._target.rows_per_part)
+        """For each run of each piece the position of its first row among those of its part."""
+        seen = [0] * len(self._files.rows_per_part)
         first_rows: list[list[int]] = []
         for runs in self._runs:
             first_rows.append([])
-            for part, rows in runs:
+            for part, num_rows in runs:
                 first_rows[-1].append(seen[part])
-                seen[part] += rows
+                seen[part] += num_rows
         return first_rows
 
     # ------------------------------------------------------------ first pass
 
     def _make_scatter_tasks(self) -> list[Task]:
-        """A task a piece: a section for each bucket of each of its runs that is shuffled."""
-        row_bytes = self._target.layout.row_bytes
+        """A task a piece, whose file has a section for each bucket of each run to be shuffled."""
+        row_bytes = self._files.layout.row_bytes
         return [
             Task(
-                f"scattered/{k:06}",
-                key_of(self._key, SCATTER, k),
-                lambda writer, k=k: self._scatter(k, writer),
-                row_bytes * sum(rows for _, rows in runs),
+                f"scattered/{piece:06}",
+                key_of(self._key, SCATTER, piece),
+                lambda writer, piece=piece: self._scatter(piece, writer),
+                row_bytes * sum(num_rows for _, num_rows in runs),
             )
-            for k, runs in enumerate(self._runs)
+            for piece, runs in enumerate(self._runs)
         ]
 
-    def _scatter(self, number: int, writer: Writer) -> dict[str, Any]:
-        piece = self._read(number)
-        written: list[Any] = []
-        begin = 0
-        for k, (part, count) in enumerate(self._runs[number]):
-            rows = piece.rows[begin : begin + count]
-            begin += count
-            group, row = self._target.group(part), self._first_rows[number][k]
-            if group < 0:
-                repacked = piece.layout.repack(
-                    rows, piece.ids, self._target.layout, np.arange(count)
-                )
-                written += self._write_in_order(part, row, repacked)
-                continue
-            num_buckets = self._target.num_buckets(group)
-            random = np.random.default_rng([self._target.seed, SCATTER, part, row])
-            ends = np.zeros(num_buckets, np.int64)
-            places = _places(random.integers(0, num_buckets, count), ends)
-            repacked = piece.layout.repack(rows, piece.ids, self._target.layout, places)
-            for bucket in np.split(repacked, ends[:-1]):
-                writer.section([bucket])
-        return {"written": written}
+    def _scatter(self, piece: int, writer: Writer) -> dict[str, Any]:
+        taken, receipts, begin = self._read(piece), [], 0
+        for (part, num_rows), first_row in zip(
+            self._runs[piece], self._first_rows[piece], strict=True
+        ):
+            rows = PieceRows(taken.rows[begin : begin + num_rows], taken.layout, taken.ids)
+            begin += num_rows
+            if self._files.group(part) < 0:
+                repacked = self._repack(rows, np.arange(num_rows))
+                receipts += self._write_in_order(part, first_row, repacked)
+            else:
+                self._write_buckets(part, first_row, rows, writer)
+        return {"receipts": receipts}
 
-    def _write_in_order(self, part: int, row: int, rows: Bytes) -> list[Any]:
-        """Rows of a part from its row `row` on, to where they stay."""
-        target = self._target
-        if part < len(target.rows_per_part) - 1:
-            return [target.write("train", sum(target.rows_per_part[:part]) + row, rows)]
-        num_test = target.rows["test"]
-        cut = min(max(num_test - row, 0), len(rows))
+    def _repack(self, rows: PieceRows, positions: Ints) -> Bytes:
+        return rows.layout.repack(rows.rows, rows.ids, self._files.layout, positions)
+
+    def _write_buckets(self, part: int, first_row: int, rows: PieceRows, writer: Writer) -> None:
+        """Write consecutive rows of a part, from its row `first_row` on, as a section a bucket."""
+        num_buckets = self._files.num_buckets(self._files.group(part))
+        random = np.random.default_rng([self._files.seed, SCATTER, part, first_row])
+        ends = np.zeros(num_buckets, np.int64)
+        positions = _positions(random.integers(0, num_buckets, len(rows.rows)), ends)
+        for bucket in np.split(self._repack(rows, positions), ends[:-1]):
+            writer.section([bucket])
+
+    def _write_in_order(self, part: int, first_row: int, rows: Bytes) -> list[Any]:
+        """Write consecutive rows of a part, from its row `first_row` on; returns the receipts."""
+        files = self._files
+        if part < len(files.rows_per_part) - 1:
+            return [files.write("train", sum(files.rows_per_part[:part]) + first_row, rows)]
+        num_test = files.rows["test"]
+        cut = min(max(num_test - first_row, 0), len(rows))
         return [
-            target.write("test", min(row, num_test), rows[:cut]),
-            target.write("val", max(row - num_test, 0), rows[cut:]),
+            files.write("test", min(first_row, num_test), rows[:cut]),
+            files.write("val", max(first_row - num_test, 0), rows[cut:]),
         ]
 
     # ------------------------------------------------------------ second pass
 
     def gather_tasks(self) -> list[Task]:
-        """A task a bucket, once the first pass is done."""
+        """The second pass, a task a bucket; the first one must be done."""
         tasks = []
-        for group in range(len(self._target.groups)):
-            sizes = self._bucket_sizes(group)
-            first = sum(self._target.groups[:group])
-            for bucket, rows in enumerate(sizes):
-                tasks.append(self._gather_task(group, bucket, first, int(rows)))
-                first += int(rows)
+        for group in range(len(self._files.group_rows)):
+            first_row = sum(self._files.group_rows[:group])
+            for bucket, num_rows in enumerate(self._bucket_rows(group).tolist()):
+                tasks.append(self._gather_task(group, bucket, first_row, num_rows))
+                first_row += num_rows
         return tasks
 
-    def _gather_task(self, group: int, bucket: int, first: int, rows: int) -> Task:
+    def _gather_task(self, group: int, bucket: int, first_row: int, num_rows: int) -> Task:
         return Task(
             f"gathered/{group:03}_{bucket:06}",
             key_of(self._key, GATHER, group, bucket),
-            lambda _: self._gather(group, bucket, first, rows),
-            self._target.layout.row_bytes * rows,
+            lambda _: self._gather(group, bucket, first_row, num_rows),
+            self._files.layout.row_bytes * num_rows,
         )
 
     def _find_sections(self, group: int) -> list[tuple[int, int]]:
-        """(piece, its first section for the group) of all runs of a group, in order."""
+        """(piece, the section of bucket 0) of all runs of a group, in order."""
         found = []
-        for number, runs in enumerate(self._runs):
+        for piece, runs in enumerate(self._runs):
             section = 0
             for part, _ in runs:
-                its_group = self._target.group(part)
+                its_group = self._files.group(part)
                 if its_group == group:
-                    found.append((number, section))
-                section += self._target.num_buckets(its_group) if its_group >= 0 else 0
+                    found.append((piece, section))
+                section += self._files.num_buckets(its_group) if its_group >= 0 else 0
         return found
 
-    def _bucket_sizes(self, group: int) -> Ints:
-        """Rows of each bucket."""
-        num_buckets = self._target.num_buckets(group)
+    def _bucket_rows(self, group: int) -> Ints:
+        """Number of rows of each bucket."""
+        num_buckets = self._files.num_buckets(group)
         sizes = np.zeros(num_buckets, np.int64)
-        for number, section in self._sections[group]:
-            task = self.scatter_tasks[number]
-            found = self._folder.intact(self._folder.section_sizes, task)
+        for piece, section in self._sections[group]:
+            task = self.scatter_tasks[piece]
+            found = self._folder.read_or_rebuild(task, CheckedFile.section_sizes)
             sizes += found[section : section + num_buckets]
-        return sizes // self._target.layout.row_bytes
+        return sizes // self._files.layout.row_bytes
 
-    def _gather(self, group: int, bucket: int, first: int, num_rows: int) -> dict[str, Any]:
-        tasks, width = self.scatter_tasks, self._target.layout.row_bytes
-        rows, at = np.empty((num_rows, width), np.uint8), 0
-        for number, section in self._sections[group]:
-            content = self._folder.intact(
-                lambda task, s=section: self._folder.section(task, s + bucket), tasks[number]
+    def _gather(self, group: int, bucket: int, first_row: int, num_rows: int) -> dict[str, Any]:
+        row_bytes, count = self._files.layout.row_bytes, 0
+        rows = np.empty((num_rows, row_bytes), np.uint8)
+        for piece, section in self._sections[group]:
+            content = self._folder.read_or_rebuild(
+                self.scatter_tasks[piece], lambda file, s=section + bucket: file.section(s)
             )
-            part = np.frombuffer(content, np.uint8).reshape(-1, width)
-            rows[at : at + len(part)] = part
-            at += len(part)
-        assert at == num_rows
-        random = np.random.default_rng([self._target.seed, GATHER, group, bucket])
-        order = random.permutation(num_rows)
-        written = []
-        for begin in range(0, num_rows, ROWS_AT_A_TIME):
-            chosen = rows[order[begin : begin + ROWS_AT_A_TIME]]
-            written.append(self._target.write("train", first + begin, chosen))
-        return {"written": written}
+            of_piece = np.frombuffer(content, np.uint8).reshape(-1, row_bytes)
+            rows[count : count + len(of_piece)] = of_piece
+            count += len(of_piece)
+        assert count == num_rows
+        order = np.random.default_rng([self._files.seed, GATHER, group, bucket]).permutation(count)
+        receipts, step = [], self._files.sizes.rows_per_write
+        for begin in range(0, num_rows, step):
+            chosen = rows[order[begin : begin + step]]
+            receipts.append(self._files.write("train", first_row + begin, chosen))
+        return {"receipts": receipts}
 
     # ------------------------------------------------------------ the end
 
-    def make_whole(self, tasks: Sequence[Task]) -> None:
-        """Read again what others wrote, or an earlier run, and write it again where it differs."""
-        for task in tasks:
+    def verify(self) -> None:
+        """Read again the rows that this process did not write; write them again if they differ."""
+        for task in (*self.scatter_tasks, *self.gather_tasks()):
             if task.name in self._folder.built:
                 continue
-            written = self._folder.intact(self._folder.meta, task)["written"]
-            if not all(self._target.is_intact(region) for region in written):
+            receipts = self._folder.read_or_rebuild(task, CheckedFile.meta)["receipts"]
+            if not all(self._files.is_intact(receipt) for receipt in receipts):
                 self._folder.discard(task)
                 self._folder.ensure(task)

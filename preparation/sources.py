@@ -1,8 +1,7 @@
-"""The first step of preparing data: raw text, or the original's arrays, to pieces of parsed rows.
+"""The sources of parsed pieces: raw text, or the arrays that the original program left.
 
-A piece is the lines that begin in PIECE_BYTES of a file's text, however many workers there are. It
-holds, as sections of a file in the work folder: the kept rows, categories as places in the piece's
-own lists of distinct values; then the 26 lists. Its meta counts what a report tells.
+A piece is the lines that begin in a fixed number of bytes of a file's text, however many processes
+and threads do the work.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,62 +10,115 @@ from typing import Any
 
 import numpy as np
 
+from common.shares import split_evenly
 from criteo.original_files import Original, read_original
 from criteo.raw_files import RawFile
-from preparation import parsed_piece
-from preparation.parsed_piece import VERSION, Piece, PieceBuilder, Rules, Show
-from preparation.work_folder import Make, Task, WorkFolder, Writer, key_of
+from preparation.checked_file import CheckedFile, Writer, key_of
+from preparation.parsed_piece import VERSION, ParseRules, Piece, PieceBuilder
+from preparation.sizes import Sizes
+from preparation.stage import Progress
+from preparation.work_folder import Make, Task, WorkFolder
 
-Segment = tuple[int, bytes]  # (part, whole lines of it)
+
+@dataclass(frozen=True)
+class CutFile:
+    """A raw file whose text is cut into pieces.
+
+    Attributes:
+        raw: the file.
+        number: of the file among all files.
+        sizes: of pieces and blocks.
+    """
+
+    raw: RawFile
+    number: int
+    sizes: Sizes
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of a file that is not packed; that of a packed one is known once it is read."""
+        return -(-self.raw.size // self.sizes.piece_bytes)
+
+    def begin(self, piece: int) -> int:
+        """First byte of the piece in the file's text."""
+        return piece * self.sizes.piece_bytes
+
+    def size(self, piece: int) -> int:
+        """Bytes of the piece in a file that is not packed."""
+        return min(self.sizes.piece_bytes, max(self.raw.size - self.begin(piece), 0))
+
+    def key(self, *facts: Any) -> str:
+        """A key that changes with the file, the size of pieces and the facts."""
+        return key_of(self.number, self.sizes.piece_bytes, self.raw.fingerprint, *facts)
 
 
 @dataclass(frozen=True)
 class LinePosition:
-    """Where a text's lines stand among all lines.
+    """Where a file's lines are among the lines of all files; -1 and () if nobody counted lines.
 
     Attributes:
-        number: of the file.
-        first_line: of the file's first line among the lines of all files; -1: nobody counted.
-        part_ends: number of the line, among all, behind each part's last one; none: each file is a
-            part.
+        first_line: number of the file's first line among all lines.
+        lines_per_piece: number of lines of each piece of the file.
+        part_ends: for each part the number, among all lines, of the line behind its last one; ()
+            if each file is a part.
     """
 
-    number: int
     first_line: int = -1
+    lines_per_piece: tuple[int, ...] = ()
     part_ends: tuple[int, ...] = ()
 
 
 # ---------------------------------------------------------------- counting
 
 
-def count_tasks(raw: RawFile, number: int) -> list[Task]:
-    """Tasks whose metas count the file's lines: `lines`, a number for each of its pieces."""
-    if raw.is_gzip:
-        key = key_of("lines", parsed_piece.PIECE_BYTES, raw.fingerprint)
-        return [Task(f"lines/{number:03}", key, lambda _: _count(raw, 0, None), raw.size)]
+def count_tasks(file: CutFile) -> list[Task]:
+    """Tasks whose metas hold `lines`: the number of lines of each of some pieces, in order."""
+    name = f"lines/{file.number:03}"
+    if file.raw.is_gzip:
+        return [Task(name, file.key("lines"), lambda _: _count(file, 0, None), file.raw.size)]
     return [
         Task(
-            f"lines/{number:03}_{k:06}",
-            key_of("lines", parsed_piece.PIECE_BYTES, raw.fingerprint, k),
-            lambda _, k=k: _count(raw, k, k + 1),
-            min(parsed_piece.PIECE_BYTES, raw.size - k * parsed_piece.PIECE_BYTES),
+            f"{name}_{piece:06}",
+            file.key("lines", piece),
+            lambda _, piece=piece: _count(file, piece, piece + 1),
+            file.size(piece),
         )
-        for k in range(_num_pieces(raw))
+        for piece in range(file.num_pieces)
     ]
 
 
-def _num_pieces(raw: RawFile) -> int:
-    return -(-raw.size // parsed_piece.PIECE_BYTES)
-
-
-def _count(raw: RawFile, begin: int, end: int | None) -> dict[str, Any]:
-    """Lines of pieces `begin` to `end`, or to the file's last."""
+def _count(file: CutFile, first: int, end: int | None) -> dict[str, Any]:
+    """Count the lines of the pieces from `first` up to `end`, or up to the file's last one."""
     counts: list[int] = []
-    with raw.lines(begin * parsed_piece.PIECE_BYTES) as lines:
-        while not lines.is_at_end and (end is None or begin + len(counts) < end):
-            blocks = lines.blocks((begin + len(counts) + 1) * parsed_piece.PIECE_BYTES)
+    with file.raw.lines(file.begin(first), file.sizes.block_bytes) as lines:
+        while not lines.is_at_end and (end is None or first + len(counts) < end):
+            blocks = lines.blocks(file.begin(first + len(counts) + 1))
             counts.append(sum(block.count(b"\n") for block in blocks))
     return {"lines": counts}
+
+
+def read_counts(folder: WorkFolder, tasks: Sequence[Task]) -> list[int]:
+    """The number of lines of each piece, from the files of `count_tasks`."""
+    metas = [folder.read_or_rebuild(task, CheckedFile.meta) for task in tasks]
+    return [count for meta in metas for count in meta["lines"]]
+
+
+def line_positions(
+    lines_per_piece: Sequence[Sequence[int]], num_parts: int = 0
+) -> list[LinePosition]:
+    """The positions of the lines of files that were counted.
+
+    Args:
+        lines_per_piece: number of lines of each piece of each file.
+        num_parts: equal parts that the lines are cut into; 0: each file is a part.
+    """
+    ends = np.cumsum([sum(of_file) for of_file in lines_per_piece]).tolist()
+    parts = split_evenly(ends[-1], num_parts) if num_parts else []
+    part_ends = tuple(np.cumsum(parts, dtype=int).tolist())
+    return [
+        LinePosition(first, tuple(of_file), part_ends)
+        for first, of_file in zip([0, *ends], lines_per_piece, strict=False)
+    ]
 
 
 # ---------------------------------------------------------------- text
@@ -76,82 +128,79 @@ class TextPieces:
     """Makes the pieces of one file of text.
 
     Args:
-        raw: the file.
-        place: of its lines.
-        counts: lines of each of its pieces, where they were counted.
-        rules: what becomes of a line.
-        folder: where pieces go.
-        show: is told of a task's name, how much of its size is done and how many lines.
+        file: of the text.
+        position: of its lines.
+        rules: how lines become rows.
+        folder: of the pieces' files.
+        progress: is told of finished pieces.
     """
 
     def __init__(
         self,
-        raw: RawFile,
-        place: LinePosition,
-        counts: Sequence[int],
-        rules: Rules,
+        file: CutFile,
+        position: LinePosition,
+        rules: ParseRules,
         folder: WorkFolder,
-        show: Show,
+        progress: Progress,
     ) -> None:
-        self._raw, self._place, self._rules, self._folder = raw, place, rules, folder
-        self._show = show
-        self._lines_before = np.cumsum([0, *counts]).tolist() if counts else []
-        self._name = f"parsed/{place.number:03}"
+        self._file, self._position, self._rules = file, position, rules
+        self._folder, self._progress = folder, progress
+        self._lines_before = np.cumsum([0, *position.lines_per_piece]).tolist()
+        self._name = f"parsed/{file.number:03}"
 
     def tasks(self) -> list[Task]:
-        """The tasks that make the pieces: one a piece, or one for a file that unpacks in turn."""
-        if not self._raw.is_gzip:
-            return [self._task(k) for k in range(_num_pieces(self._raw))]
-        return [Task(self._name, self._key("all"), self._make_in_turn, self._raw.size)]
+        """The tasks that make the pieces: one a piece, but a single one for a packed file."""
+        if not self._file.raw.is_gzip:
+            return [self._task(piece) for piece in range(self._file.num_pieces)]
+        return [Task(self._name, self._key("all"), self._make_all, self._file.raw.size)]
 
     def pieces(self) -> list[Piece]:
         """All pieces, once the tasks are done."""
         tasks = self.tasks()
-        if not self._raw.is_gzip:
+        if not self._file.raw.is_gzip:
             return [Piece(task, task) for task in tasks]
-        number = self._folder.intact(self._folder.meta, tasks[0])["pieces"]
-        return [Piece(self._task(k), tasks[0]) for k in range(number)]
+        meta = self._folder.read_or_rebuild(tasks[0], CheckedFile.meta)
+        return [Piece(self._task(piece), tasks[0]) for piece in range(meta["num_pieces"])]
 
-    def _key(self, number: object) -> str:
-        place = self._place
-        lines = [place.first_line, *place.part_ends] if place.first_line >= 0 else []
-        facts = [place.number, lines, self._raw.fingerprint, self._rules.facts]
-        return key_of("parsed", number, *facts)
+    def _key(self, piece: int | str) -> str:
+        position = self._position
+        lines = [position.first_line, position.part_ends] if position.first_line >= 0 else []
+        return self._file.key("parsed", piece, lines, self._rules.facts)
 
-    def _task(self, number: int, make: Make | None = None) -> Task:
-        name = f"{self._name}_{number:06}"
-        size = min(
-            parsed_piece.PIECE_BYTES, max(self._raw.size - number * parsed_piece.PIECE_BYTES, 0)
-        )
-        make = make or (lambda writer: self._make(number, writer))
-        return Task(name, self._key(number), make, size)
+    def _task(self, piece: int, make: Make | None = None) -> Task:
+        make = make or (lambda writer: self._make(piece, writer))
+        return Task(f"{self._name}_{piece:06}", self._key(piece), make, self._file.size(piece))
 
-    def _make(self, number: int, writer: Writer) -> dict[str, Any]:
-        """A piece by itself."""
-        line = self._lines_before[number] if self._lines_before else -1
-        with self._raw.lines(number * parsed_piece.PIECE_BYTES) as lines:
-            blocks = lines.blocks((number + 1) * parsed_piece.PIECE_BYTES)
-            meta = self._parse(blocks, number * parsed_piece.PIECE_BYTES, line, writer)
-        self._show(f"{self._name}_{number:06}", 0, meta["lines"])
+    def _make(self, piece: int, writer: Writer) -> dict[str, Any]:
+        """Make a piece of a file that can be read from any byte on."""
+        file, line = self._file, -1
+        if self._position.lines_per_piece:
+            line = self._lines_before[piece]
+        with file.raw.lines(file.begin(piece), file.sizes.block_bytes) as lines:
+            meta = self._parse(lines.blocks(file.begin(piece + 1)), file.begin(piece), line, writer)
+        self._progress.advance(f"{self._name}_{piece:06}", 0, meta["text"]["lines"])
         return meta
 
-    def _make_in_turn(self, _: Writer) -> dict[str, Any]:
-        """All pieces, one after the other; those that are there already are only read over."""
-        number, seen = 0, _Seen()
-        with self._raw.lines() as lines:
+    def _make_all(self, _: Writer) -> dict[str, Any]:
+        """Make all pieces of a packed file in order; it is unpacked once, whatever is there."""
+        file, piece, num_lines = self._file, 0, 0
+        with file.raw.lines(0, file.sizes.block_bytes) as lines:
             while not lines.is_at_end:
-                begin, line, packed = lines.at, seen.lines, lines.packed
-                blocks = seen.count(lines.blocks((number + 1) * parsed_piece.PIECE_BYTES))
+                begin, packed = lines.at, lines.packed
+                blocks = _CountedBlocks(lines.blocks(file.begin(piece + 1)))
                 task = self._task(
-                    number,
-                    lambda writer, at=begin, them=blocks, n=line: self._parse(them, at, n, writer),
+                    piece,
+                    lambda writer, blocks=blocks, begin=begin, line=num_lines: self._parse(
+                        blocks, begin, line, writer
+                    ),
                 )
                 self._folder.ensure(task)
-                for _block in blocks:  # what is there already
+                for _block in blocks:  # nobody has read them if the piece was there already
                     pass
-                self._show(self._name, lines.packed - packed, seen.lines - line)
-                number += 1
-        return {"pieces": number, "lines": seen.lines}
+                self._progress.advance(self._name, lines.packed - packed, blocks.num_lines)
+                num_lines += blocks.num_lines
+                piece += 1
+        return {"num_pieces": piece}
 
     def _parse(
         self, blocks: Iterable[bytes], begin: int, line: int, writer: Writer
@@ -160,63 +209,62 @@ class TextPieces:
 
         Args:
             blocks: its lines.
-            begin: its first byte.
-            line: lines of the file before it; -1: unknown.
-            writer: takes the sections.
+            begin: its first byte in the file's text.
+            line: number of lines of the file before it; -1 if nobody counted them.
+            writer: of the piece's file.
         """
-        parsed = PieceBuilder(self._rules, lambda n: self._name_line(begin, line, n))
-        first = self._place.first_line + line if self._place.first_line >= 0 else -1
-        for part, text in self._segments(blocks, first):
+        builder = PieceBuilder(self._rules, lambda n: self._name_line(begin, line, n))
+        first = self._position.first_line + line if self._position.first_line >= 0 else -1
+        for part, text in self._cut_into_parts(blocks, first):
             drop = np.zeros(0, bool)
             if self._rules.sub_sample_rate > 0:
-                draws = self._rules.draws.take(first + parsed.lines, text.count(b"\n"))
+                draws = self._rules.draws.take(first + builder.num_lines, text.count(b"\n"))
                 drop = draws < self._rules.sub_sample_rate
-            parsed.add(part, text, drop)
-        return parsed.write(writer)
+            builder.add(part, text, drop)
+        return builder.write(writer)
 
-    def _segments(self, blocks: Iterable[bytes], line: int) -> Iterator[Segment]:
-        """The lines by part; `line` is the first one's number among all."""
-        ends = self._place.part_ends
+    def _cut_into_parts(self, blocks: Iterable[bytes], line: int) -> Iterator[tuple[int, bytes]]:
+        """(part, whole lines of it) in order; `line` is the first line's number among all."""
+        ends = self._position.part_ends
         for block in blocks:
             if not ends:
-                yield self._place.number, block
+                yield self._file.number, block
                 continue
-            number = block.count(b"\n")
-            if line + number > ends[-1]:  # more lines than were counted
-                self._raw.check_unchanged()
+            num_lines = block.count(b"\n")
+            if line + num_lines > ends[-1]:  # more lines than were counted
+                self._file.raw.check_unchanged()
             part = int(np.searchsorted(ends, line, side="right"))
-            while line + number > ends[part]:
-                mine = ends[part] - line
-                cut = _end_of_line(block, mine)
+            while line + num_lines > ends[part]:
+                num_mine = ends[part] - line
+                cut = _end_of_line(block, num_mine)
                 yield part, block[:cut]
-                block, line, number, part = block[cut:], line + mine, number - mine, part + 1
+                block, line, num_lines = block[cut:], line + num_mine, num_lines - num_mine
+                part += 1
             yield part, block
-            line += number
+            line += num_lines
 
     def _name_line(self, begin: int, line: int, number: int) -> str:
-        """Which line of the file is the piece's line `number`, from 0."""
+        """The file and the number in it, from 1, of a piece's line `number`, from 0."""
         if line < 0:
-            line = 0
-            with self._raw.lines() as lines:
+            with self._file.raw.lines() as lines:
                 line = sum(block.count(b"\n") for block in lines.blocks(begin))
-        return f"{self._raw.path}, line {line + number + 1}"
+        return f"{self._file.raw.path}, line {line + number + 1}"
 
 
-class _Seen:
-    """Counts the lines that go by."""
+class _CountedBlocks:
+    """Counts the lines of blocks as they are read, once and by one reader after another."""
 
-    def __init__(self) -> None:
-        self.lines = 0
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self.num_lines = blocks, 0
 
-    def count(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """The blocks."""
-        for block in blocks:
-            self.lines += block.count(b"\n")
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            self.num_lines += block.count(b"\n")
             yield block
 
 
 def _end_of_line(text: bytes, number: int) -> int:
-    """Where line `number`, from 1, ends in `text`."""
+    """Offset in `text` behind its line `number`, counted from 1."""
     newlines = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
     return int(newlines[number - 1]) + 1
 
@@ -225,43 +273,53 @@ def _end_of_line(text: bytes, number: int) -> int:
 
 
 class OriginalPieces:
-    """Makes pieces of the arrays that the original program left, in turn; categories are ids."""
+    """Makes pieces of the arrays that the original program left; their categories are ids already.
 
-    def __init__(self, original: Original, folder: WorkFolder, show: Show) -> None:
-        self._original, self._folder, self._show = original, folder, show
+    Args:
+        original: the arrays' files.
+        folder: of the pieces' files.
+        progress: is told of finished rows.
+    """
+
+    def __init__(self, original: Original, folder: WorkFolder, progress: Progress) -> None:
+        self._original, self._folder, self._progress = original, folder, progress
         self._files = [RawFile.at(path) for path in original.files]
 
     def tasks(self) -> list[Task]:
-        """The one task that makes all pieces."""
+        """The one task that makes all pieces, in order."""
         size = sum(file.size for file in self._files)
-        return [Task("parsed/000", self._key("all"), self._make, size)]
+        return [Task("parsed/000", self._key("all"), self._make_all, size)]
 
     def pieces(self) -> list[Piece]:
         """All pieces, once the task is done."""
         (maker,) = self.tasks()
-        return [
-            Piece(Task(f"parsed/000_{k:06}", self._key(k), maker.make), maker)
-            for k in range(self._folder.intact(self._folder.meta, maker)["pieces"])
-        ]
+        num_pieces = self._folder.read_or_rebuild(maker, CheckedFile.meta)["num_pieces"]
+        return [Piece(self._task(piece, maker.make), maker) for piece in range(num_pieces)]
 
-    def _key(self, number: object) -> str:
+    def _key(self, piece: int | str) -> str:
         files = [file.fingerprint for file in self._files]
-        return key_of("original", VERSION, number, files, self._original.rows_per_part)
+        return key_of("original", VERSION, piece, files, self._original.rows_per_part)
 
-    def _make(self, _: Writer) -> dict[str, Any]:
-        lines = number = 0
-        rules = Rules(-1, 0.0, 0, 0)
-        for number, (part, rows) in enumerate(read_original(self._original), 1):
-            parsed = PieceBuilder(rules, str)
-            parsed.take_rows(part, np.ascontiguousarray(rows.T))
+    def _task(self, piece: int, make: Make) -> Task:
+        return Task(f"parsed/000_{piece:06}", self._key(piece), make)
 
-            def make(writer: Writer, piece: PieceBuilder = parsed) -> dict[str, Any]:
-                return piece.write(writer, number_categories=False)
-
-            task = Task(f"parsed/000_{number - 1:06}", self._key(number - 1), make)
-            self._folder.ensure(task)
-            lines += len(rows)
-            self._show("parsed/000", 0, len(rows))
+    def _make_all(self, _: Writer) -> dict[str, Any]:
+        num_pieces = 0
+        rules = ParseRules(max_ind_range=-1, sub_sample_rate=0.0, seed=0, max_bad_lines=0)
+        for part, rows in read_original(self._original):
+            builder = PieceBuilder(rules, str)
+            builder.add_rows(part, np.ascontiguousarray(rows.T))
+            write = _writer_of(builder)
+            self._folder.ensure(self._task(num_pieces, write))
+            self._progress.advance("parsed/000", 0, len(rows))
+            num_pieces += 1
         for file in self._files:
             file.check_unchanged()
-        return {"pieces": number, "lines": lines}
+        return {"num_pieces": num_pieces}
+
+
+def _writer_of(builder: PieceBuilder) -> Make:
+    return lambda writer: builder.write(writer, index_categories=False)
+
+
+Source = TextPieces | OriginalPieces

@@ -1,4 +1,4 @@
-"""Sums, gathers and broadcasts over ranks."""
+"""Sums, gathers and broadcasts over ranks; with one rank they do nothing."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,20 @@ def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     sizes = [tensor.numel() for tensor in tensors]
-    for tensor, part in zip(tensors, flat.split(sizes), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    for tensor, summed in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(summed.view_as(tensor))
 
 
 def gather_on_first(
-    process: Process, values: torch.Tensor, sizes: Sequence[int]
+    process: Process, values: torch.Tensor, num_rows: Sequence[int]
 ) -> list[torch.Tensor]:
-    """Each rank's host tensor of `sizes[rank]` leading rows, listed on rank 0; elsewhere none."""
+    """The host tensors of all ranks, in their order, on rank 0; an empty list on other ranks.
+
+    Args:
+        process: this rank.
+        values: of this rank, num_rows[rank] rows.
+        num_rows: rows of each rank's tensor; the shape of a row is the same on all ranks.
+    """
     if process.world_size == 1:
         return [values]
     if not process.is_first:
@@ -30,16 +36,23 @@ def gather_on_first(
         return []
     gathered = [values]
     for rank in range(1, process.world_size):
-        part = values.new_empty((sizes[rank], *values.shape[1:]))
-        dist.recv(part, rank)
-        gathered.append(part)
+        received = values.new_empty((num_rows[rank], *values.shape[1:]))
+        dist.recv(received, rank)
+        gathered.append(received)
     return gathered
 
 
 def send_to_first(
     process: Process, tensor: torch.Tensor | None, like: torch.Tensor, owner: int
 ) -> torch.Tensor | None:
-    """`owner`'s host tensor on rank 0 (None elsewhere); `like` has its shape and type on rank 0."""
+    """The host tensor of rank `owner`, on rank 0; None on other ranks.
+
+    Args:
+        process: this rank.
+        tensor: of the owner; other ranks' are ignored.
+        like: a tensor of its shape and type, which rank 0 receives into.
+        owner: a rank.
+    """
     if owner == 0 or process.world_size == 1:
         return tensor if process.is_first else None
     if process.rank == owner:
@@ -51,8 +64,8 @@ def send_to_first(
     return like
 
 
-def from_first(process: Process, numbers: Sequence[float]) -> list[float]:
-    """Rank 0's numbers on every rank."""
+def numbers_from_first(process: Process, numbers: Sequence[float]) -> list[float]:
+    """Rank 0's numbers on every rank, which passes as many."""
     values = torch.tensor(list(numbers), dtype=torch.float64)
     if process.world_size > 1:
         dist.broadcast(values, 0)
@@ -61,7 +74,7 @@ def from_first(process: Process, numbers: Sequence[float]) -> list[float]:
 
 def text_from_first(process: Process, text: str) -> str:
     """Rank 0's text on every rank."""
-    found = [text]
+    texts = [text]
     if process.world_size > 1:
-        dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
-    return found[0]
+        dist.broadcast_object_list(texts, 0, device=torch.device("cpu"))
+    return texts[0]

@@ -18,7 +18,15 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 @dataclass(frozen=True)
 class Process:
-    """One rank of a run: its place among the ranks, its device, the backend that joins them."""
+    """One rank of a run.
+
+    Attributes:
+        rank: its number among world_size ranks.
+        world_size: number of ranks.
+        local_rank: its number among the ranks of its machine.
+        device: where it computes.
+        backend: of torch.distributed, which joins the ranks.
+    """
 
     rank: int
     world_size: int
@@ -28,17 +36,17 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0: the one that prints, measures and saves."""
+        """Is it rank 0, which prints, measures and saves?"""
         return self.rank == 0
 
 
 def this_process(device_type: str, card: int = -1, backend: str = "") -> Process:
-    """The launch facts from the environment (RANK, WORLD_SIZE, LOCAL_RANK), and the device.
+    """Find this rank in the environment (RANK, WORLD_SIZE, LOCAL_RANK), and its device.
 
     Args:
         device_type: cpu, cuda or npu.
-        card: which card; -1: the launcher's LOCAL_RANK.
-        backend: of torch.distributed; empty: the device's own.
+        card: number of the card; -1: the launcher's LOCAL_RANK.
+        backend: of torch.distributed; empty: the one made for the device.
 
     Raises:
         UserError: the device is not there, or the backend does not serve it.
@@ -69,9 +77,9 @@ def _backend_for(device_type: str, backend: str) -> str:
 
 @contextlib.contextmanager
 def joined(process: Process, profiles: bool = False) -> Iterator[None]:
-    """Join the ranks in a process group for the time of the block.
+    """Join the ranks in a process group during the block.
 
-    A group that exists already is used and left alone.
+    A group that exists already is used, and stays.
 
     Args:
         process: this rank.
@@ -105,6 +113,6 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
 
 
 def says_that_a_rank_has_gone(error: BaseException) -> bool:
-    """It is what a collective raises when another rank has ended."""
+    """Is it an error that a collective raises when another rank has ended?"""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

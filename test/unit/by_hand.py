@@ -1,25 +1,28 @@
-"""What preparation has to make of raw rows, with dictionaries and loops, and how tests call it."""
+"""The rows that preparation must make, with dictionaries and loops, and how tests call it."""
 
 import numpy as np
 from conftest import rows_of, train
 
+from common.errors import reports_errors
 from common.flags import ArgumentParser
-from criteo.spec import add_data_options, spec_from_options
-from data_utils import main
+from criteo.spec import DataSpec, add_data_options
+from data_utils import run
+from preparation.sizes import DEFAULT_SIZES
 
 
 def spec(*argv):
     parser = ArgumentParser()
     add_data_options(parser)
-    return spec_from_options(parser.parse_args([str(word) for word in argv]))
+    return DataSpec.from_options(parser.parse_args([str(word) for word in argv]))
 
 
-def prepare(*argv):
-    return train(*argv, program=main)
+def prepare(*argv, sizes=DEFAULT_SIZES):
+    """Run data_utils.py in this process; returns a Result."""
+    return train(*argv, program=reports_errors(lambda words: run(words, sizes)))
 
 
 def by_hand(days, max_ind_range=-1):
-    """The rows that the contract describes, with dictionaries and loops."""
+    """(the int32 rows (n, 40) of each day, rows of each table) for days of fields as text."""
     ids = [{} for _ in range(26)]
     parts = []
     for day in days:
@@ -37,7 +40,7 @@ def by_hand(days, max_ind_range=-1):
 
 
 def assert_equals_by_hand(prepared, days, max_ind_range=-1):
-    """Prepared in the order of the files, and nothing dropped."""
+    """Check data that was prepared in the order of the files, with nothing dropped."""
     parts, counts = by_hand(days, max_ind_range)
     half = (len(parts[-1]) + 1) // 2
     np.testing.assert_array_equal(rows_of(prepared, "train"), np.concatenate(parts[:-1]))

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from devices.triton_kernels import (
     DECODE_ROWS,
-    LOOKUP_ROWS,
+    LOOKUP_IDS,
     LOSS_ROWS,
     _cross_entropy,
     _decode,
@@ -51,22 +51,22 @@ def main():
                     "BLOCK_V": block_v, "BLOCK_D": block_d, "num_warps": warps}  # fmt: skip
         types = dict.fromkeys(("dense", "pooled", "out"), f"*{kind}")
         compile_kernel(_dot_forward, types, {"WIDTH": width, **settings})
-        names = ("gradient", "dense", "pooled", "of_dense", "of_pooled")
+        names = ("gradient", "dense", "pooled", "dense_gradient", "pooled_gradient")
         compile_kernel(_dot_backward, dict.fromkeys(names, f"*{kind}"), settings)
-    of_ids = {"D": 64, "ROWS": LOOKUP_ROWS, "BLOCK_D": 64}
+    of_ids = {"D": 64, "IDS": LOOKUP_IDS, "BLOCK_D": 64}
     types = {"weight": "*fp32", "rows": "*i64", "out": "*bf16", "num_ids": "i32"}
     compile_kernel(_look_up, types, of_ids)
     for lr in ("*fp32", "fp32"):
         types = {"weight": "*fp32", "rows": "*i64", "gradients": "*bf16", "lr": lr}
         constants = {"LR_ON_DEVICE": lr == "*fp32", **of_ids}
         compile_kernel(_sgd, {**types, "num_ids": "i32"}, constants)
-    names = ("predicted", "label", "weights", "counts", "gradient", "sums")
+    names = ("predicted", "label", "label_weights", "mask", "gradient", "sums")
     types = {**dict.fromkeys(names, "*fp32"), "num_rows": "i32"}
-    for has_counts in (True, False):
-        constants = {"HAS_COUNTS": has_counts, "ROWS": LOSS_ROWS}
+    for has_mask in (True, False):
+        constants = {"HAS_MASK": has_mask, "ROWS": LOSS_ROWS}
         compile_kernel(_cross_entropy, types, constants)
-    types = {"block": "*u8", "places": "*i32", "dense": "*fp32", "ids": "*i32", "label": "*fp32",
-             "num_rows": "i32", "row_bytes": "i32"}  # fmt: skip
+    types = {"block": "*u8", "column_bytes": "*i32", "dense": "*fp32", "ids": "*i32",
+             "label": "*fp32", "num_rows": "i32", "row_bytes": "i32"}  # fmt: skip
     counts = {"NUM_DENSE": 13, "NUM_SPARSE": 26, "ROWS": DECODE_ROWS, "COLUMNS": 64}
     compile_kernel(_decode, types, counts)
 

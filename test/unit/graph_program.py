@@ -88,7 +88,7 @@ def capture(device, work):
 def main():
     step_graph.capture = capture
     # the emulated streams ask record_stream of each tensor, also where two streams take turns
-    step_graph.apart = contextlib.nullcontext
+    step_graph.on_side_stream = contextlib.nullcontext
     dlrm.check_graphs = lambda options, process: None
     cases = json.loads(Path(sys.argv[1]).read_text())
     found = {}

@@ -48,7 +48,7 @@ FAULTS = {
     "embedding_bag": _embedding_bag,
     "item": lambda trainer, features: features.label.sum().item(),
     "cpu": lambda trainer, features: features.bags.ids.cpu(),
-    "table": lambda trainer, features: trainer.model.emb_l.weight.cpu(),
+    "table": lambda trainer, features: trainer.model.emb_l.matrix.weight.cpu(),
     "nonzero": lambda trainer, features: features.label.nonzero(),
     "unique": lambda trainer, features: features.bags.ids.unique(),
     "synchronize": lambda trainer, features: torch.npu.synchronize(),
@@ -88,11 +88,11 @@ def what_was_asked():
     }
 
 
-def run(argv, environment=None, fault="", first_scale=loss_scale.FIRST):
+def run(argv, environment=None, fault="", first_scale=loss_scale.FIRST_SCALE):
     for name in [name for name in os.environ if name.startswith("EMULATED_NPU_")]:
         del os.environ[name]
     os.environ.update(environment or {})
-    loss_scale.FIRST = first_scale
+    loss_scale.FIRST_SCALE = first_scale
     Watched.early = frozenset()
     record.clear()
     Watched.fault, Watched.steps, Watched.last = fault, None, None

@@ -47,8 +47,8 @@ def facts_of(trainer):
     """What a rank has done; `alike` is to be the same on all ranks."""
     parameters = trainer.model.dense_parameters()
     return {
-        "table_rows": len(trainer.model.emb_l.weight),
-        "rows_read": trainer.data.train.rows_read,
+        "table_rows": len(trainer.model.emb_l.matrix.weight),
+        "rows_read": trainer.data.train.num_rows_read,
         "rows_computed": trainer.rows_computed,
         "alike": (
             sum(float(p.detach().cpu().double().sum()) for p in parameters),
@@ -96,7 +96,7 @@ def main():
         importlib.import_module("torch_npu")
         importlib.import_module("torch._dynamo")  # before the group, as ranks/process.py explains
     step.CPU_CHUNK_ROWS = 30  # ranks' steps in chunks equal one rank's whole ones
-    loss_scale.FIRST = float(os.environ.get("FIRST_SCALE", loss_scale.FIRST))
+    loss_scale.FIRST_SCALE = float(os.environ.get("FIRST_SCALE", loss_scale.FIRST_SCALE))
 
     def work():
         dist.init_process_group(*(backend or ["gloo"]))

@@ -1,26 +1,30 @@
-"""Batches: what is drawn, who reads what, what the block decodes to."""
+"""Data sets: which rows are drawn or read, which rank gets them, and what a block decodes to."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import CRITEO_MODEL, GOLDEN, SMALL_MODEL, train
+from by_hand import spec as data_spec
+from conftest import SMALL_MODEL, train
 
-from common.shares import share_of_rows, split_evenly
+import dlrm_s_pytorch as dlrm
+from common.errors import UserError
 from criteo.prepared import Prepared
 from criteo.row_layout import FLAT, Layout
+from data_utils import prepare
 from dlrm_data_pytorch import (
-    CriteoData,
-    RandomData,
+    CriteoDataset,
+    RandomDataset,
     RandomSpec,
     StackDistances,
-    criteo_split,
     draw_training_order,
+    load_batches,
+    make_criteo_data,
+    make_random_data,
+    open_criteo_split,
 )
 from model.batch import CriteoBatch
-from ranks.placement import place_tables
 from ranks.process import Process
 
 MIXED = Layout((1, 2, 4) * 13 + (2,))
@@ -28,6 +32,12 @@ MIXED = Layout((1, 2, 4) * 13 + (2,))
 
 def rank_of(rank, world_size):
     return Process(rank, world_size, rank, torch.device("cpu"), "gloo")
+
+
+ALONE = rank_of(0, 1)
+
+
+# ---------------------------------------------------------------- random and synthetic data
 
 
 def random_spec(**changes):
@@ -47,7 +57,7 @@ def bags_of(features):
 
 
 def test_random_batches_follow_the_contract_draw_by_draw():
-    data = RandomData(random_spec(), rank_of(0, 1))
+    data = RandomDataset(random_spec(), ALONE)
     random = np.random.RandomState(5)
     assert len(data) == 5
     for number, size in enumerate([7, 7, 7, 7, 2]):
@@ -66,29 +76,94 @@ def test_random_batches_follow_the_contract_draw_by_draw():
 
 
 def test_random_batches_are_the_same_in_any_order_and_every_epoch():
-    data, other = (
-        RandomData(random_spec(), rank_of(0, 1)),
-        RandomData(random_spec(), rank_of(0, 1)),
-    )
-    wanted = [data[number].block for number in range(5)]
+    """And an evaluation between steps does not disturb the training draws."""
+    wanted = [RandomDataset(random_spec(), ALONE)[number].block for number in range(5)]
+    data = make_random_data(random_spec(), ALONE)
     for number in (3, 0, 4, 4, 1):
-        assert torch.equal(other[number].block, wanted[number])
+        assert torch.equal(data.train[number].block, wanted[number])
+        assert torch.equal(data.test[0].block, wanted[0])
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("world_size", [2, 8])
 def test_shares_of_ranks_add_up_to_the_batch(world_size):
-    whole = RandomData(random_spec(), rank_of(0, 1))
-    shares = [RandomData(random_spec(), rank_of(rank, world_size)) for rank in range(world_size)]
+    whole = RandomDataset(random_spec(), ALONE)
+    shares = [RandomDataset(random_spec(), rank_of(rank, world_size)) for rank in range(world_size)]
     for number in range(5):
         features, parts = whole[number].decode(), [share[number].decode() for share in shares]
         assert torch.equal(torch.cat([part.dense for part in parts]), features.dense)
         assert torch.equal(torch.cat([part.label for part in parts]), features.label)
         assert torch.equal(torch.cat([part.bags.ids for part in parts]), features.bags.ids)
         for rank, part in enumerate(parts):
-            np.testing.assert_array_equal(
-                part.bags.ids_per_rank[rank], part.bags.lengths.sum(0).numpy()
-            )
-    assert sum(share.rows_read for share in shares) == whole.rows_read == 30
+            ids = part.bags.lengths.sum(0).numpy()
+            np.testing.assert_array_equal(part.bags.ids_per_rank[rank], ids)
+    assert sum(share.num_rows_read for share in shares) == whole.num_rows_read == 30
+
+
+def test_the_flags_of_random_data_are_its_record():
+    flags = "--arch-embedding-size=5-6 --arch-mlp-bot=7-2 --mini-batch-size=3 --data-size=11"
+    flags += " --num-batches=2 --num-indices-per-lookup=4 --num-indices-per-lookup-fixed=true"
+    flags += " --rand-data-dist=gaussian --rand-data-min=1 --rand-data-max=2 --rand-data-mu=1.5"
+    flags += " --rand-data-sigma=0.5 --round-targets=true --numpy-rand-seed=9"
+    flags += " --data-trace-file=t --data-trace-enable-padding=true"
+    want = RandomSpec((5, 6), 7, 3, 11, 2, 4, True, "gaussian", 1, 2, 1.5, 0.5, True, 9, "", True)
+    assert RandomSpec.from_options(dlrm.parse_options(flags.split())) == want
+    options = dlrm.parse_options([*flags.split(), "--data-generation=synthetic"])
+    assert RandomSpec.from_options(options).trace == "t"
+
+
+def test_gaussian_ids_outside_a_table_are_an_error():
+    data = RandomDataset(random_spec(distribution="gaussian", maximum=90, mu=60), ALONE)
+    with pytest.raises(UserError, match="for table 0 of 20 rows: let --rand-data-min and --rand-"):
+        data[0]
+
+
+def write_trace(path, text="3,1,2\n0,1,2\n0.5,0.75,1.0\n"):
+    path.write_text(text)
+    return path
+
+
+def test_each_table_has_a_trace_and_ids_beyond_it_are_taken_modulo_with_a_warning(tmp_path):
+    write_trace(tmp_path / "trace_0"), write_trace(tmp_path / "trace_1", "4,5\n0,1\n0.5,1.0\n")
+    data = RandomDataset(
+        random_spec(num_rows=(4, 5), trace=f"{tmp_path}/trace_j", num_indices=9), ALONE
+    )
+    with pytest.warns(UserWarning, match="the trace of table 1 has ids beyond its 5 rows: taken"):
+        bags = [row for number in range(5) for row in bags_of(data[number].decode())]
+    assert {id for first, _ in bags for id in first} == {1, 2, 3}
+    assert {id for _, second in bags for id in second} == {4, 0}
+
+
+@pytest.mark.parametrize(
+    "text", [None, "1,2\n0,1\n", "1,x\n0,1\n0.5,1\n", "1,2\n0,5\n0.5,1.0\n", "1,2\n0,1\n1.0\n"]
+)
+def test_a_bad_trace_file_is_named(tmp_path, text):
+    if text is not None:
+        write_trace(tmp_path / "t", text)
+    with pytest.raises(UserError, match=f"--data-trace-file: {tmp_path}/t: .*expected "):
+        StackDistances(tmp_path / "t", padding=False)
+
+
+class Scripted:
+    """A generator of given numbers."""
+
+    def __init__(self, *numbers):
+        self.numbers = iter(numbers)
+
+    def rand(self, size):
+        return [next(self.numbers) for _ in range(size)]
+
+
+@pytest.mark.parametrize("padding, last", [(True, 1), (False, 2)])
+def test_padding_of_a_trace_draws_no_new_ids_once_all_distances_can_be_drawn(
+    tmp_path, padding, last
+):
+    """Distance 0 is a new id, the first of the list; distance 1 is the id drawn before."""
+    trace = StackDistances(write_trace(tmp_path / "t"), padding)
+    drawn = trace.draw(3, Scripted(0.99, 0.0, 0.01)).tolist()
+    assert drawn == [3, 1, last], "before an id is used, only distance 0 can be drawn"
+
+
+# ---------------------------------------------------------------- Criteo data
 
 
 def made_up(num_rows):
@@ -98,31 +173,83 @@ def made_up(num_rows):
     return rows
 
 
+def write_splits(folder, rows, counts=(50,) * 26, rows_per_part=(30, 23, 53)):
+    """Prepared data whose three splits all hold the rows."""
+    files = {split: folder / f"{split}.bin" for split in ("train", "test", "val")}
+    for path in files.values():
+        MIXED.pack(rows.T).tofile(path)
+    return Prepared(files, counts, rows_per_part, MIXED)
+
+
 @pytest.mark.parametrize("world_size", [1, 3, 8])
 @pytest.mark.parametrize("batch_size", [10, 7, 64])
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_loaded_and_mapped_shares_hold_the_right_rows(tmp_path, world_size, batch_size, shuffled):
     rows = made_up(53)
-    packed = MIXED.pack(rows.T)
-    files = {split: tmp_path / f"{split}.bin" for split in ("train", "test", "val")}
-    for path in files.values():
-        packed.tofile(path)
-    prepared = Prepared(files, (50,) * 26, (30, 23, 53), MIXED)
+    prepared = write_splits(tmp_path, rows)
     order = np.random.default_rng(1).permutation(53) if shuffled else None
     epoch = rows if order is None else rows[order]
     for in_memory in (True, False) if order is None else (True,):
+        arguments = (order, in_memory)
         splits = [
-            criteo_split(prepared, "train", batch_size, rank_of(rank, world_size), order, in_memory)
+            open_criteo_split(prepared, "train", batch_size, rank_of(rank, world_size), *arguments)
             for rank in range(world_size)
         ]
         for number in range(len(splits[0])):
             got = torch.cat([split[number].block for split in splits]).numpy()
-            np.testing.assert_array_equal(
-                MIXED.unpack(got), epoch[number * batch_size : (number + 1) * batch_size]
-            )
-        assert sum(split.rows_read for split in splits) == 53
-        if in_memory:
-            assert sum(len(split._rows) for split in splits) == 53, "a rank loads its rows only"
+            want = epoch[number * batch_size : (number + 1) * batch_size]
+            np.testing.assert_array_equal(MIXED.unpack(got), want)
+        assert sum(split.num_rows_read for split in splits) == 53
+
+
+@pytest.mark.parametrize("randomize", ["total", "day", "none"])
+def test_only_rows_in_memory_are_shuffled_and_only_for_training(tmp_path, randomize):
+    prepared = write_splits(tmp_path, made_up(53))
+    np.random.seed(1)
+    order = draw_training_order(prepared, randomize)
+    want = list(range(53)) if order is None else order.tolist()
+    for in_memory in (True, False):
+        np.random.seed(1)
+        data = make_criteo_data(prepared, randomize, in_memory, (53, 53), "val", ALONE)
+        assert (data.num_rows, data.num_dense) == ((50,) * 26, 13)
+        labels = [MIXED.unpack(split[0].block.numpy())[:, 0] for split in (data.train, data.test)]
+        assert labels[0].tolist() == (want if in_memory else list(range(53)))
+        assert labels[1].tolist() == list(range(53))
+
+
+def test_an_evaluation_split_without_rows_is_an_error(tmp_path):
+    prepared = write_splits(tmp_path, made_up(5), rows_per_part=(5, 5))
+    prepared.files["val"].write_bytes(b"")
+    make_criteo_data(prepared, "none", False, (2, 2), "test", ALONE)
+    with pytest.raises(UserError, match=f"--eval-split=val has no rows in {tmp_path}/val.bin"):
+        make_criteo_data(prepared, "none", False, (2, 2), "val", ALONE)
+
+
+def test_training_order_draws_what_the_original_drew():
+    prepared = Prepared({}, (), (5, 4, 3), FLAT)
+    drawn = {"total": [9], "day": [5, 4]}
+    for randomize, sizes in drawn.items():
+        np.random.seed(1)
+        order = draw_training_order(prepared, randomize)
+        after = np.random.rand()
+        np.random.seed(1)
+        parts = [np.random.permutation(size) for size in sizes]
+        want = np.concatenate([begin + part for begin, part in zip([0, 5], parts, strict=False)])
+        np.testing.assert_array_equal(order, want)
+        for size in sizes:  # the original's test data
+            np.random.permutation(size)
+        assert np.random.rand() == after
+    assert draw_training_order(prepared, "none") is None
+
+
+def test_bin_shuffle_is_another_order_of_whole_batches_each_epoch():
+    plain, shuffled = (
+        dlrm.parse_options(flags) for flags in ([], ["--mlperf-bin-shuffle", "--numpy-rand-seed=3"])
+    )
+    assert list(dlrm.batch_order(plain, 30, 1)) == list(range(30))
+    epochs = [list(dlrm.batch_order(shuffled, 30, epoch)) for epoch in (0, 1)]
+    assert all(sorted(epoch) == list(range(30)) != epoch for epoch in epochs)
+    assert epochs[0] != epochs[1] and epochs[0] == list(dlrm.batch_order(shuffled, 30, 0))
 
 
 @pytest.mark.parametrize("layout", [FLAT, MIXED], ids=["flat", "mixed"])
@@ -137,135 +264,31 @@ def test_a_criteo_block_decodes_to_logarithms_ids_and_labels(layout):
     assert features.label.view(-1).tolist() == [0, 1, 2, 3]
 
 
-def test_training_order_draws_what_the_original_drew():
-    prepared = Prepared({}, (), (5, 4, 3), FLAT)
-    np.random.seed(1)
-    total = draw_training_order(prepared, "total")
-    after = np.random.rand()
-    np.random.seed(1)
-    np.testing.assert_array_equal(total, np.random.permutation(9))
-    np.random.permutation(9)
-    assert np.random.rand() == after
-    np.random.seed(1)
-    day = draw_training_order(prepared, "day")
-    after = np.random.rand()
-    np.random.seed(1)
-    np.testing.assert_array_equal(
-        day, np.r_[np.random.permutation(5), 5 + np.random.permutation(4)]
-    )
-    np.random.permutation(5), np.random.permutation(4)
-    assert np.random.rand() == after
-    assert draw_training_order(prepared, "none") is None
+@pytest.mark.parametrize("rank, real", [(0, 2), (2, 1)])
+def test_a_short_batch_is_filled_up_with_rows_that_do_not_count(rank, real):
+    """5 rows on 3 ranks: filled, each has the 4 of a full batch of 12."""
+    prepared = Prepared({}, (50,) * 26, (12, 5), MIXED)
+    data = CriteoDataset(prepared, MIXED.pack(made_up(17).T), 17, 12, rank_of(rank, 3))
+    full, short = data.read([0, 1])
+    assert full.padded(4) is full and full.mask() is None
+    padded = short.padded(4)
+    assert padded.rows_per_rank == (4, 4, 4) and padded.num_rows == len(padded.block) == 4
+    assert padded.num_padding == 4 - real
+    assert padded.mask().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
+    assert torch.equal(padded.block[:real], short.block)
+    features = padded.decode()
+    assert features.dense[real:].eq(0).all() and features.label[real:].eq(0).all()
+    assert features.bags.ids.view(4, 26)[real:].eq(0).all()
 
 
-@pytest.mark.parametrize("kind", ["random", "mapped", "loaded"])
-def test_loader_workers_change_nothing(kaggle, kind):
-    flags = {
-        "random": [*SMALL_MODEL, "--test-freq=5"],
-        "mapped": [
-            *CRITEO_MODEL,
-            f"--data_path={kaggle}",
-            "--memory-map",
-            "--data-randomize=none",
-            "--test-freq=47",
-        ],
-        "loaded": [*CRITEO_MODEL, f"--data_path={kaggle}", "--test-freq=47"],
-    }[kind]
-    alone = train(*flags)
-    assert alone.status == 0, alone.err
-    helped = train(*flags, "--num-workers=2", "--test-num-workers=1")
-    assert (helped.losses, helped.tests) == (alone.losses, alone.tests)
-
-
-def test_an_evaluation_does_not_disturb_the_training_draws():
-    assert train(*SMALL_MODEL, "--test-freq=3").losses == train(*SMALL_MODEL).losses
-
-
-def test_gaussian_ids_outside_a_table_are_an_error():
-    result = train(
-        *SMALL_MODEL, "--rand-data-dist=gaussian", "--rand-data-max=90", "--rand-data-mu=60"
-    )
-    assert result.status == 2 and "of 40 rows" in result.err and "--rand-data-max" in result.err
-
-
-def test_synthetic_ids_beyond_a_table_are_taken_modulo_with_a_warning(recwarn):
-    flags = ["--data-generation=synthetic", f"--data-trace-file={GOLDEN}/data/dist_emb_j.log"]
-    flags += ["--data-size=40", "--num-indices-per-lookup=9", "--num-indices-per-lookup-fixed=true"]
-    assert train(*flags, "--arch-embedding-size=2-2-2", "--arch-mlp-top=4-1").status == 0
-    assert any("taken modulo" in str(warning.message) for warning in recwarn)
-
-
-@pytest.mark.parametrize(
-    "text", [None, "1,2\n0,1\n", "1,x\n0,1\n0.5,1\n", "1,2\n0,5\n0.5,1.0\n", "1,2\n0,1\n1.0\n"]
-)
-def test_a_bad_trace_file_is_one_line(tmp_path, text):
-    for table in range(3):
-        if text is not None:
-            (tmp_path / f"trace_{table}.log").write_text(text)
-    result = train("--data-generation=synthetic", f"--data-trace-file={tmp_path}/trace_j.log")
-    assert result.status == 2 and "--data-trace-file" in result.err and result.err.count("\n") == 1
-
-
-def test_padding_of_a_trace_draws_no_new_ids_once_all_distances_are_reachable(tmp_path):
-    path = tmp_path / "t"
-    path.write_text("3,1,2\n0,1,2\n0.5,0.75,1.0\n")
-    for padding in (False, True):
-        drawn = StackDistances(path, padding).draw(50, np.random.RandomState(0))
-        assert set(drawn) <= {1, 2, 3}
-    padded = StackDistances(path, True)
-    assert padded._draw_distance(2, 0.0) == 0 and padded._draw_distance(2, 0.01) == 1
-    assert StackDistances(path, False)._draw_distance(2, 0.01) == 0
-    assert padded._draw_distance(0, 0.99) == 0, "before an id was used only distance 0 can be drawn"
-
-
-def test_bin_shuffle_trains_whole_batches_in_another_order_each_epoch(kaggle_copy):
-    flags = [
-        *CRITEO_MODEL,
-        f"--data_path={kaggle_copy}",
-        "--mlperf-bin-loader",
-        "--learning-rate=0",
-    ]
-    plain, shuffled = (
-        train(*flags, "--nepochs=2"),
-        train(*flags, "--nepochs=2", "--mlperf-bin-shuffle"),
-    )
-    epochs = [
-        [loss for *_, epoch, loss in run.losses if epoch == k]
-        for run in (plain, shuffled)
-        for k in (0, 1)
-    ]
-    assert epochs[0] == epochs[1] and sorted(epochs[2]) == sorted(epochs[0])
-    assert epochs[2] != epochs[0] and epochs[3] != epochs[2]
-
-
-def test_rows_are_split_consecutively_and_evenly():
-    assert split_evenly(10, 4) == [3, 3, 2, 2]
-    assert split_evenly(2, 4) == [1, 1, 0, 0]
-    assert [share_of_rows(10, rank, 4) for rank in range(4)] == [(0, 3), (3, 6), (6, 8), (8, 10)]
-
-
-def test_tables_are_spread_by_number_then_by_rows():
-    shards = place_tables([5, 100, 7, 90, 1], 2)
-    assert [shard.table for shard in shards] == [0, 1, 2, 3, 4]
-    assert all(
-        (shard.begin, shard.end) == (0, rows)
-        for shard, rows in zip(shards, [5, 100, 7, 90, 1], strict=True)
-    )
-    per_rank = [sum(shard.rank == rank for shard in shards) for rank in range(2)]
-    assert sorted(per_rank) == [2, 3]
-    assert {shard.rank for shard in place_tables([3, 2], 8)} == {0, 1}
-
-
-def test_prepared_data_is_read_where_it_lies(tmp_path):
-    """The README's few lines of numpy."""
-    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "d")
-    train(*CRITEO_MODEL, f"--data_path={tmp_path}/d", "--num-batches=1")
-    folder = tmp_path / "d" / "kaggleAdDisplayChallenge_processed.prepared"
+def test_prepared_data_is_read_with_the_readmes_few_lines_of_numpy(kaggle_copy):
+    prepare(data_spec(f"--data_path={kaggle_copy}", "--data-randomize=none"))
+    folder = kaggle_copy / "kaggleAdDisplayChallenge_processed.prepared"
     meta = json.loads((folder / "meta.json").read_text())
     rows = np.memmap(folder / "train.bin", [tuple(column) for column in meta["columns"]], "r")
     assert rows.shape == (6003,) and len(rows.dtype.names) == 40
-    lines = (tmp_path / "d" / "train.txt").read_text().splitlines()[:6003]
-    fields = [line.split("\t") for line in lines]
+    fields = [line.split("\t") for line in (kaggle_copy / "train.txt").read_text().splitlines()]
+    fields = fields[:6003]
     assert rows["label"].tolist() == [int(field[0]) for field in fields]
     assert rows["I1"].tolist() == [max(int(field[1] or 0), 0) for field in fields]
     ids = {}
@@ -273,25 +296,22 @@ def test_prepared_data_is_read_where_it_lies(tmp_path):
     assert rows["C26"].tolist() == [ids.setdefault(value, len(ids)) for value in values]
 
 
-@pytest.mark.parametrize("rank, real", [(0, 2), (2, 1)])
-def test_a_short_batch_is_filled_up_with_rows_that_do_not_count(rank, real):
-    """5 rows on 3 ranks: filled, each has the 4 of a full batch of 12."""
-    counts = (9,) * 26
-    rows = np.random.default_rng(0).integers(0, 9, (17, 40), np.int32)
-    prepared = Prepared({}, counts, (12, 5), MIXED)
-    data = CriteoData(prepared, MIXED.pack(np.ascontiguousarray(rows.T)), 17, 12, rank_of(rank, 3))
-    full, short = data.read([0, 1])
-    assert full.filled(4) is full and full.counts() is None
-    filled = short.filled(4)
-    assert filled.rows_per_rank == (4, 4, 4) and filled.num_rows == len(filled.block) == 4
-    assert filled.num_filled == 4 - real
-    assert filled.counts().tolist() == [[1.0]] * real + [[0.0]] * (4 - real)
-    assert torch.equal(filled.block[:real], short.block)
-    features = filled.decode()
-    assert features.dense[real:].eq(0).all() and features.label[real:].eq(0).all()
-    assert features.bags.ids.view(4, 26)[real:].eq(0).all()
+# ---------------------------------------------------------------- loader processes
 
 
-def test_one_lookup_or_one_a_table_give_the_same():
-    flags = [*SMALL_MODEL, "--num-indices-per-lookup-fixed=true", "--num-indices-per-lookup=1"]
-    assert train(*flags, "--one-lookup=false").losses == train(*flags).losses
+@pytest.mark.parametrize("kind", ["random", "mapped", "loaded"])
+def test_loader_processes_give_the_same_batches(tmp_path, kind):
+    if kind == "random":
+        data = RandomDataset(random_spec(), ALONE)
+    else:
+        prepared = write_splits(tmp_path, made_up(53))
+        data = open_criteo_split(prepared, "train", 12, ALONE, None, kind == "loaded")
+    wanted = [data[number].block for number in range(5)]
+    found = list(load_batches(data, range(5), 2, ALONE.device))
+    assert all(torch.equal(batch.block, want) for batch, want in zip(found, wanted, strict=True))
+
+
+def test_loader_processes_change_nothing_in_a_run():
+    flags = [*SMALL_MODEL, "--test-freq=5"]
+    alone, helped = train(*flags), train(*flags, "--num-workers=2", "--test-num-workers=1")
+    assert alone.status == 0 and alone.losses == helped.losses and len(alone.losses) == 10

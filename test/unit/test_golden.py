@@ -8,7 +8,7 @@ from conftest import GOLDEN, assert_same_losses, golden, rows_of, train
 
 from common.flags import ArgumentParser
 from criteo.prepared import find_prepared
-from criteo.spec import add_data_options, spec_from_options
+from criteo.spec import DataSpec, add_data_options
 
 RANDOM, CRITEO = golden("random_data.json"), golden("criteo_data.json")
 TOLERANCE = 2e-4
@@ -48,7 +48,7 @@ def test_criteo_losses_metrics_counts_and_sums(case, tmp_path):
 
     parser = ArgumentParser()
     add_data_options(parser)
-    prepared = find_prepared(spec_from_options(parser.parse_known_args(argv)[0]))
+    prepared = find_prepared(DataSpec.from_options(parser.parse_known_args(argv)[0]))
     assert list(prepared.counts) == case["counts"]
     assert list(prepared.rows_per_part) == case["rows_per_split"]
     first = rows_of(prepared, "train")[: prepared.rows_per_part[0]]

@@ -389,7 +389,7 @@ def on_3_ranks(folder):
 @pytest.mark.parametrize("name", ["random", *ON_RANKS])
 def test_three_ranks_give_what_one_on_the_cpu_gives(name, on_3_ranks, monkeypatch):
     """In the case fp16_overflow some steps overflow, on all ranks or on none."""
-    monkeypatch.setattr(loss_scale, "FIRST", SCALE_ON_RANKS)
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", SCALE_ON_RANKS)
     cases, found = on_3_ranks
     want, got = train(*cases[name]), found[name]["out"]
     if "--amp" not in str(cases[name]):

@@ -5,13 +5,17 @@ import sys
 import pytest
 from conftest import ROOT, shell
 
+IMPORTS = """
+import numba, torch
+from devices import cpu_kernels
+from devices.threads import set_up_threads, shares_threads_with_torch
+"""
 USE = """
-from devices import cpu_kernels, threads
-threads.set_up_threads(2)
+set_up_threads(2)
 target = torch.zeros(4, 2)
 cpu_kernels.add_to_rows(target, torch.tensor([1, 3, 1]), torch.ones(3, 2), 0.5)
 assert target.tolist() == [[0, 0], [1, 1], [0, 0], [0.5, 0.5]], target
-print(threads.shares_threads_with_torch(), torch.get_num_threads(), numba.get_num_threads())
+print(shares_threads_with_torch(), torch.get_num_threads(), numba.get_num_threads())
 """
 
 
@@ -35,26 +39,26 @@ def one_pool():
 
 
 def test_the_program_and_its_kernels_share_torchs_threads(one_pool):
-    imports = "import dlrm_s_pytorch, ctypes, numba, torch"
+    imports = f"import dlrm_s_pytorch, ctypes\n{IMPORTS}"
     levels = "print(numba.threading_layer(), ctypes.CDLL(None).omp_get_max_active_levels())"
-    assert run(f"{imports}\n{USE}\n{levels}") == ["True", "2", "2", "omp", "1"]
+    assert run(f"{imports}{USE}{levels}") == ["True", "2", "2", "omp", "1"]
 
 
 def test_another_librarys_openmp_changes_nothing(one_pool):
     """scikit-learn brings a libgomp of its own."""
-    imports = "import dlrm_s_pytorch, ctypes, numba, sklearn.metrics, torch"
+    imports = f"import dlrm_s_pytorch, ctypes, sklearn.metrics\n{IMPORTS}"
     levels = "print(ctypes.CDLL(None).omp_get_max_active_levels())"
-    assert run(f"{imports}\n{USE}\n{levels}") == ["True", "2", "2", "1"]
+    assert run(f"{imports}{USE}{levels}") == ["True", "2", "2", "1"]
 
 
 def test_torch_keeps_its_threads_beside_the_kernels(one_pool):
     """More kernels after operators, and operators after kernels: neither changes the other's."""
     again = "(torch.ones(999, 999) @ torch.ones(999, 999)).sum()"
-    words = run(f"import dlrm_s_pytorch, numba, torch\n{USE}\n{again}\n{USE}")
+    words = run(f"import dlrm_s_pytorch\n{IMPORTS}{USE}{again}\n{USE}")
     assert words == ["True", "2", "2"] * 2
 
 
 def test_with_torch_imported_first_kernels_keep_to_one_thread():
     """Two pools on the same cores would wait for each other."""
-    words = run(f"import torch\nimport numba\n{USE}")
+    words = run(f"import torch\n{IMPORTS}{USE}")
     assert words == ["False", "2", "1"] or words == ["True", "2", "2"]

@@ -14,7 +14,7 @@ from conftest import GOLDEN, ROOT, losses_of, metrics_of, shell, train
 from naive_interaction import draw, naive, num_pairs
 
 from criteo.row_layout import Layout
-from model.losses import _cross_entropy
+from model.losses import cross_entropy
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("no triton here: pip install -r requirements-test.txt", allow_module_level=True)
@@ -93,9 +93,9 @@ def test_rows_are_decoded_as_on_the_cpu(kernels, widths):
     draws = np.random.default_rng(1)
     columns = np.stack([draws.integers(0, most, 45, endpoint=True) for most in largest])
     rows = layout.pack(columns.astype(np.int32))
-    places = torch.from_numpy(np.stack([layout.offsets, layout.widths]).astype(np.int32))
+    column_bytes = torch.from_numpy(np.stack([layout.offsets, layout.widths]).astype(np.int32))
     block = torch.from_numpy(rows).to(DEVICE)
-    dense, ids, label = kernels.decode(block, places.to(DEVICE), 13, 26)
+    dense, ids, label = kernels.decode(block, column_bytes.to(DEVICE), 13, 26)
     _, want_ids, want_label = layout.decode(rows)
     assert np.array_equal(ids.cpu().numpy(), want_ids)
     assert np.array_equal(label.cpu().numpy(), want_label)
@@ -103,25 +103,25 @@ def test_rows_are_decoded_as_on_the_cpu(kernels, widths):
     np.testing.assert_allclose(dense.cpu().numpy(), want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 3.0)])
-def test_the_loss_and_its_gradient_are_the_operators(kernels, weights, counted):
+def test_the_loss_and_its_gradient_are_the_operators(kernels, weights, padded):
     random = torch.Generator().manual_seed(1)
     predicted = torch.rand(300, 1, generator=random).to(DEVICE)
     predicted[:4, 0] = torch.tensor([0.0, 1.0, 1e-9, 1 - 1e-7])
     label = torch.rand(300, 1, generator=random).round().to(DEVICE)
     label[:4, 0] = torch.tensor([1.0, 0.0, 0.0, 1.0])
     label[7] = 0.4
-    of_label = torch.tensor(weights, device=DEVICE)
-    counts = (torch.arange(300, device=DEVICE) < 290).float()[:, None] if counted else None
-    want = _cross_entropy(predicted, label, of_label, counts)
-    got = kernels.cross_entropy(predicted, label, of_label, counts)
+    label_weights = torch.tensor(weights, device=DEVICE)
+    mask = (torch.arange(300, device=DEVICE) < 290).float()[:, None] if padded else None
+    want = cross_entropy(predicted, label, label_weights, mask)
+    got = kernels.cross_entropy(predicted, label, label_weights, mask)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-6)
     predicted[5] = float("nan")
-    loss, gradient = kernels.cross_entropy(predicted, label, of_label, counts)
+    loss, gradient = kernels.cross_entropy(predicted, label, label_weights, mask)
     assert loss.isnan() and gradient[5].isnan() and gradient.isnan().sum() == 1
-    assert kernels.cross_entropy(predicted[:0], label[:0], of_label, None)[0] == 0
+    assert kernels.cross_entropy(predicted[:0], label[:0], label_weights, None)[0] == 0
 
 
 def test_the_kernels_compile_for_gpus_where_there_is_none_too(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CRITEO_MODEL, SMALL_MODEL, train
 
-from engine import model_file
+import dlrm_s_pytorch as dlrm
 from engine.model_file import save_model_file
 
 CONTRACT_KEYS = {
@@ -73,7 +73,7 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
 
 
 def test_a_file_holds_the_current_rate_wherever_the_step_is_taken(tmp_path):
-    """On one CPU sgd steps inside the backward pass; with accumulation outside."""
+    """On one CPU sgd steps inside the backward pass; with accumulation it steps after it."""
     warm_up = ["--lr-num-warmup-steps=100", f"--save-model={tmp_path}/m.pth"]
     for accumulate in (1, 2):
         flags = [*SMALL_MODEL, *warm_up, f"--mlperf-grad-accum-iter={accumulate}"]
@@ -97,10 +97,7 @@ RESUMED = {
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("stop", [("1", "10"), ("2", "5")])
 def test_resumed_equals_uninterrupted(tmp_path, name, stop):
-    """Stopped at the end of epoch 0, or in the middle of epoch 1 at an evaluation.
-
-    The lines and the parameters are the same.
-    """
+    """Lines and parameters are the same, whether it stopped at an epoch's end or in the middle."""
     nepochs, test_freq = stop
     flags = [*SMALL_MODEL, *RESUMED[name], f"--test-freq={test_freq}"]
     whole = train(*flags, "--nepochs=3", f"--save-model={tmp_path}/end.pth", "--test-freq=-1")
@@ -114,20 +111,18 @@ def test_resumed_equals_uninterrupted(tmp_path, name, stop):
         "--test-freq=-1",
     )
     assert resumed.status == 0, resumed.err
-    place = (int(nepochs) - 1, int(test_freq))
-    assert resumed.losses == [line for line in whole.losses if (line[2], line[0]) > place]
+    stopped = (int(nepochs) - 1, int(test_freq))
+    assert resumed.losses == [line for line in whole.losses if (line[2], line[0]) > stopped]
     assert_same_model(tmp_path / "end.pth", tmp_path / "resumed.pth")
 
 
 def save_at(path, at, argv):
     """Save at that (epoch, it), whatever the evaluation there says."""
-    import dlrm_s_pytorch as dlrm
-
     original = dlrm.Trainer.evaluate_and_save
 
     def save_here(self):
         if (self.progress.epoch, self.progress.iter) == at:
-            save_model_file(str(path), self.trained, self.progress)
+            save_model_file(str(path), self.state, self.progress)
 
     dlrm.Trainer.evaluate_and_save = save_here
     try:
@@ -157,27 +152,21 @@ def test_generators_and_best_metrics_are_restored(tmp_path):
 
 
 def test_only_an_evaluation_that_is_the_best_so_far_saves(tmp_path, kaggle, monkeypatch):
-    saves = []
-    original = save_model_file
-    monkeypatch.setattr(
-        model_file, "save", lambda *args: (saves.append(args[2].auc), original(*args))
-    )
-    flags = [
-        *CRITEO_MODEL,
-        f"--data_path={kaggle}",
-        "--learning-rate=1.5",
-        "--nepochs=3",
-        "--test-freq=6",
-    ]
-    result = train(*flags, f"--save-model={tmp_path}/m.pth", "--print-freq=1000")
+    path, stored = tmp_path / "m.pth", []
+
+    class Watched(dlrm.Trainer):
+        def evaluate_and_save(self):
+            super().evaluate_and_save()
+            stored.append(load(path)["test_auc"])
+
+    monkeypatch.setattr(dlrm, "Trainer", Watched)
+    flags = [*CRITEO_MODEL, f"--data_path={kaggle}", f"--save-model={path}", "--print-freq=1000"]
+    result = train(*flags, "--learning-rate=1.5", "--nepochs=3", "--test-freq=6")
     aucs = [test["auc"] for test in result.tests]
-    best_so_far = [auc for k, auc in enumerate(aucs) if auc > max(aucs[:k], default=-1)]
-    assert len(best_so_far) < len(aucs), "the run shall have evaluations that are not the best"
-    np.testing.assert_allclose(saves, best_so_far, atol=6e-5)
-    assert [test["best_auc"] for test in result.tests] == [
-        max(aucs[: k + 1]) for k in range(len(aucs))
-    ]
-    assert abs(load(tmp_path / "m.pth")["test_auc"] - max(aucs)) < 6e-5
+    best_so_far = [max(aucs[: k + 1]) for k in range(len(aucs))]
+    assert len(set(best_so_far)) < len(aucs), "all evaluations were the best so far"
+    np.testing.assert_allclose(stored, best_so_far, atol=6e-5)  # of four printed decimals
+    assert [test["best_auc"] for test in result.tests] == best_so_far
 
 
 def test_inference_only_repeats_the_evaluation_of_the_saved_model(tmp_path, kaggle):
@@ -191,10 +180,7 @@ def test_inference_only_repeats_the_evaluation_of_the_saved_model(tmp_path, kagg
 
 
 def test_a_file_of_the_original_loads(tmp_path):
-    """Its metrics are numpy scalars, it has no progress of ours.
-
-    And it may be in torch's old format.
-    """
+    """Its metrics are numpy scalars, it has no progress, and it may be in torch's old format."""
     path = tmp_path / "model.pth"
     train(*SMALL_MODEL, f"--save-model={path}", "--optimizer=adagrad")
     content = load(path)

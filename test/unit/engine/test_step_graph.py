@@ -3,13 +3,9 @@
 No GPU is needed: graphs are emulated (graph_program.py) on the emulated npu device.
 """
 
-import contextlib
-import importlib
 import json
 import shutil
 import sys
-import sysconfig
-import types
 
 import pytest
 import torch
@@ -29,8 +25,6 @@ import dlrm_s_pytorch as dlrm
 
 # isort: split
 from common.errors import UserError
-from devices import card
-from devices.gpu import has_triton, set_product_precision
 from engine.step_graph import check_graphs
 from ranks.process import Process
 
@@ -123,28 +117,6 @@ def test_a_run_with_graphs_is_resumed(found):
     assert_same_losses(losses_of(found["resumed"]["out"]), whole[7:])
 
 
-def test_steps_that_warm_up_wait_for_the_stream_before_them_and_are_waited_for(monkeypatch):
-    calls = []
-
-    class Stream:
-        def wait_stream(self, other):
-            calls.append(("side" if self is side else "main", "waits"))
-
-    main, side = Stream(), Stream()
-
-    @contextlib.contextmanager
-    def stream(used):
-        assert used is side
-        yield
-
-    module = types.SimpleNamespace(current_stream=lambda: main, stream=stream)
-    monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
-    monkeypatch.setattr(card, "side_stream", lambda device: side)
-    with card.apart(torch.device("cpu")):
-        calls.append("step")
-    assert calls == [("side", "waits"), "step", ("main", "waits")]
-
-
 MISTAKES = {
     "--cuda-graphs --data_path={data}": ["--cuda-graphs", "needs --use-gpu", "is cpu"],
     "--tf32": ["--tf32", "NVIDIA GPUs", "is cpu"],
@@ -168,43 +140,3 @@ def test_graphs_want_equal_shares_of_all_ranks():
     options.mini_batch_size = 128
     with pytest.raises(UserError, match="--mini-batch-size that 3 ranks share evenly: got 128"):
         check_graphs(options, process)
-
-
-@pytest.mark.parametrize("before", ["high", "highest"])
-def test_products_are_float32s_unless_it_is_said_otherwise(before):
-    """Also where a run in the same process had --tf32; sums of 16 bits' products too."""
-    torch.set_float32_matmul_precision(before)
-    settings = torch.backends.cuda.matmul
-    settings.allow_bf16_reduced_precision_reduction = True
-    settings.allow_fp16_reduced_precision_reduction = True
-    set_product_precision(torch.device("cpu"), tf32=False)
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not settings.allow_bf16_reduced_precision_reduction
-    assert not settings.allow_fp16_reduced_precision_reduction
-
-
-def test_triton_wants_a_compiler(monkeypatch, tmp_path):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme: str(tmp_path))
-    (tmp_path / "Python.h").touch()
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not has_triton(cpu, None)
-    with pytest.raises(UserError, match="no C compiler found.*--triton=false"):
-        has_triton(gpu, None)
-    monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
-    assert has_triton(gpu, None)
-    monkeypatch.setenv("CC", "no-cc")
-    with pytest.raises(UserError, match="no C compiler found .looked for CC=no-cc"):
-        has_triton(gpu, None)
-    monkeypatch.delenv("CC")
-    (tmp_path / "Python.h").unlink()
-    with pytest.raises(UserError, match="no .*Python.h found .*--triton=false"):
-        has_triton(gpu, None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not has_triton(gpu, None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert has_triton(cpu, None) and not has_triton(cpu, torch.bfloat16)

@@ -1,134 +1,27 @@
-"""A step in pieces is the step of the whole batch, and needs memory for one piece at a time."""
+"""A batch is cut into chunks and back without a copy, as many on each rank."""
 
-import dataclasses
-import json
-import sys
-
-import numpy as np
 import pytest
 import torch
-from conftest import CRITEO_MODEL, assert_same_losses, at, trained
-from torch.profiler import ProfilerActivity, profile
 
-import dlrm_s_pytorch as dlrm
 from criteo.row_layout import FLAT
-from dlrm_data_pytorch import Data
 from model.batch import CriteoBatch
-from ranks.process import Process
-from reporting.reporter import Reporter
-
-ALONE = Process(0, 1, 0, torch.device("cpu"), "gloo")
-ROWS = 20  # a batch of 128 is 7 pieces, of 18 and 19 rows
-
-
-def run(monkeypatch, piece_rows, *flags):
-    monkeypatch.setattr(dlrm, "CPU_PIECE_ROWS", piece_rows)
-    return trained(*CRITEO_MODEL, "--num-batches=10", *flags)
 
 
 @pytest.mark.parametrize(
-    "shares, most, number",
+    "shares, max_rows, num_chunks",
     [((128,), 20, 7), ((128,), 128, 1), ((2,), 1, 2), ((64, 64), 20, 4), ((21, 20, 20), 20, 2),
      ((2, 1, 0), 1, 2)],
 )  # fmt: skip
-def test_pieces_are_the_batch_in_order_and_as_many_on_each_rank(shares, most, number):
-    """A rank of fewer rows has pieces of none, as each piece is an exchange of all ranks."""
+def test_chunks_are_the_batch_in_order_and_as_many_on_each_rank(shares, max_rows, num_chunks):
+    """A rank of fewer rows has chunks of none, as all ranks take part in a chunk's exchange."""
     for rank, num_rows in enumerate(shares):
         block = torch.arange(num_rows * 40, dtype=torch.int32).view(num_rows, 40)
         block = block.view(torch.uint8)
-        pieces = CriteoBatch(block, num_rows, shares, FLAT).pieces(most)
-        assert len(pieces) == number and max(piece.num_rows for piece in pieces) <= most
-        assert torch.equal(torch.cat([piece.block for piece in pieces]), block)
-        for piece in pieces:
-            assert piece.num_rows == len(piece.block) == piece.rows_per_rank[rank]
-            assert piece.block.untyped_storage().data_ptr() == block.data_ptr(), "it is a copy"
-        of_ranks = zip(*(piece.rows_per_rank for piece in pieces), strict=True)
-        assert tuple(sum(rows) for rows in of_ranks) == shares
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rwsadagrad"])
-def test_training_in_pieces_is_training(optimizer, accumulate, kaggle, monkeypatch):
-    """Groups of 3 of 10 batches leave one over; without them SGD steps in the backward pass."""
-    flags = [f"--data_path={kaggle}", f"--mlperf-grad-accum-iter={accumulate}"]
-    flags += [f"--optimizer={optimizer}"]
-    # Adagrad's first step of an element is the rate, whatever the size of its gradient, so it
-    # shows the rounding of sums that nearly cancel
-    tolerance = 1e-6 if optimizer == "sgd" else 5e-5
-    flags += [] if optimizer == "sgd" else ["--learning-rate=0.01"]
-    whole, wanted = run(monkeypatch, sys.maxsize, *flags)
-    pieces, found = run(monkeypatch, ROWS, *flags)
-    assert (whole.piece_rows, pieces.piece_rows) == (sys.maxsize, ROWS)
-    assert len(found.losses) == 10
-    assert_same_losses(found.losses, wanted.losses)
-    want = whole.model.state_dict()
-    for name, value in pieces.model.state_dict().items():
-        torch.testing.assert_close(value, want[name], rtol=1e-5, atol=tolerance, msg=at(name))
-
-
-def test_evaluation_in_pieces_finds_the_same(kaggle, monkeypatch):
-    trainer, _ = run(monkeypatch, sys.maxsize, f"--data_path={kaggle}")
-    want = dataclasses.asdict(trainer.evaluate())
-    trainer.piece_rows, calls, forward = ROWS, [], trainer.model.forward
-
-    def counted(features, rows_per_rank):
-        calls.append(len(features.dense))
-        return forward(features, rows_per_rank)
-
-    trainer.model.forward = counted
-    assert dataclasses.asdict(trainer.evaluate()) == pytest.approx(want, abs=1e-6)
-    assert len(calls) > len(trainer.data.test) and max(calls) <= ROWS
-
-
-# ---------------------------------------------------------------- memory
-
-BOTTOM, TOP, DIM, NUM_TABLES, TABLE_ROWS = (13, 512, 256, 64), (512, 512, 256, 1), 64, 26, 100
-PIECE = 2048
-
-
-def make_trainer(optimizer, batch_rows):
-    """A trainer of the model above, and a batch for it."""
-    widths = ["-".join(map(str, widths)) for widths in (BOTTOM, TOP)]
-    options = dlrm.parse_options([
-        f"--arch-sparse-feature-size={DIM}", f"--arch-mlp-bot={widths[0]}", "--loss-function=bce",
-        f"--arch-mlp-top={widths[1]}", f"--optimizer={optimizer}", "--learning-rate=0.01",
-    ])  # fmt: skip
-    unused = range(1000)
-    data = Data(unused, unused, (TABLE_ROWS,) * NUM_TABLES, BOTTOM[0])
-    random = np.random.default_rng(0)
-    rows = random.integers(0, TABLE_ROWS, (batch_rows, 40), dtype=np.int32)
-    rows[:, 0] %= 2
-    block = torch.from_numpy(rows.view(np.uint8))
-    trainer = dlrm.Trainer(options, ALONE, data, Reporter())
-    return trainer, CriteoBatch(block, batch_rows, (batch_rows,), FLAT)
-
-
-def peak_of(action, folder):
-    """Most bytes of tensors that the action had at a time, beyond those from before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        action()
-    profiler.export_chrome_trace(str(folder / "trace.json"))
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    marks = [event for event in events if event["name"] == "[memory]"]
-    marks = [mark["args"] for mark in sorted(marks, key=lambda mark: mark["ts"])]
-    before = marks[0]["Total Allocated"] - marks[0]["Bytes"]
-    return max(mark["Total Allocated"] for mark in marks) - before
-
-
-@pytest.mark.parametrize("batch_rows", [PIECE, 4 * PIECE])
-@pytest.mark.parametrize("optimizer", ["sgd", "rwsadagrad"])
-def test_a_step_needs_at_most_three_times_the_activations_of_a_piece(
-    optimizer, batch_rows, tmp_path, monkeypatch
-):
-    """However many rows its batch has.
-
-    Sums of rows are allocated in the first steps and kept, so they are not in what is measured.
-    """
-    monkeypatch.setattr(dlrm, "CPU_PIECE_ROWS", PIECE)
-    trainer, batch = make_trainer(optimizer, batch_rows)
-    for it in (1, 2):
-        trainer.train_step(batch, it)
-    peak = peak_of(lambda: trainer.train_step(batch, 3), tmp_path)
-    interaction = DIM + (NUM_TABLES + 1) * NUM_TABLES // 2
-    activations = 4 * PIECE * (sum(BOTTOM) + NUM_TABLES * DIM + interaction + sum(TOP))
-    assert activations / 2 < peak <= 3 * activations
+        chunks = CriteoBatch(block, num_rows, shares, FLAT).chunks(max_rows)
+        assert len(chunks) == num_chunks and max(chunk.num_rows for chunk in chunks) <= max_rows
+        assert torch.equal(torch.cat([chunk.block for chunk in chunks]), block)
+        for chunk in chunks:
+            assert chunk.num_rows == len(chunk.block) == chunk.rows_per_rank[rank]
+            assert chunk.block.untyped_storage().data_ptr() == block.data_ptr(), "it is a copy"
+        by_rank = zip(*(chunk.rows_per_rank for chunk in chunks), strict=True)
+        assert tuple(sum(rows) for rows in by_rank) == shares

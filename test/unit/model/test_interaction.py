@@ -37,7 +37,7 @@ def test_products_and_gradients_equal_loops(shape, itself, on_cpu):
 @pytest.mark.parametrize("on_cpu", [True, False], ids=["kernels", "operators"])
 @pytest.mark.parametrize("itself", [True, False])
 def test_a_gradient_need_not_lie_in_order(itself, on_cpu):
-    """As one that autograd has expanded or transposed."""
+    """Autograd passes expanded and transposed ones."""
     for change in (lambda out: out.sum(), lambda out: (out.t().contiguous() ** 2).sum()):
         tensors = draw((6, 4, 8))
         inputs = [tensor.requires_grad_() for tensor in tensors]

@@ -1,4 +1,4 @@
-"""An MLP of the CPU's own passes equals torch's modules, whichever products it takes."""
+"""An MLP equals torch's modules, whichever products compute it, and its weights are numpy's."""
 
 import copy
 
@@ -9,7 +9,7 @@ from conftest import at
 from torch import nn
 
 from model import mlp
-from model.mlp import MLP, _linear
+from model.mlp import MLP, onednn_linear
 
 CPU = torch.device("cpu")
 LAST = {"ReLU": nn.ReLU, "Sigmoid": nn.Sigmoid}
@@ -58,17 +58,17 @@ def test_outputs_and_gradients_equal_torchs(name, last):
         assert_close(value, gradients(theirs)[key], key)
 
 
-@pytest.mark.skipif(_linear is None, reason="this torch or machine has no such oneDNN operator")
+@pytest.mark.skipif(onednn_linear is None, reason="no such oneDNN operator in this torch")
 @pytest.mark.parametrize("name", CASES)
 def test_only_wide_products_of_many_rows_are_onednns(name, monkeypatch):
     ours, _, inputs, gradient = make(CASES[name][0], "ReLU", CASES[name][1])
-    calls, linear = [], _linear
+    calls, linear = [], onednn_linear
 
     def counted(*args):
         calls.append(args)
         return linear(*args)
 
-    monkeypatch.setattr(mlp, "_linear", counted)
+    monkeypatch.setattr(mlp, "onednn_linear", counted)
     ours(inputs).backward(gradient)
     # forward: layers of at least 64 inputs and outputs; backward: the same but the first
     assert len(calls) == {"wide": 3 + 2, "wide_to_one": 1 + 1}.get(name, 0)
@@ -86,11 +86,11 @@ def test_inputs_that_need_no_gradient_get_none_and_change_no_other(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_backward_passes_add_up(name):
-    """Pieces of a batch, one after the other, are the batch."""
+    """Chunks of a batch, one after the other, are the batch."""
     ours, theirs, inputs, gradient = make(CASES[name][0], "Sigmoid", CASES[name][1])
     theirs(inputs.double()).backward(gradient.double())
-    for piece, of_piece in zip(inputs.split(300), gradient.split(300), strict=True):
-        ours(piece).backward(of_piece)
+    for chunk, of_chunk in zip(inputs.split(300), gradient.split(300), strict=True):
+        ours(chunk).backward(of_chunk)
     for key, value in gradients(ours).items():
         assert_close(value, gradients(theirs)[key], key)
 
@@ -146,11 +146,56 @@ def test_a_loaded_state_is_what_is_computed_with():
 
 @pytest.mark.parametrize("rows", [100, 600])
 def test_nan_stays_nan(rows):
-    """A relu that makes 0 of it, as oneDNN's does, would hide that a model has diverged."""
+    """A relu that turns it into 0, as oneDNN's does, would hide that a model diverges."""
     ours, _, inputs, _ = make((80, 128, 64, 1), "Sigmoid", rows)
     inputs[3] = float("nan")
     outputs = ours(inputs)
     assert outputs[3].isnan() and outputs.isnan().sum() == 1
+
+
+def test_initial_weights_follow_the_contract():
+    """numpy's global generator, layer by layer, a layer's weight before its bias."""
+    np.random.seed(3)
+    state = MLP((5, 8, 4), nn.ReLU(), CPU).state_dict()
+    np.random.seed(3)
+    for layer, (n, m) in zip((0, 2), ((5, 8), (8, 4)), strict=True):
+        for name, deviation, size in (
+            ("weight", np.sqrt(2 / (m + n)), (m, n)), ("bias", np.sqrt(1 / m), m),
+        ):  # fmt: skip
+            want = np.random.normal(0, deviation, size).astype(np.float32)
+            np.testing.assert_array_equal(state[f"{layer}.{name}"].numpy(), want)
+
+
+# ---------------------------------------------------------------- lower precision, and a GPU's way
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [nn.ReLU, nn.Sigmoid])
+def test_an_mlp_in_lower_precision_comes_near_float32(lower, last):
+    nets = []
+    for dtype in (None, lower):
+        np.random.seed(0)
+        nets.append(MLP((13, 32, 8), last(), CPU, dtype))
+    inputs = torch.rand(50, 13)
+    want, got = (net(inputs) for net in nets)
+    assert got.dtype == (torch.float32 if last is nn.Sigmoid else lower)
+    torch.testing.assert_close(got.float(), want, rtol=0.02, atol=0.02)
+    for net, outputs in zip(nets, (want, got), strict=True):
+        outputs.float().sum().backward()
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())
+    for one, other in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        assert (one.grad - other.grad).norm() < 0.03 * other.grad.norm()
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_a_sure_prediction_is_not_rounded_to_one(lower):
+    """bfloat16 has no number between 0.996 and 1: the loss of such a prediction was 100."""
+    np.random.seed(0)
+    net = MLP((1, 1), nn.Sigmoid(), CPU, lower)
+    with torch.no_grad():
+        net[0].weight.fill_(9.0)
+        net[0].bias.zero_()
+        assert 0.9998 < float(net(torch.ones(1, 1))) < 1
 
 
 @pytest.mark.parametrize("wider", [0, 3], ids=["as wide", "wider"])
@@ -158,15 +203,15 @@ def test_nan_stays_nan(rows):
 def test_columns_of_zeros_change_nothing(on_gpu, wider):
     """A GPU's products want widths that are multiples of 8."""
     np.random.seed(1)
-    ours = MLP((13, 24, 1), nn.Sigmoid(), CPU, torch.bfloat16)
+    ours = MLP((13, 24, 1), nn.Sigmoid(), CPU, torch.float32)
     ours._on_gpu = on_gpu
     inputs = torch.randn(6, 13, generator=torch.Generator().manual_seed(2))
-    want = ours._by_operators(inputs, torch.float32)
+    want = ours(inputs)
     want.sum().backward()
     wanted = {name: gradient.clone() for name, gradient in gradients(ours).items()}
     ours.zero_grad()
     wide = nn.functional.pad(inputs, (0, wider)).requires_grad_()
-    got = ours._by_operators(wide, torch.float32)
+    got = ours(wide)
     got.sum().backward()
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert wide.grad.shape == (6, 13 + wider) and not wide.grad[:, 13:].any()

@@ -1,12 +1,10 @@
 """Optimisers of rows: kernels equal operators, what is kept is summed, bad numbers do nothing."""
 
-import numba
-import numpy as np
 import pytest
 import torch
 from conftest import at
+from naive_embedding import draw_rows
 
-from devices import cpu_kernels
 from optim.row_gradients import SlottedRowGradients, SortedRowGradients
 from optim.row_optimizers import TABLE_OPTIMIZERS
 
@@ -23,13 +21,6 @@ def make(rule, dim, on_cpu):
     if not on_cpu:  # what other devices have
         optimizer._on_cpu, optimizer._kept = False, SortedRowGradients(len(optimizer.weight))
     return optimizer
-
-
-def draw(dim, size, seed, num_rows=NUM_ROWS):
-    """Rows, most of them several times, and their gradients."""
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randint(num_rows, (size,), generator=random)
-    return rows, torch.randn(size, dim, generator=random)
 
 
 def tensors(optimizer):
@@ -49,8 +40,28 @@ def test_kernels_equal_the_operators_of_other_devices(rule, dim):
     kernels, operators = make(rule, dim, True), make(rule, dim, False)
     for step, size in enumerate((200, 1, 37)):
         for optimizer in (kernels, operators):
-            optimizer.apply(*draw(dim, size, step), LR)
+            optimizer.apply(*draw_rows(NUM_ROWS, dim, size, step), LR)
     assert_same(kernels, operators)
+
+
+@PATHS
+def test_row_wise_adagrad_is_its_formula(on_cpu):
+    """total += mean over the row of sum^2; row -= lr * sum / (sqrt(total) + 1e-10).
+
+    The sums are of the gradients of equal rows. test_embedding_tables.py compares the other rules
+    with torch's.
+    """
+    optimizer = make("rwsadagrad", 2, on_cpu)
+    weight, total = optimizer.weight.clone(), torch.zeros(NUM_ROWS)
+    for rows, scale in (([1, 3, 1], 1.0), ([3, 0, 0], 2.0)):
+        gradients = scale * torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])
+        optimizer.apply(torch.tensor(rows), gradients, LR)
+        for row in set(rows):
+            summed = sum(gradients[k] for k, other in enumerate(rows) if other == row)
+            total[row] += summed.square().mean()
+            weight[row] -= LR * summed / (total[row].sqrt() + 1e-10)
+    torch.testing.assert_close(optimizer.weight, weight)
+    torch.testing.assert_close(optimizer.state["momentum"], total)
 
 
 @PATHS
@@ -58,7 +69,7 @@ def test_kernels_equal_the_operators_of_other_devices(rule, dim):
 def test_what_is_kept_counts_as_one_batch(rule, on_cpu):
     kept, whole = make(rule, 3, on_cpu), make(rule, 3, on_cpu)
     for step in range(2):
-        batches = [draw(3, size, 10 * step + size) for size in (5, 70, 1, 30)]
+        batches = [draw_rows(NUM_ROWS, 3, size, 10 * step + size) for size in (5, 70, 1, 30)]
         for batch in batches[:-1]:
             kept.keep(*batch)
         kept.apply(*batches[-1], LR)
@@ -78,33 +89,6 @@ def test_only_touched_rows_change(rule, on_cpu):
     for name, value in tensors(optimizer).items():
         changed = (value != before[name]).view(NUM_ROWS, -1)
         assert changed.any(1).nonzero().view(-1).tolist() == [4, 7, 9], name
-
-
-def test_a_cpu_keeps_one_sum_for_each_distinct_row():
-    kept = SlottedRowGradients(NUM_ROWS, 3)
-    total, seen = torch.zeros(NUM_ROWS, 3), set()
-    for step in range(20):
-        rows, gradients = draw(3, 100, step, num_rows=17)
-        kept.add(rows, gradients)
-        seen.update(rows.tolist())
-        total.index_add_(0, rows, gradients)
-        assert len(kept) == len(seen)
-    rows, sums = kept.take()
-    assert sorted(rows.tolist()) == sorted(seen) and sums.shape == (17, 3)
-    torch.testing.assert_close(sums, total[rows])
-    assert len(kept) == 0
-
-
-def test_memory_of_the_sums_is_kept_and_does_not_grow():
-    """The first step decides, as later ones here touch as many rows."""
-    kept, sizes = SlottedRowGradients(NUM_ROWS, 16), set()
-    for step in range(10):
-        for batch in range(3):
-            kept.add(*draw(16, 300, 3 * step + batch))
-        assert len(kept) == NUM_ROWS
-        sizes.add((kept._sums.data_ptr(), len(kept._sums), len(kept._slot_of)))
-        kept.take()
-    assert len(sizes) == 1 and len(kept._sums) <= 1.25 * NUM_ROWS
 
 
 @PATHS
@@ -141,50 +125,10 @@ def test_no_rows_change_nothing(rule, on_cpu):
     for name, value in tensors(optimizer).items():
         assert torch.equal(value, before[name]), name
     optimizer.keep(*nothing)
-    optimizer.apply(*draw(3, 9, 0), LR)
+    optimizer.apply(*draw_rows(NUM_ROWS, 3, 9, 0), LR)
     wanted = make(rule, 3, on_cpu)
-    wanted.apply(*draw(3, 9, 0), LR)
+    wanted.apply(*draw_rows(NUM_ROWS, 3, 9, 0), LR)
     assert_same(optimizer, wanted)
-
-
-@pytest.fixture
-def num_threads():
-    before = numba.get_num_threads()
-    yield numba.set_num_threads
-    numba.set_num_threads(before)
-
-
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one thread")
-def test_sums_of_rows_are_the_same_bits_on_any_number_of_threads(num_threads):
-    found = []
-    for number in (1, 2):
-        num_threads(number)
-        target = torch.zeros(50, 7)
-        cpu_kernels.add_to_rows(target, *draw(7, 20_000, 5, num_rows=50), -0.37)
-        found.append(target)
-    assert torch.equal(*found)
-
-
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 8, 61])
-def test_each_row_is_added_once_whatever_the_parts(num_parts):
-    """None is lost between two threads, and none is two threads'."""
-    rows = torch.arange(70_000).repeat(2)
-    target = torch.zeros(70_000, 1)
-    arrays = [tensor.numpy() for tensor in (target, rows, torch.ones(140_000, 1))]
-    cpu_kernels._add_to_rows(*arrays, np.float32(1), num_parts)
-    assert (target == 2).all()
-
-
-def test_other_devices_keep_no_more_pairs_than_the_table_has_rows():
-    kept, total = SortedRowGradients(NUM_ROWS), torch.zeros(NUM_ROWS, 3)
-    for step in range(10):
-        rows, gradients = draw(3, NUM_ROWS - 3, step)
-        kept.add(rows, gradients)
-        total.index_add_(0, rows, gradients)
-        assert len(kept) <= NUM_ROWS
-    rows, sums = kept.take()
-    assert len(rows) == len(sums) <= NUM_ROWS and len(kept) == 0
-    torch.testing.assert_close(torch.zeros(NUM_ROWS, 3).index_add_(0, rows, sums), total)
 
 
 def test_batches_without_ids_are_not_kept():

@@ -1,6 +1,6 @@
-"""The external shuffle: no row is lost, each order is as likely, evaluation rows keep theirs.
+"""The shuffle on disk: no row is lost, each order is as likely, evaluation rows keep theirs.
 
-Rows are told apart by a number, the first of their integers: their place in the order of all
+Rows are told apart by a number, the first of their integers: their position among the rows of all
 pieces.
 """
 
@@ -11,25 +11,25 @@ import pytest
 from scipy.stats import chi2
 
 from criteo.row_layout import Layout
-from preparation import row_files, shuffle
+from preparation.crew import Crew
+from preparation.piece_store import PieceRows
 from preparation.row_files import RowFiles
-from preparation.shuffle import PieceRows, Shuffle
-from preparation.work_folder import Crew, WorkFolder
+from preparation.shuffle import Shuffle
+from preparation.sizes import Sizes
+from preparation.work_folder import WorkFolder
 
 WIDE = Layout((1, 4, *[1] * 38))  # of prepared rows
 NARROW = Layout((1, 4, *[1] * 36, 2, 1))  # of pieces
 CELLS = 64  # a side
 
 
-@pytest.fixture(autouse=True)
-def small_buckets(monkeypatch):
-    """Of about 100 rows, so that some thousand rows have dozens."""
-    set_bucket_rows(monkeypatch, 100)
+def buckets_of(rows):
+    """Sizes of buckets of so many rows."""
+    size = rows * WIDE.row_bytes
+    return Sizes(smallest_bucket=size, largest_bucket=size, rows_per_write=77)
 
 
-def set_bucket_rows(monkeypatch, rows):
-    for name in ("SMALLEST_BUCKET", "LARGEST_BUCKET"):
-        monkeypatch.setattr(row_files, name, rows * WIDE.row_bytes)
+SMALL = buckets_of(100)  # some thousand rows have dozens
 
 
 def columns_of(numbers):
@@ -40,38 +40,34 @@ def columns_of(numbers):
     return columns
 
 
-def read_piece(runs, number):
-    begin = sum(rows for before in runs[:number] for _, rows in before)
-    numbers = np.arange(begin, begin + sum(rows for _, rows in runs[number]))
+def read_piece(runs, piece):
+    begin = sum(rows for before in runs[:piece] for _, rows in before)
+    numbers = np.arange(begin, begin + sum(rows for _, rows in runs[piece]))
     return PieceRows(NARROW.pack(columns_of(numbers)), NARROW, None)
 
 
-def rows_per_part(runs, num_parts):
+def shuffled(folder, runs, num_parts, order, seed=1, sizes=SMALL, crew=None, backwards=False):
+    """Numbers of the rows in train, test and val, in their order there."""
     rows = [0] * num_parts
     for part, number in (run for piece in runs for run in piece):
         rows[part] += number
-    return tuple(rows)
-
-
-def shuffled(folder, runs, num_parts, order, seed=1, crew=Crew(), backwards=False):  # noqa: B008
-    """Numbers of the rows as they lie in train, test, val."""
     for name in ("", "scattered", "gathered"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    target = RowFiles(folder / "final", WIDE, order, seed, rows_per_part(runs, num_parts))
-    target.make_files()
+    files = RowFiles(folder / "final", WIDE, order, seed, tuple(rows), sizes)
+    files.make_files()
     work = WorkFolder(folder)
-    shuffle = Shuffle(work, target, runs, functools.partial(read_piece, runs), "key")
+    shuffle = Shuffle(work, files, runs, functools.partial(read_piece, runs), "key")
     for tasks in (lambda: shuffle.scatter_tasks, shuffle.gather_tasks):
-        work.run(tasks()[:: -1 if backwards else 1], crew, lambda _: None)
-    return read_files(target)
+        work.run(tasks()[:: -1 if backwards else 1], crew or Crew(), lambda _: None)
+    return read_files(files)
 
 
-def read_files(target):
+def read_files(files):
     """Numbers of the rows in each file, whose other columns must be those of the number."""
     found = {}
     for split in ("train", "test", "val"):
-        rows = np.fromfile(target.folder / f"{split}.bin", np.uint8).reshape(-1, WIDE.row_bytes)
-        assert len(rows) == target.rows[split]
+        rows = np.fromfile(files.folder / f"{split}.bin", np.uint8).reshape(-1, WIDE.row_bytes)
+        assert len(rows) == files.rows[split]
         columns = WIDE.unpack(rows).T
         np.testing.assert_array_equal(columns, columns_of(columns[1]))
         found[split] = columns[1]
@@ -133,8 +129,8 @@ def test_every_row_is_there_once(tmp_path, runs, num_parts, order):
 
 
 @pytest.mark.parametrize("order", ["total", "file"])
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 10, 11])
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("rows", [0, 1, 2, 11])
+@pytest.mark.parametrize("size", [1, 3, 100])
 def test_evaluation_rows_are_cut_in_halves_in_file_order(tmp_path, rows, size, order):
     """The first half, rounded up, is test, wherever pieces end; a piece can lie in both."""
     sizes = [size] * (rows // size) + ([rows % size] if rows % size else [])
@@ -147,38 +143,30 @@ def test_evaluation_rows_are_cut_in_halves_in_file_order(tmp_path, rows, size, o
 
 
 def test_categories_become_ids_on_the_way(tmp_path):
-    """Rows of a piece's own layout and places become rows of the target's layout and ids."""
+    """Rows of a piece's own layout and indices become rows of the files' layout and ids."""
     runs = [[(0, 300)], [(0, 100), (1, 41)]]
-    tables = [np.zeros(1, np.int32)] * 26
     (tmp_path / "scattered").mkdir()
     (tmp_path / "gathered").mkdir()
     to = Layout((1, 4, *[1] * 12, 4, *[1] * 25))
     ids = [np.arange(251, dtype=np.int32) * k + 100_000 for k in (3, 5)]
+    one, all_bytes = np.zeros(1, np.int32), np.arange(256, dtype=np.int32)
 
-    def read(number):
-        encoded = read_piece(runs, number)
-        last = tables[:24] + [np.arange(256, dtype=np.int32), tables[25]]
-        return PieceRows(encoded.rows, NARROW, [ids[number], *last[1:]])
+    def read(piece):
+        rows = read_piece(runs, piece).rows
+        return PieceRows(rows, NARROW, [ids[piece], *[one] * 23, all_bytes, one])
 
     work = WorkFolder(tmp_path)
-    target = RowFiles(tmp_path / "final", to, "total", 1, (400, 41))
-    target.make_files()
-    shuffle = Shuffle(work, target, runs, read, "key")
-    work.run(shuffle.scatter_tasks, Crew(), lambda _: None)
-    work.run(shuffle.gather_tasks(), Crew(), lambda _: None)
-    rows = [np.fromfile(target.folder / f"{split}.bin", np.uint8) for split in target.rows]
+    files = RowFiles(tmp_path / "final", to, "total", 1, (400, 41), SMALL)
+    files.make_files()
+    shuffle = Shuffle(work, files, runs, read, "key")
+    for tasks in (lambda: shuffle.scatter_tasks, shuffle.gather_tasks):
+        work.run(tasks(), Crew(), lambda _: None)
+    rows = [np.fromfile(files.folder / f"{split}.bin", np.uint8) for split in files.rows]
     columns = to.unpack(np.concatenate(rows).reshape(-1, to.row_bytes)).T
     want = columns_of(columns[1])
     want[14] = np.where(columns[1] < 300, ids[0][want[14]], ids[1][want[14]])
     np.testing.assert_array_equal(columns, want)
     assert sorted(columns[1, :400]) == list(range(400)) and sorted(columns[1]) == list(range(441))
-
-
-def test_few_rows_at_a_time_are_the_same_rows(tmp_path, monkeypatch):
-    """A bucket is written in steps."""
-    want = shuffled(tmp_path / "a", DAYS, 3, "total")
-    monkeypatch.setattr(shuffle, "ROWS_AT_A_TIME", 7)
-    assert_same(shuffled(tmp_path / "b", DAYS, 3, "total"), want)
 
 
 # ---------------------------------------------------------------- what an order depends on
@@ -192,54 +180,49 @@ def assert_same(found, want):
 @pytest.mark.parametrize("order", ["total", "day"])
 def test_an_order_depends_on_the_seed_and_not_on_who_makes_it(tmp_path, order):
     """Threads, the order of the tasks, a further process: the same; another seed: another."""
-    want = shuffled(tmp_path / "one", DAYS, 3, order, seed=5)
-    assert_same(shuffled(tmp_path / "four", DAYS, 3, order, 5, Crew(threads=4)), want)
-    assert_same(shuffled(tmp_path / "last", DAYS, 3, order, 5, Crew(2, 1, 2)), want)
-    assert_same(shuffled(tmp_path / "back", DAYS, 3, order, 5, backwards=True), want)
-    other = shuffled(tmp_path / "six", DAYS, 3, order, seed=6)
-    together = len(other["train"])
-    assert (other["train"] == want["train"]).sum() < together / 20
-    assert_same({name: other[name] for name in ("test", "val")}, {
-        name: want[name] for name in ("test", "val")
-    })  # fmt: skip
+    make = functools.partial(shuffled, runs=DAYS, num_parts=3, order=order)
+    want = make(tmp_path / "one", seed=5)
+    assert_same(make(tmp_path / "four", seed=5, crew=Crew(threads=4)), want)
+    assert_same(make(tmp_path / "last", seed=5, crew=Crew(2, 1, 2)), want)
+    assert_same(make(tmp_path / "back", seed=5, backwards=True), want)
+    other = make(tmp_path / "six", seed=6)
+    assert (other["train"] == want["train"]).sum() < len(other["train"]) / 20
+    assert_same(other | {"train": want["train"]}, want)
 
 
-def test_parts_and_buckets_are_shuffled_each_by_draws_of_its_own(tmp_path, monkeypatch):
+def test_parts_and_buckets_are_shuffled_each_by_draws_of_its_own(tmp_path):
     """Two days of as many rows in like pieces do not get the same order; neither do buckets."""
     runs = [[(part, 250)] for part in (0, 0, 0, 0, 1, 1, 1, 1)] + [[(2, 3)]]
-    numbers = shuffled(tmp_path / "a", runs, 3, "day")["train"]
-    assert (numbers[:1000] == numbers[1000:] - 1000).sum() < 20
-    set_bucket_rows(monkeypatch, 10**6)
-    one = shuffled(tmp_path / "b", runs, 3, "day")["train"]
-    assert (one[:1000] == one[1000:] - 1000).sum() < 20
+    for sizes in (SMALL, buckets_of(10**6)):
+        folder = tmp_path / str(sizes.smallest_bucket)
+        numbers = shuffled(folder, runs, 3, "day", sizes=sizes)["train"]
+        assert (numbers[:1000] == numbers[1000:] - 1000).sum() < 20
 
 
 @pytest.mark.parametrize(
     "size, buckets",
-    [(0, 1), (64, 1), (32 << 20, 1), ((32 << 20) + 64, 2), (8 << 30, 256), (32 << 30, 256),
+    [(0, 1), (64, 1), (16 << 20, 1), ((16 << 20) + 64, 2), (4 << 30, 256), (32 << 30, 256),
      (64 << 30, 256), ((64 << 30) + 64, 257), (400 << 30, 1600)],
 )  # fmt: skip
-def test_the_number_of_buckets_follows_the_size(tmp_path, monkeypatch, size, buckets):
-    """Buckets of 32 MB, from 8 GB on 256 of them, and none of more than 256 MB."""
-    monkeypatch.setattr(row_files, "SMALLEST_BUCKET", 32 << 20)
-    monkeypatch.setattr(row_files, "LARGEST_BUCKET", 256 << 20)
+def test_the_number_of_buckets_follows_the_size(tmp_path, size, buckets):
+    """Buckets of 16 MB, from 4 GB on 256 of them, and none of more than 256 MB."""
     layout = Layout((2,) * 12 + (4,) * 4 + (1,) * 24)
-    target = RowFiles(tmp_path, layout, "day", 1, (5, size // layout.row_bytes, 9))
-    assert layout.row_bytes == 64 and target.num_buckets(1) == buckets
-    assert target.bucket_bytes <= 256 << 20
+    files = RowFiles(tmp_path, layout, "day", 1, (5, size // layout.row_bytes, 9))
+    assert layout.row_bytes == 64 and files.num_buckets(1) == buckets
+    assert files.bucket_bytes <= 256 << 20
 
 
 # ---------------------------------------------------------------- each order is as likely
 
 
 def likely(statistic):
-    """Does a sum of squares over 64 x 64 cells lie where 99.9 % of right shuffles' do?"""
+    """True if a chi-square over 64 x 64 cells is in the range of 99.9 % of right shuffles."""
     low, high = chi2.ppf([0.0005, 0.9995], (CELLS - 1) ** 2)
     return low < statistic < high
 
 
-def places_statistic(order):
-    """Chi-square of where rows come from against where they are, in 64ths."""
+def positions_statistic(order):
+    """Chi-square of the 64th that a row comes from against the one that it is in."""
     size = len(order) // CELLS
     table = np.zeros((CELLS, CELLS))
     np.add.at(table, (order // size, np.arange(len(order)) // size), 1)
@@ -247,7 +230,7 @@ def places_statistic(order):
 
 
 def neighbours_statistic(order):
-    """Chi-square of where a row comes from against where the next one does."""
+    """Chi-square of the 64th that a row comes from against that of the next row."""
     size = len(order) // CELLS
     source = order // size
     table = np.zeros((CELLS, CELLS))
@@ -256,53 +239,31 @@ def neighbours_statistic(order):
     return ((table - expected) ** 2 / expected).sum()
 
 
-STATISTICS = {"places": places_statistic, "neighbours": neighbours_statistic}
+STATISTICS = {"positions": positions_statistic, "neighbours": neighbours_statistic}
 LARGE = CELLS * CELLS * 8  # rows: 8 are expected in each cell
 
 
-def large_order(folder, order, seed):
+def large_order(folder, order, seed, bucket_rows):
     """Orders (n,) of each group of rows, from 0: one of total, two of day."""
     parts = (LARGE // 2, LARGE // 2) if order == "total" else (LARGE, LARGE)
     runs = [run for part, rows in enumerate(parts) for run in pieces_of(rows, part, part)]
-    found = shuffled(folder, [*runs, [(2, 2)]], 3, order, seed)["train"]
+    sizes = buckets_of(bucket_rows)
+    found = shuffled(folder, [*runs, [(2, 2)]], 3, order, seed, sizes)["train"]
     return [found] if order == "total" else [found[:LARGE], found[LARGE:] - LARGE]
 
 
-def test_the_statistics_of_numpys_own_shuffle_are_likely():
-    for seed in range(20):
-        order = np.random.default_rng(seed).permutation(LARGE)
-        assert likely(places_statistic(order)) and likely(neighbours_statistic(order))
-
-
-@pytest.mark.parametrize("bucket_rows", [900, 3000])
-@pytest.mark.parametrize("order, seed", [("total", 1), ("total", 2), ("total", 123), ("day", 3)])
-def test_a_row_is_as_likely_everywhere_and_beside_every_other(
-    tmp_path, monkeypatch, order, seed, bucket_rows
-):
-    """Buckets that do and do not end where the cells do; pieces of all sizes."""
-    set_bucket_rows(monkeypatch, bucket_rows)
-    for found in large_order(tmp_path, order, seed):
+@pytest.mark.parametrize(
+    "order, seed, bucket_rows", [("total", 1, 900), ("total", 123, 3000), ("day", 3, 900)]
+)
+def test_a_row_is_as_likely_everywhere_and_beside_every_other(tmp_path, order, seed, bucket_rows):
+    """Buckets that do not end where the cells do; pieces of all sizes."""
+    for found in large_order(tmp_path, order, seed, bucket_rows):
         statistics = {name: statistic(found) for name, statistic in STATISTICS.items()}
         assert all(map(likely, statistics.values())), statistics
 
 
-def test_many_small_shuffles_together_are_likely(tmp_path, monkeypatch):
-    """4096 rows, a row a cell, over 12 seeds: sums of tables, which one large run may hide."""
-    set_bucket_rows(monkeypatch, 300)
-    table = np.zeros((CELLS, CELLS))
-    pairs, expected = np.zeros((CELLS, CELLS)), 0
-    for seed in range(12):
-        runs = [*pieces_of(4096, 0, seed % 3), [(1, 2)]]
-        source = shuffled(tmp_path / str(seed), runs, 2, "total", seed)["train"] // CELLS
-        np.add.at(table, (source, np.arange(4096) // CELLS), 1)
-        np.add.at(pairs, (source[:-1], source[1:]), 1)
-        expected += (CELLS * CELLS - CELLS * np.eye(CELLS)) / 4096
-    assert likely(((table - 12) ** 2).sum() / 12)
-    assert likely(((pairs - expected) ** 2 / expected).sum())
-
-
 class BrokenGenerator:
-    """A generator of which one draw is none."""
+    """A generator one of whose draws is not random."""
 
     make = staticmethod(np.random.default_rng)
     broken = ""
@@ -316,16 +277,16 @@ class BrokenGenerator:
         return self._random.integers(low, high, size)
 
     def permutation(self, size):
-        return (
-            np.arange(size) if self.broken == "no second pass" else self._random.permutation(size)
-        )
+        if self.broken == "no second pass":
+            return np.arange(size)
+        return self._random.permutation(size)
 
 
 @pytest.mark.parametrize(
     "broken, found_by",
     [
-        ("no second pass", {"places", "neighbours"}),
-        ("in turn", {"places"}),
+        ("no second pass", {"positions", "neighbours"}),
+        ("in turn", {"positions"}),
         ("alike", {"neighbours"}),
         ("", set()),
     ],
@@ -334,7 +295,6 @@ def test_a_broken_shuffle_is_found(tmp_path, monkeypatch, broken, found_by):
     """Without the second pass's order, with buckets in turn, with the same draws everywhere."""
     monkeypatch.setattr(BrokenGenerator, "broken", broken)
     monkeypatch.setattr(np.random, "default_rng", BrokenGenerator)
-    set_bucket_rows(monkeypatch, 3000)
-    (order,) = large_order(tmp_path, "total", 1)
+    (order,) = large_order(tmp_path, "total", 1, 3000)
     unlikely = {name for name, statistic in STATISTICS.items() if not likely(statistic(order))}
     assert unlikely == found_by

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from conftest import SMALL_MODEL
+from conftest import train as run_program
 from torch import nn
 
 from common.errors import UserError
@@ -110,3 +112,13 @@ def test_a_trace_that_is_lost_at_the_end_is_an_error(folder, monkeypatch):
     with pytest.raises(UserError, match=r"dlrm_s_pytorch.json: the trace cannot be written"):
         train(1)
     assert (folder / "dlrm_s_pytorch.prof").read_text().startswith("phases of a training step")
+
+
+def test_a_training_run_is_told_by_its_phases():
+    """Every phase that a step on one CPU has; accumulation makes the update one of its own."""
+    flags = ["--enable-profiling", "--test-freq=5", "--mlperf-grad-accum-iter=2"]
+    result = run_program(*SMALL_MODEL, *flags)
+    assert result.status == 0, result.err
+    found = numbers(result.out.partition("phases of a training step")[2])
+    assert {name for name in PHASES if found[name][0]} == {*PHASES} - {"graph"}
+    assert found["MLPs"][0] == 2.0 and found["load"][0] == 1.0

@@ -1,0 +1,213 @@
+"""The rows of embedding tables that this rank holds, in one matrix that the backward pass updates.
+
+The matrix knows neither tables nor ranks: embedding_tables.py says which parts of which tables it
+is made of.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from common.errors import RankError
+from common.phases import phase
+from devices.execution import Execution
+from devices.gpu import triton_kernels
+from model.batch import Bags
+from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
+from optim.update import Update
+from ranks.placement import Part
+
+
+class _PooledLookup(torch.autograd.Function):
+    """Pooled vectors of bags; the backward pass updates the matrix in place.
+
+    So no gradient of the matrix's size exists, and autograd sees no parameter. `anchor` is a
+    tensor that wants a gradient: without one autograd would not call `backward`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: torch.Tensor,
+        matrix: "EmbeddingMatrix",
+        bags: Bags,
+        update: Update | None,
+    ) -> torch.Tensor:
+        ctx.matrix, ctx.bags, ctx.update = matrix, bags, update
+        return matrix.pool_bags(bags)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None, None]:  # type: ignore[override]
+        assert ctx.update is not None, "a forward pass without an update has no backward pass"
+        with phase("update"):
+            ctx.matrix.update_rows(ctx.bags, gradient, ctx.update)
+        return None, None, None, None
+
+
+class EmbeddingMatrix:
+    """Parts of one dimension D, one below the other: one lookup and one update serve all of them.
+
+    Args:
+        parts: the P parts, in the order of the columns of the bags that are looked up.
+        dim: D, which a rank without parts needs too.
+        device: of the matrix.
+        optimizer: sgd, adagrad or rwsadagrad.
+        learned_pooling: each row has a trained weight in the sum over its bag.
+        execution: how the device is used; the matrix and its updates are float32 in any case.
+
+    Attributes:
+        weight: (R, D) float32, R rows of all parts.
+        pooling: (R, 1) float32 weights in sums over bags, or None.
+        optimizer: of `weight`.
+        pooling_optimizer: of `pooling`, or None.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        dim: int,
+        device: torch.device,
+        optimizer: str,
+        learned_pooling: bool,
+        execution: Execution,
+    ) -> None:
+        self._execution, self._num_parts, self._dim = execution, len(parts), dim
+        self._rows_of: dict[Part, slice] = {}
+        num_rows = 0
+        for part in parts:
+            self._rows_of[part] = slice(num_rows, num_rows + part.num_rows)
+            num_rows += part.num_rows
+        offsets = [self._rows_of[part].start - part.begin for part in parts]
+        self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device)
+        self.weight = _zeros(num_rows, dim, device)
+        self.optimizer = TABLE_OPTIMIZERS[optimizer](self.weight, execution.triton)
+        self.pooling: torch.Tensor | None = None
+        self.pooling_optimizer: RowOptimizer | None = None
+        if learned_pooling:
+            self.pooling = torch.ones(num_rows, 1, device=device)
+            self.pooling_optimizer = POOLING_OPTIMIZERS[optimizer](self.pooling, execution.triton)
+        self._triton = triton_kernels() if execution.triton else None
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
+
+    def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:
+        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, D).
+
+        Args:
+            bags: each part's column has ids of the part's table.
+            update: what the backward pass does with the gradients; None: there is no such pass.
+        """
+        pooled: torch.Tensor = _PooledLookup.apply(
+            self._anchor, self, self._ids_to_rows(bags), update
+        )
+        return pooled
+
+    def _ids_to_rows(self, bags: Bags) -> Bags:
+        """Ids of the parts' tables -> rows of the matrix: each part's own function of the id."""
+        if bags.lengths is None:
+            if not self._num_parts:
+                return Bags(bags.ids.long())
+            return Bags((bags.ids.view(-1, self._num_parts) + self._offsets).view(-1))
+        offsets = self._offsets.expand_as(bags.lengths).reshape(-1)
+        offset_of_id = torch.repeat_interleave(
+            offsets, bags.lengths.reshape(-1), output_size=len(bags.ids)
+        )
+        return Bags(bags.ids + offset_of_id, bags.lengths)
+
+    def pool_bags(self, bags: Bags) -> torch.Tensor:
+        """Bags of rows of the matrix -> the sums of their vectors (bags, D)."""
+        weights = None if self.pooling is None else F.embedding(bags.ids, self.pooling)
+        if bags.lengths is None:
+            vectors = self._vectors(bags.ids)
+            return vectors if weights is None else vectors * weights
+        lengths = bags.lengths.reshape(-1)
+        begins = lengths.cumsum(0) - lengths
+        weights = None if weights is None else weights.view(-1)
+        return F.embedding_bag(
+            bags.ids, self.weight, begins, mode="sum", per_sample_weights=weights
+        )
+
+    def _vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B * P,) rows of the matrix -> their vectors (B * P, D)."""
+        if self._triton and self._execution.one_lookup:
+            lower = self._execution.lower or self.weight.dtype
+            vectors: torch.Tensor = self._triton.look_up(self.weight, rows, lower)
+            return vectors
+        if self._execution.one_lookup or not self._num_parts:
+            return F.embedding(rows, self.weight)
+        columns = rows.view(-1, self._num_parts).unbind(1)
+        by_part = [F.embedding(column, self.weight) for column in columns]
+        return torch.stack(by_part, dim=1).view(-1, self._dim)
+
+    def update_rows(self, bags: Bags, gradient: torch.Tensor, update: Update) -> None:
+        """Apply the gradient of the pooled vectors (bags, D) to the rows in the bags, or keep it.
+
+        Args:
+            bags: of rows of the matrix.
+            gradient: of what `pool_bags` returned.
+            update: says which of both.
+        """
+        row_gradients = gradient
+        if bags.lengths is not None:
+            bag_of_id = torch.repeat_interleave(bags.lengths.reshape(-1), output_size=len(bags.ids))
+            row_gradients = F.embedding(bag_of_id, gradient)
+        if self.pooling is not None and self.pooling_optimizer is not None:
+            vectors = F.embedding(bags.ids, self.weight)
+            pooling_gradients = (row_gradients * vectors).sum(1, keepdim=True)
+            row_gradients = row_gradients * F.embedding(bags.ids, self.pooling)
+            _apply_or_keep(self.pooling_optimizer, bags.ids, pooling_gradients, update)
+        _apply_or_keep(self.optimizer, bags.ids, row_gradients, update)
+
+    def apply_kept(self, update: Update) -> None:
+        """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
+        if not update.scale.is_on:
+            return
+        for optimizer in (self.optimizer, self.pooling_optimizer):
+            if optimizer is not None:
+                optimizer.apply_kept(update.lr, update.scale)
+
+    def row_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors with a row for each row of the matrix, by name.
+
+        They are `weight`, the optimiser's state by its own names, `pooling` and the state of the
+        pooling weights as `pooling.sum`.
+        """
+        found = {"weight": self.weight} | self.optimizer.state
+        if self.pooling is not None and self.pooling_optimizer is not None:
+            found["pooling"] = self.pooling.view(-1)
+            found |= {
+                f"pooling.{name}": state.view(-1)
+                for name, state in self.pooling_optimizer.state.items()
+            }
+        return found
+
+    def part_view(self, name: str, part: Part) -> torch.Tensor | None:
+        """The rows of `row_tensors()[name]` that are the part's; None if it is not held here."""
+        rows = self._rows_of.get(part)
+        return None if rows is None else self.row_tensors()[name][rows]
+
+
+def _zeros(num_rows: int, dim: int, device: torch.device) -> torch.Tensor:
+    try:
+        return torch.zeros(num_rows, dim, device=device)
+    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory errors are RuntimeErrors
+        raise RankError(
+            f"no memory for {num_rows} rows of {dim} numbers ({4e-9 * num_rows * dim:.1f} GB of"
+            f" tables) on {device}: more ranks, a lower --max-ind-range or a smaller"
+            " --arch-sparse-feature-size help"
+        ) from error
+
+
+def _apply_or_keep(
+    optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor, update: Update
+) -> None:
+    """Pass gradients (n, D) of rows (n,) to their optimiser, which applies or keeps them."""
+    if update.scale.is_on:
+        gradients = gradients.float()  # without their scale float16 would make some of them 0
+        update.scale.unscale_([gradients])
+        optimizer.keep(rows, gradients)
+    elif update.rows_now:
+        optimizer.apply(rows, gradients, update.lr)
+    else:
+        optimizer.keep(rows, gradients)

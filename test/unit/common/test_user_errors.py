@@ -1,0 +1,69 @@
+"""What ends a program becomes one line on stderr and an exit status."""
+
+import pickle
+
+import pytest
+
+from common.errors import RankError, UserError, reports_errors
+
+
+def end_with(error, argv=()):
+    @reports_errors
+    def main(argv=None):
+        if error is not None:
+            raise error
+        return len(argv)
+
+    return main(argv)
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (UserError("--a is\n   wrong"), "error: --a is wrong"),
+        (RankError("the card is hot"), "error: the card is hot"),
+        (PermissionError(13, "Permission denied", "/a/file"), "error: /a/file: Permission denied"),
+        (OSError("no\nname"), "error: a file: no name"),
+        (MemoryError("1 TB"), "error: out of memory (1 TB): smaller batches or tables help"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(error, line, capsys):
+    assert end_with(error) == 2
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_an_interrupt_is_status_130_and_a_bug_keeps_its_traceback(capsys):
+    assert end_with(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(ZeroDivisionError):
+        end_with(ZeroDivisionError())
+    assert end_with(None, ["a", "b"]) == 2, "the program's own status"
+
+
+@pytest.mark.parametrize(
+    "environment, is_first",
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "9", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "1"}, False),
+        ({"RANK": "nonsense"}, False),
+    ],
+)
+def test_what_all_ranks_find_is_printed_once_a_machine(environment, is_first, monkeypatch, capsys):
+    """What one rank finds is printed by that rank, whichever it is."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert end_with(UserError("all find it")) == 2
+    assert capsys.readouterr().err == ("error: all find it\n" if is_first else "")
+    assert end_with(RankError("one finds it")) == 2
+    assert capsys.readouterr().err == "error: one finds it\n"
+
+
+@pytest.mark.parametrize("kind", [UserError, RankError])
+def test_an_error_keeps_its_type_and_line_between_processes(kind):
+    error = pickle.loads(pickle.dumps(kind("one line")))
+    assert type(error) is kind and str(error) == "one line"

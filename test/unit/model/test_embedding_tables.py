@@ -1,0 +1,137 @@
+"""Embedding tables equal loops over ids and torch's optimisers over dense gradients."""
+
+import numpy as np
+import pytest
+import torch
+from naive_embedding import bags_of, draw_bags, naive_vectors, parameters_of
+
+from devices.execution import Execution
+from model.embedding_tables import EmbeddingTables, PoolingWeights
+from model.exchange import Exchange
+from optim.update import Update
+from ranks.placement import place_tables
+from ranks.process import Process
+
+NUM_ROWS, DIM, BATCH = (7, 3, 50), 4, 6
+ONE_EACH = pytest.mark.parametrize("one_each", [True, False], ids=["one id", "any length"])
+LEARNED = pytest.mark.parametrize("learned", [True, False], ids=["learned", "plain"])
+
+
+def make(optimizer="sgd", learned=False, rank=0, world_size=1, execution=Execution()):  # noqa: B008
+    process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
+    placed = place_tables(NUM_ROWS, DIM, world_size)
+    tables = EmbeddingTables(placed, Exchange(process, placed), optimizer, learned, execution)
+    np.random.seed(3)
+    tables.initialise()
+    return tables
+
+
+def state_of(tables, learned):
+    """The state dict under the names that the model gives to both modules."""
+    state = tables.state_dict(prefix="emb_l.")
+    return PoolingWeights(tables).state_dict(prefix="v_W_l.") | state if learned else state
+
+
+@ONE_EACH
+@LEARNED
+def test_vectors_equal_sums_over_bags(learned, one_each):
+    tables = make(learned=learned)
+    if learned:
+        tables.matrix.pooling.uniform_(0.5, 2)
+    bags, lists = draw_bags(NUM_ROWS, BATCH, one_each)
+    got = tables(bags, (BATCH,))
+    want = naive_vectors(*parameters_of(state_of(tables, learned), NUM_ROWS), lists)
+    torch.testing.assert_close(got, want.detach())
+
+
+def test_one_lookup_for_each_part_returns_the_vectors_of_one_for_all():
+    bags, _ = draw_bags(NUM_ROWS, BATCH, one_each=True)
+    one_by_one = make(execution=Execution(one_lookup=False))
+    assert torch.equal(one_by_one(bags, (BATCH,)), make()(bags, (BATCH,)))
+
+
+@ONE_EACH
+@LEARNED
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_updated_rows_equal_torch_optim(optimizer, learned, one_each):
+    """Three steps, in which rows come several times, against dense gradients of whole tables."""
+    tables = make(optimizer, learned)
+    weights, pooling = parameters_of(state_of(tables, learned), NUM_ROWS)
+    optimizer_class = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adagrad
+    reference = optimizer_class([*weights, *(pooling if learned else [])], lr=0.1)
+    for step in range(3):
+        bags, lists = draw_bags(NUM_ROWS, BATCH, one_each, seed=step)
+        gradient = torch.randn(BATCH, len(NUM_ROWS), DIM)
+        reference.zero_grad()
+        naive_vectors(weights, pooling, lists).backward(gradient)
+        tables(bags, (BATCH,), Update(0.1)).backward(gradient)
+        reference.step()
+    got = parameters_of(state_of(tables, learned), NUM_ROWS)
+    for found, wanted in zip(got, (weights, pooling), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_gradients_are_kept_until_a_pass_that_updates():
+    """Chunks of a batch: all see the same rows, and these change with the last chunk."""
+    whole, chunked = make("adagrad"), make("adagrad")
+    bags, lists = draw_bags(NUM_ROWS, BATCH, one_each=True)
+    gradient = torch.randn(BATCH, len(NUM_ROWS), DIM)
+    whole(bags, (BATCH,), Update(0.1)).backward(gradient)
+    before = chunked.matrix.weight.clone()
+    chunked(bags_of(lists[:4], True), (4,), Update(0.1, rows_now=False)).backward(gradient[:4])
+    assert torch.equal(chunked.matrix.weight, before)
+    chunked(bags_of(lists[4:], True), (2,), Update(0.1)).backward(gradient[4:])
+    torch.testing.assert_close(chunked.matrix.weight, whole.matrix.weight)
+
+
+def test_no_parameter_has_a_gradient_of_a_tables_size_and_evaluation_makes_no_graph():
+    tables = make()
+    assert list(tables.parameters()) == []
+    with torch.no_grad():
+        assert tables(draw_bags(NUM_ROWS, BATCH, True)[0], (BATCH,)).grad_fn is None
+
+
+def test_initial_weights_follow_the_contract():
+    """numpy's global generator, table by table."""
+    state = make().state_dict()
+    np.random.seed(3)
+    for table, rows in enumerate(NUM_ROWS):
+        bound = np.sqrt(1 / rows)
+        want = np.random.uniform(-bound, bound, (rows, DIM)).astype(np.float32)
+        np.testing.assert_array_equal(state[f"{table}.weight"].numpy(), want)
+
+
+def test_ranks_hold_and_initialise_their_own_parts_of_the_tables():
+    whole = dict(make(learned=True).part_views("weight"))
+    held = []
+    for rank in range(2):
+        tables = make(learned=True, rank=rank, world_size=2)
+        assert [part.table for part in tables.parts] == [0, 1, 2]
+        views = {part: view for part, view in tables.part_views("weight") if view is not None}
+        assert {part.rank for part in views} == {rank}
+        assert set(tables.state_dict()) == {part.key for part in views}
+        pooling = {str(part.table) for part in views}
+        assert set(PoolingWeights(tables).state_dict()) == pooling
+        held += views.items()
+    assert len(held) == len(whole)
+    for part, view in held:
+        (want,) = (other for whole_part, other in whole.items() if whole_part.table == part.table)
+        assert torch.equal(view, want)
+
+
+@LEARNED
+def test_a_loaded_state_is_what_is_looked_up(learned):
+    """A rank takes the rows of its own parts from the whole state."""
+    whole = make(learned=learned)
+    whole.matrix.weight.mul_(-2)
+    if learned:
+        whole.matrix.pooling.uniform_(0.5, 2)
+    for rank in range(2):
+        tables = make(learned=learned, rank=rank, world_size=2)
+        tables.load_state_dict(whole.state_dict())
+        if learned:
+            PoolingWeights(tables).load_state_dict(PoolingWeights(whole).state_dict())
+        for name in ("weight", "pooling") if learned else ("weight",):
+            wanted = [view for _, view in whole.part_views(name)]
+            for part, view in tables.part_views(name):
+                assert view is None or torch.equal(view, wanted[part.table])
