@@ -7,12 +7,13 @@ import importlib
 import os
 import socket
 import sys
+import traceback
 
 
 def run_ranks(num_ranks, work):
     """Run `work` on that many ranks, with the environment that torchrun gives them, and exit.
 
-    The status is 0 if all ranks have returned. No thread may have been started before.
+    The status is 0 if `work` has returned on all ranks. No thread may have been started before.
     """
     importlib.import_module("torch.fx.experimental.symbolic_shapes")  # or each backward does it
     with socket.socket() as unused:
@@ -23,6 +24,17 @@ def run_ranks(num_ranks, work):
     for rank in range(num_ranks):
         if os.fork() == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            work()
-            sys.exit()
+            _work_and_end(work)
     sys.exit(any([os.wait()[1] for _ in range(num_ranks)]))
+
+
+def _work_and_end(work):
+    """End without Python's clean-up: a fork's takes a second, as it copies the parent's memory."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
