@@ -116,32 +116,39 @@ check_options() {
 
 # ---------------------------------------------------------------- devices
 
-count_cards() { # npu|cuda: prints how many cards torch finds; 0 where it cannot look
-    "$PYTHON" - "$1" "$ROOT" 2>/dev/null <<'PY' || echo 0
+count_cards() { # npu|cuda...: prints how many cards torch finds of each kind; 0 if it cannot look
+    "$PYTHON" - "$ROOT" "$@" 2>/dev/null <<'PY'
 import sys
 
-sys.path.insert(0, sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 from devices.card import count_cards
 from devices.npu import import_torch_npu
 
-if sys.argv[1] == "npu":
-    import_torch_npu()
-print(count_cards(sys.argv[1]))
+for kind in sys.argv[2:]:
+    try:
+        if kind == "npu":
+            import_torch_npu()
+        print(count_cards(kind))
+    except Exception:
+        print(0)
 PY
 }
 
 choose_device() { # sets DEVICE: npu, else gpu, else cpu; the demo takes the cpu
+    local cards found=()
     [ "$DEVICE" = npu ] && source_cann
     [ -z "$DEVICE" ] && [ -n "$DEMO" ] && DEVICE=cpu
+    [ "$DEVICE" = cpu ] && return
     if [ -z "$DEVICE" ]; then
         find_cann && source_cann
-        if [ "$(count_cards npu)" -gt 0 ]; then DEVICE=npu; elif [ "$(count_cards cuda)" -gt 0 ]; then DEVICE=gpu; else DEVICE=cpu; fi
+        mapfile -t found < <(count_cards cuda npu)
+        if [ "${found[1]:-0}" -gt 0 ]; then DEVICE=npu; elif [ "${found[0]:-0}" -gt 0 ]; then DEVICE=gpu; else DEVICE=cpu; fi
         echo "Training on: $DEVICE" >&2
+        case $DEVICE in npu) cards=${found[1]} ;; gpu) cards=${found[0]} ;; cpu) return ;; esac
+    else
+        cards=$(count_cards "${DEVICE/gpu/cuda}")
     fi
-    [ "$DEVICE" = cpu ] && return
-    local cards
-    cards=$(count_cards "${DEVICE/gpu/cuda}")
-    [ "$cards" -gt 0 ] || return 0 # the program's own check says what it looked for
+    [ "${cards:-0}" -gt 0 ] || return 0 # the program's own check says what it looked for
     [ "$cards" -ge "$NPROC" ] || fail "$NPROC ranks want $NPROC cards, found $cards ($DEVICE): give --nproc=$cards or --device cpu"
 }
 

@@ -28,6 +28,8 @@ import dlrm_s_pytorch  # noqa: E402  (before torch, as cpu_kernels wants it)
 import torch  # noqa: E402
 
 RELEASE = torch.__version__.partition("+")[0]  # without the build, as +cpu
+# for a shell in which python3 is the Python of the tests
+PYTHON_FIRST = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _through_os(name):
@@ -131,17 +133,17 @@ def at(name):
 
 
 def shell(*command, cwd=None, env=None, timeout=300):
-    """Run a command as a user does; gives the finished process with its text."""
-    ours = (
-        "RANK",
-        "WORLD_SIZE",
-        "TORCH_DEVICE_BACKEND_AUTOLOAD",
-    )  # a user's shell has none of them
+    """Run a command as a user does; returns the finished process with its text.
+
+    It has one thread: tests run side by side, and threads that wait for one another's core would
+    make a small step many times slower.
+    """
+    ours = ("RANK", "WORLD_SIZE", "TORCH_DEVICE_BACKEND_AUTOLOAD")  # a user's shell has none
     settings = {key: value for key, value in os.environ.items() if key not in ours}
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=settings | (env or {}),
+        env=settings | {"OMP_NUM_THREADS": "1"} | (env or {}),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -167,6 +169,20 @@ def kaggle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "kaggle"
     shutil.copytree(GOLDEN / "data" / "kaggle", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory):
+    """The files of a clone, in a folder without .venv; with the kernels that numba has compiled."""
+    target = tmp_path_factory.mktemp("copy") / "dlrm"
+    test = ROOT / "test"
+    ours = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *ROOT.glob("[a-z]*/*.py")]
+    kernels = [*ROOT.glob("*/__pycache__/*.nbi"), *ROOT.glob("*/__pycache__/*.nbc")]
+    for path in [*ours, *test.glob("*.sh"), *kernels]:
+        own = target / path.relative_to(ROOT)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, own)  # numba looks at the time of a file's last change
+    return target
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Runs cases of the program in one process group, so that one launch serves all of them.
 
-    torchrun --nproc_per_node=3 ranks_program.py cases.json results.json [backend]
+    python ranks_program.py num_ranks cases.json results.json [backend]
 
-cases: {name: argv}; results: {name: {"out", "table_rows", "rows_read", "rows_computed", "alike":
-what all ranks have alike}}, lists by rank. FIRST_SCALE in the environment: of --amp=fp16.
+cases: {name: argv}; results: what `run_cases` returns. The variable FIRST_SCALE is the first loss
+scale of --amp=fp16.
 """
 
 import contextlib
@@ -14,13 +14,17 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch._dynamo  # before the group, as extend_distributed explains  # noqa: F401
-import torch.distributed as dist
-
 import dlrm_s_pytorch as dlrm
+
+# isort: split
+import torch.distributed as dist
+from forked_ranks import run_ranks
+
+from engine import step
 from optim import loss_scale
 
 
@@ -39,6 +43,42 @@ class Watched(dlrm.Trainer):
         return super().train_step(batch, it)
 
 
+def facts_of(trainer):
+    """What a rank has done; `alike` is to be the same on all ranks."""
+    parameters = trainer.model.dense_parameters()
+    return {
+        "table_rows": len(trainer.model.emb_l.matrix.weight),
+        "rows_read": trainer.data.train.num_rows_read,
+        "rows_computed": trainer.rows_computed,
+        "alike": (
+            sum(float(p.detach().cpu().double().sum()) for p in parameters),
+            *trainer.state.scale.state(),
+        ),
+    }
+
+
+def gathered(facts):
+    if not dist.is_initialized():
+        return [facts]
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, facts)
+    return found
+
+
+@mock.patch.object(dlrm, "Trainer", Watched)
+def run_cases(cases):
+    """{name: {"out": what was printed, and each of `facts_of` as a list by rank}}."""
+    found = {}
+    for name, argv in cases.items():
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert dlrm.main(argv) == 0
+        ranks = gathered(facts_of(Watched.latest))
+        found[name] = {key: [facts[key] for facts in ranks] for key in ranks[0]}
+        found[name]["out"] = out.getvalue()
+    return found
+
+
 def assert_gloo_has_ended():
     """A thread of gloo's that outlives its group can abort the process when Python shuts down."""
     names = []
@@ -51,45 +91,22 @@ def assert_gloo_has_ended():
 
 
 def main():
-    cases, results = Path(sys.argv[1]), Path(sys.argv[2])
-    if len(sys.argv) > 3:  # that of the emulated npu device
+    num_ranks, cases, results, *backend = sys.argv[1:]
+    if backend:  # that of the emulated npu device
         importlib.import_module("torch_npu")
-    dist.init_process_group(*(sys.argv[3:] or ["gloo"]))
-    dlrm.Trainer = Watched
-    if dist.get_world_size() > 1:  # several ranks' steps in pieces equal one rank's whole ones
-        dlrm.CPU_PIECE_ROWS = 30
+        importlib.import_module("torch._dynamo")  # before the group, as ranks/process.py explains
+    step.CPU_CHUNK_ROWS = 30  # ranks' steps in chunks equal one rank's whole ones
     loss_scale.FIRST_SCALE = float(os.environ.get("FIRST_SCALE", loss_scale.FIRST_SCALE))
-    found = {}
-    for name, argv in json.loads(cases.read_text()).items():
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            assert dlrm.main(argv) == 0
-        trainer = Watched.latest
-        facts = [None] * dist.get_world_size()
-        mine = (
-            len(trainer.model.emb_l.matrix.weight),
-            trainer.data.train.num_rows_read,
-            trainer.rows_computed,
-            (
-                sum(
-                    float(p.detach().cpu().double().sum()) for p in trainer.model.dense_parameters()
-                ),
-                *trainer.scale.state(),
-            ),
-        )
-        dist.all_gather_object(facts, mine)
-        columns = dict(
-            zip(
-                ("table_rows", "rows_read", "rows_computed", "alike"),
-                zip(*facts, strict=True),
-                strict=True,
-            )
-        )
-        found[name] = {"out": out.getvalue(), **columns}
-    if dist.get_rank() == 0:
-        results.write_text(json.dumps(found))
-    dist.destroy_process_group()
-    assert_gloo_has_ended()
+
+    def work():
+        dist.init_process_group(*(backend or ["gloo"]))
+        found = run_cases(json.loads(Path(cases).read_text()))
+        if dist.get_rank() == 0:
+            Path(results).write_text(json.dumps(found))
+        dist.destroy_process_group()
+        assert_gloo_has_ended()
+
+    run_ranks(int(num_ranks), work)
 
 
 if __name__ == "__main__":

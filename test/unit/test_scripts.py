@@ -7,27 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, shell
+from conftest import GOLDEN, PYTHON_FIRST, shell
 
-SCRIPTS = sorted(path.name for path in (ROOT / "test").glob("*.sh"))
-PYTHON_FIRST = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """What a clone holds."""
-    target = tmp_path_factory.mktemp("copy") / "dlrm"
-    ours = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *ROOT.glob("[a-z]*/*.py")]
-    for path in [*ours, *(ROOT / "test").glob("*.sh")]:
-        place = target / path.relative_to(ROOT)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)
-    return target
+TINY_MLPS = ["--arch-mlp-bot=13-32-16", "--arch-mlp-top=32-1"]
 
 
 def script(copy, name, *argv, cwd, timeout=400):
@@ -49,10 +35,39 @@ def final(text):
     return float(found[1]), float(found[2])
 
 
-DEMO = {"150 batches": (["--", "--num-batches=150"], 0.08), "whole": ([], 0.03)}
+def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
+    data, here = tmp_path / "data", tmp_path / "here"
+    shutil.copytree(GOLDEN / "data" / "kaggle", data)
+    here.mkdir()
+    device, whole = ["--device=cpu", "--device_id=3"], ["--", "--data-sub-sample-rate=0"]
+    done = script(copy, "train_full_1p.sh", "--data_path", "../data", *device, *whole, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "Finished training it 47/47" in done.stdout
+    facts = results(copy, "DLRM_bs128_1p_acc", device_id=3)
+    assert facts["Network"] == "DLRM" and facts["RankSize"] == "1"
+    content = torch.load(here / "DLRM.pth", weights_only=True)
+    assert content["state_dict"]["emb_l.0.weight"].shape[1] == 16
+    options = [f"--data_path={data}", *device, "--nproc=2"]
+    evaluated = script(copy, "train_eval_8p.sh", *options, *whole, cwd=here)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert final(evaluated.stdout)[1] == pytest.approx(float(facts["TrainAccuracy"]), abs=2e-4)
 
 
-@pytest.mark.parametrize("length", ["150 batches", pytest.param("whole", marks=pytest.mark.slow)])
+def test_terabyte_performance_on_one_rank(copy, tmp_path):
+    shutil.copytree(GOLDEN / "data" / "terabyte", tmp_path / "data")
+    options = [f"--data-path={tmp_path}/data", "--device=cpu", "--", "--mini_batch_size=64"]
+    done = script(copy, "train_performance_1p.sh", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Finished training") == 11
+    assert results(copy, "DLRM_bs64_1p_perf")["BatchSize"] == "64"
+    times = [float(ms) for ms in re.findall(r", ([\d.]+) ms/it", done.stdout)]
+    assert final(done.stdout)[0] == pytest.approx(64 * 1000 / np.mean(times[1:]), rel=1e-3)
+
+
+DEMO = {"60 batches": (["--", "--num-batches=60", "--test-freq=60"], 0.13), "whole": ([], 0.03)}
+
+
+@pytest.mark.parametrize("length", ["60 batches", pytest.param("whole", marks=pytest.mark.slow)])
 def test_the_demo_with_8_ranks_comes_near_the_bayes_auc(length, copy, tmp_path):
     """The README's first command; a second run sets up, makes and prepares nothing."""
     flags, distance = DEMO[length]
@@ -64,77 +79,23 @@ def test_the_demo_with_8_ranks_comes_near_the_bayes_auc(length, copy, tmp_path):
     assert fps > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["DLRM.png", "DLRM.pth"]
     facts = results(copy, "DLRM_bs1024_8p_acc")
-    assert (
-        facts["RankSize"] == "8" and facts["BatchSize"] == "1024" and facts["DeviceType"] == "cpu"
-    )
+    told = {"RankSize": "8", "BatchSize": "1024", "DeviceType": "cpu"}
+    assert told.items() <= facts.items()
     assert float(facts["TrainAccuracy"]) == auc and float(facts["ActualFPS"]) == fps
     assert 0.3 < float(facts["ActualLoss"]) < 0.6
     logs = sorted(path.name for path in (copy / "test" / "output" / "0").glob("train_*.log"))
     assert logs == [f"train_{rank}.log" for rank in range(8)]
     assert not (copy / ".venv").exists(), "the Python at hand has all that is needed"
-    assert torch.load(tmp_path / "DLRM.pth", weights_only=True)["test_auc"] == pytest.approx(
-        auc, abs=1e-4
-    )
+    saved = torch.load(tmp_path / "DLRM.pth", weights_only=True)
+    assert saved["test_auc"] == pytest.approx(auc, abs=1e-4)
 
-    again = script(copy, "train_performance_8p.sh", "--demo", "--nproc=2", cwd=tmp_path)
+    small = ["--nproc=2", "--batch_size=64"]
+    again = script(copy, "train_performance_8p.sh", "--demo", *small, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     for word in ("Setting up", "Installing", "Made ", "Prepared "):
         assert word not in again.stdout + again.stderr, word
     assert final(again.stdout)[0] > 0 and "Testing at" not in again.stdout
-    assert results(copy, "DLRM_bs1024_2p_perf")["CaseName"] == "DLRM_bs1024_2p_perf"
-
-
-def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
-    data, here = tmp_path / "data", tmp_path / "here"
-    shutil.copytree(GOLDEN / "data" / "kaggle", data)
-    here.mkdir()
-    device = "--device=cpu", "--device_id=3"
-    done = script(
-        copy,
-        "train_full_1p.sh",
-        "--data_path",
-        "../data",
-        *device,
-        "--",
-        "--data-sub-sample-rate=0",
-        cwd=here,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Finished training it 47/47" in done.stdout
-    facts = results(copy, "DLRM_bs128_1p_acc", device_id=3)
-    assert facts["Network"] == "DLRM" and facts["RankSize"] == "1"
-    content = torch.load(here / "DLRM.pth", weights_only=True)
-    assert content["state_dict"]["emb_l.0.weight"].shape[1] == 16
-    evaluated = script(
-        copy,
-        "train_eval_8p.sh",
-        f"--data_path={data}",
-        *device,
-        "--nproc=2",
-        "--",
-        "--data-sub-sample-rate=0",
-        cwd=here,
-    )
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert final(evaluated.stdout)[1] == pytest.approx(float(facts["TrainAccuracy"]), abs=2e-4)
-
-
-def test_terabyte_performance_on_one_rank(copy, tmp_path):
-    shutil.copytree(GOLDEN / "data" / "terabyte", tmp_path / "data")
-    done = script(
-        copy,
-        "train_performance_1p.sh",
-        f"--data-path={tmp_path}/data",
-        "--device=cpu",
-        "--",
-        "--mini_batch_size=64",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Finished training") == 11
-    assert results(copy, "DLRM_bs64_1p_perf")["BatchSize"] == "64"
-    times = [float(ms) for ms in re.findall(r", ([\d.]+) ms/it", done.stdout)]
-    assert final(done.stdout)[0] == pytest.approx(64 * 1000 / np.mean(times[1:]), rel=1e-3)
+    assert results(copy, "DLRM_bs64_2p_perf")["CaseName"] == "DLRM_bs64_2p_perf"
 
 
 @pytest.mark.parametrize(
@@ -160,43 +121,21 @@ def test_mistakes_are_one_line_and_status_2(copy, tmp_path, argv, words):
     assert list(tmp_path.iterdir()) == []
 
 
+DEVICES = {"gpu": "no cuda device found", "npu": "torch_npu is not installed"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_missing_is_an_error(copy, tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_that_is_missing_is_an_error(device, copy, tmp_path):
+    """The number of cards is told with the npu device of test_npu.py."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
-    for device, words in (("gpu", "no cuda device found"), ("npu", "torch_npu is not installed")):
-        done = script(
-            copy,
-            "train_full_8p.sh",
-            f"--data_path={tmp_path}/data",
-            f"--device={device}",
-            cwd=tmp_path,
-        )
-        assert done.returncode == 2 and words in done.stderr
-
-
-def changed_copy(copy, tmp_path, name, function):
-    """A copy of the repository in which `function` replaces one of a file; data lie beside it."""
-    changed = tmp_path / "changed"
-    shutil.copytree(copy, changed, ignore=shutil.ignore_patterns("demo_data", "output"))
-    with open(changed / name, "a") as file:
-        file.write(f"\n\n{function}")
-    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
-    return changed
-
-
-def test_fewer_cards_than_ranks_is_an_error_that_names_the_ways_out(copy, tmp_path):
-    few = changed_copy(
-        copy, tmp_path, "devices/find.py", "def count_cards(device_type):\n    return 2\n"
-    )
-    done = script(
-        few, "train_full_8p.sh", f"--data_path={tmp_path}/data", "--device=gpu", cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert "8 ranks want 8 cards, found 2 (gpu): give --nproc=2 or --device cpu" in done.stderr
+    options = [f"--data_path={tmp_path}/data", f"--device={device}"]
+    done = script(copy, "train_full_8p.sh", *options, cwd=tmp_path)
+    assert done.returncode == 2 and DEVICES[device] in done.stderr
 
 
 def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
-    """An id outside its table in the rows of the last of 3 ranks: found there while it reads."""
+    """The second of two ranks reads a row with an id outside its table."""
     rows = np.zeros((60, 40), np.int32)
     rows[:, 0] = np.arange(60) % 2
     bad = rows.copy()
@@ -207,19 +146,22 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
     for day in range(2):
         (tmp_path / f"day_{day}").write_text("not read\n")
     extra = ["--mlperf-bin-loader", f"--processed-data-file={tmp_path}/x"]
-    options = [f"--data_path={tmp_path}", "--device=cpu", "--nproc=3", "--batch_size=30"]
+    options = [f"--data_path={tmp_path}", "--device=cpu", "--nproc=2", "--batch_size=30"]
     done = script(copy, "train_full_8p.sh", *options, "--", *extra, cwd=tmp_path)
     assert done.returncode == 1
-    assert "train_2.log: row 29 of the epoch" in done.stderr and "id 7 of table 6" in done.stderr
+    assert "train_1.log: row 29 of the epoch" in done.stderr and "id 7 of table 6" in done.stderr
     assert "end of " in done.stderr and "ChildFailedError" not in done.stderr + done.stdout
     assert "Final result" not in done.stdout and not (tmp_path / "DLRM.pth").exists()
 
 
 def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
-    """A bug, not a user's mistake: the script shows the end of the log of the rank that has it."""
-    fault = "def make_loss(*_):\n    raise ZeroDivisionError('a bug')\n"
-    broken = changed_copy(copy, tmp_path, "model/losses.py", fault)
-    options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=2"]
+    """A bug, not a user's mistake: the script shows the end of the rank's log."""
+    broken = tmp_path / "broken"
+    shutil.copytree(copy, broken, ignore=shutil.ignore_patterns("demo_data", "output"))
+    with open(broken / "model" / "losses.py", "a") as file:
+        file.write("\n\ndef make_loss(*_):\n    raise ZeroDivisionError('a bug')\n")
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=1"]
     done = script(broken, "train_full_8p.sh", *options, cwd=tmp_path)
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug" in done.stderr and "Root Cause" not in done.stderr
@@ -242,22 +184,16 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
     mine = tmp_path / "mine"
     shutil.copytree(copy, mine, ignore=shutil.ignore_patterns("demo_data", "output"))
-    command = [
-        "bash",
-        mine / "test" / "train_full_8p.sh",
-        f"--data_path={tmp_path}/data",
-        "--device=cpu",
-        "--nproc=3",
-    ]
+    options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=2", "--", *TINY_MLPS]
     with subprocess.Popen(
-        [*command, "--", "--nepochs=10000"], cwd=tmp_path, env=os.environ | PYTHON_FIRST,
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=take_interrupts,
+        ["bash", mine / "test" / "train_full_8p.sh", *options, "--nepochs=10000"],
+        cwd=tmp_path, env=os.environ | PYTHON_FIRST, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts,
     ) as process:  # fmt: skip
         for line in process.stdout:
             if line.startswith("Finished training"):
                 break
-        assert len(running(f"{mine}/dlrm_s_pytorch.py")) >= 3
+        assert len(running(f"{mine}/dlrm_s_pytorch.py")) >= 2
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -270,45 +206,28 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
 def test_ranks_started_by_hand_prepare_once_and_say_an_error_once(copy, tmp_path):
     """Without the scripts: torchrun on data that nobody has prepared, and then on wrong flags."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    program = [
-        copy / "dlrm_s_pytorch.py",
-        f"--data_path={tmp_path}/data",
-        "--num-batches=2",
-        "--tensor-board-filename=",
-    ]
-    done = shell(*launcher, *program, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    program = [copy / "dlrm_s_pytorch.py", f"--data_path={tmp_path}/data", "--num-batches=2"]
+    done = shell(*launcher, *program, "--tensor-board-filename=", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout.count("Prepared 7003 rows") == 1 and done.stdout.count("Finished training") == 2
-    )
-    wrong = shell(
-        *launcher, *program, "--max-ind-range=5", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}
-    )
-    assert (
-        wrong.returncode != 0
-        and wrong.stderr.count("\nerror: ") + wrong.stderr.startswith("error: ") == 1
-    )
+    assert done.stdout.count("Prepared 7003 rows") == 1
+    assert done.stdout.count("Finished training") == 2
+    wrong = shell(*launcher, *program, "--max-ind-range=5", cwd=tmp_path)
+    assert wrong.returncode != 0
+    assert len(re.findall(r"^error: ", wrong.stderr, re.M)) == 1
 
 
 @pytest.mark.slow
-def test_set_up_makes_a_venv_where_the_python_at_hand_lacks_packages(copy, tmp_path):
-    """A bare Python: everything is installed into .venv, once.
-
-    Needs a package index; takes minutes.
-    """
+def test_set_up_makes_a_venv_if_the_python_at_hand_lacks_packages(copy, tmp_path):
+    """Everything is installed into .venv, once. Needs a package index; takes minutes."""
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", bare], check=True)
     target = tmp_path / "dlrm"
     shutil.copytree(copy, target, ignore=shutil.ignore_patterns("demo_data", "output"))
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
     environment = {"PATH": f"{bare}/bin{os.pathsep}/usr/bin{os.pathsep}/bin"}
-    command = [
-        "bash",
-        target / "test" / "train_full_1p.sh",
-        f"--data_path={tmp_path}/data",
-        "--device=cpu",
-    ]
+    options = [f"--data_path={tmp_path}/data", "--device=cpu"]
+    command = ["bash", target / "test" / "train_full_1p.sh", *options]
     first = shell(*command, cwd=tmp_path, env=environment, timeout=1200)
     assert first.returncode == 0, first.stderr
     assert "Setting up" in first.stderr and (target / ".venv").is_dir()

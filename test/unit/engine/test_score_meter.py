@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import types
 import warnings
@@ -13,7 +14,6 @@ from conftest import ROOT, shell
 from sklearn import metrics as sk
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.evaluation import measure, table
 from engine import score_meter
 from engine.score_meter import Ranking, ScoreMeter, _sort
 from ranks.process import Process
@@ -36,7 +36,7 @@ def scored(scores, labels, dtype=torch.float32):
 
 
 def wanted(scores, labels):
-    """What scikit-learn says of NumPy columns of both classes."""
+    """Scikit-learn's metrics of NumPy columns with both classes."""
     classes = np.round(scores)
     common = {"labels": [0, 1], "average": "binary", "zero_division": 0}
     precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, classes, **common)
@@ -59,7 +59,7 @@ def assert_close(found, want):
 
 
 def cases(dtype):
-    """Columns of scores and labels, by name."""
+    """{name: (scores, labels)}."""
     random = torch.Generator().manual_seed(5)
     smooth = torch.rand(1001, generator=random, dtype=dtype)
     ends = torch.tensor([0.0, -0.0, 1.0, 0.5, 1e-30, 1 - 2**-24], dtype=dtype)
@@ -80,7 +80,7 @@ def cases(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", cases(torch.float32))
 def test_all_metrics_equal_scikit_learn(name, dtype, keys_at_a_time, monkeypatch):
-    """Also where a group of equal scores spans parts."""
+    """Also if a group of equal scores spans parts."""
     monkeypatch.setattr(score_meter, "KEYS_AT_A_TIME", keys_at_a_time)
     scores, labels = cases(dtype)[name]
     assert_close(scores_of([(scores, labels)]), wanted(scores.numpy(), labels.numpy()))
@@ -106,14 +106,14 @@ def test_auc_is_the_exact_share_of_pairs():
 
 
 def test_counts_of_four_billion_rows_fit():
-    """No such evaluation is run: the counts start high, and only the last group's start is told."""
+    """No evaluation is that long: the counts start high, and only a group's start is given."""
     meter = ScoreMeter(ALONE)
     meter._counts += 4 * 10**9
     meter.add(torch.ones(1), torch.ones(1))
     assert set(meter._counts.tolist()) == {4 * 10**9 + 1}
     half = 2 * 10**9
     ranking = Ranking(2 * half, half)
-    ranking._close(torch.tensor([[half], [0]]))
+    ranking._count_groups(torch.tensor([[half], [0]]))
     assert ranking.metrics(right=0).auc == 1
 
 
@@ -128,7 +128,7 @@ def test_one_class_has_no_auc_and_no_ap(label):
     found = scored(scores, [label] * 3)
     assert np.isnan(found.auc) and np.isnan(found.ap)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's, that there is one class
+        warnings.simplefilter("ignore")  # scikit-learn warns that there is one class
         want = wanted(np.array(scores), np.full(3, label))
     assert_close(dataclasses.replace(found, auc=0, ap=0), dataclasses.replace(want, auc=0, ap=0))
 
@@ -223,19 +223,13 @@ def test_a_full_card_leaves_the_sort_to_the_host(monkeypatch):
     assert _sort(on_card).tolist() == [1, 2, 3]
 
 
-def test_the_benchmark_agrees_with_scikit_learn():
-    figures = measure(50_000, torch.device("cpu"))
-    assert figures.difference < 1e-9 and 0.6 < figures.auc < 0.95
-    assert "50,000" in table(figures)
-
-
 # ---------------------------------------------------------------- ranks
 
 NUM_RANKS = 3
 
 
 def shared_cases():
-    """Columns, and at which rows they are cut between the ranks."""
+    """{name: (scores, labels, rows at which they are cut between the ranks)}."""
     scores, labels = cases(torch.float32)["ties"]
     not_finite, halves = scores.clone(), labels.clone()
     not_finite[-1], halves[400] = float("nan"), 0.5
@@ -251,35 +245,37 @@ def shared_cases():
     }
 
 
-# A rank imports no more than it needs: what this file imports takes seconds more.
 RANK_PROGRAM = """
 import json, sys
 import torch
-sys.path.insert(0, sys.argv[1])
-import evaluation
-import extend_distributed as ext_dist
+from engine import score_meter
+from forked_ranks import run_ranks
+from ranks import process as ranks
 
-evaluation.KEYS_AT_A_TIME = 50  # so that keys travel in many parts
-process = ext_dist.this_process("cpu")
-found = {}
-with ext_dist.joined(process):
-    for name, (scores, labels, cuts) in torch.load("cases.pt").items():
-        shares = scores.tensor_split(cuts), labels.tensor_split(cuts)
-        meter = evaluation.ScoreMeter(process)
-        for batch in zip(*(share[process.rank][:, None].split(60) for share in shares)):
-            meter.add(*batch)
-        found[name] = meter.metrics().numbers()
-with open(f"{process.rank}.json", "w") as file:
-    json.dump(found, file)
+score_meter.KEYS_AT_A_TIME = 50  # so that keys travel in many parts
+
+def work():
+    process = ranks.this_process("cpu")
+    found = {}
+    with ranks.joined(process):
+        for name, (scores, labels, cuts) in torch.load("cases.pt").items():
+            shares = scores.tensor_split(cuts), labels.tensor_split(cuts)
+            meter = score_meter.ScoreMeter(process)
+            for batch in zip(*(share[process.rank][:, None].split(60) for share in shares)):
+                meter.add(*batch)
+            found[name] = meter.metrics().numbers()
+    with open(f"{process.rank}.json", "w") as file:
+        json.dump(found, file)
+
+run_ranks(int(sys.argv[1]), work)
 """
 
 
 def test_every_rank_gets_what_one_rank_gets(tmp_path, monkeypatch):
-    launcher = f"-m torch.distributed.run --standalone --nproc_per_node={NUM_RANKS}".split()
-    (tmp_path / "rank.py").write_text(RANK_PROGRAM)
     torch.save(shared_cases(), tmp_path / "cases.pt")
-    program = [sys.executable, *launcher, "rank.py", ROOT]
-    finished = shell(*program, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"}, timeout=100)
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'test' / 'unit'}"}
+    command = [sys.executable, "-c", RANK_PROGRAM, NUM_RANKS]
+    finished = shell(*command, cwd=tmp_path, env=paths, timeout=100)
     assert finished.returncode == 0, finished.stderr[-3000:]
     monkeypatch.setattr(score_meter, "KEYS_AT_A_TIME", 50)
     for name, (scores, labels, _) in shared_cases().items():

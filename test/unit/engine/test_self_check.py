@@ -1,5 +1,6 @@
 """--self-check on the CPU: what it prints, and that it finds what is wrong."""
 
+import os
 import re
 import sys
 import tempfile
@@ -102,11 +103,20 @@ def test_an_error_is_told_in_its_own_words(monkeypatch):
     assert "Traceback" in result.err
 
 
+RANK_PROGRAM = """
+import dlrm_s_pytorch
+from forked_ranks import run_ranks
+
+def work():
+    assert dlrm_s_pytorch.main(["--self-check"]) == 0
+
+run_ranks(2, work)
+"""
+
+
 def test_several_ranks_check_themselves_together(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = shell(
-        *launch, ROOT / "dlrm_s_pytorch.py", "--self-check", cwd=tmp_path,
-        env={"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+    settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'test' / 'unit'}"}
+    settings |= {"TMPDIR": str(tmp_path)}
+    done = shell(sys.executable, "-c", RANK_PROGRAM, cwd=tmp_path, env=settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("PASS") == 1 and "ranks          2, gloo" in done.stdout

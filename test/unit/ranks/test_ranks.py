@@ -13,8 +13,9 @@ from conftest import (
     metrics_of,
     shell,
 )
+from ranks_program import run_cases
 
-WORLD_SIZES = (2, 3, 8)
+WORLD_SIZES = (3, 8)
 RANDOM = [*SMALL_MODEL, "--num-batches=100", "--tensor-board-filename="]
 RANDOM_SHORT = [*SMALL_MODEL, "--num-batches=12", "--tensor-board-filename="]
 
@@ -48,14 +49,20 @@ RANDOM_CASES = {
     ],
 }  # fmt: skip
 
+# where shares are small or empty, and where rows are read
+ON_8_RANKS = (
+    "rwsadagrad", "last_batch_smaller_than_ranks", "batch_of_one", "fewer_tables_than_ranks",
+    "criteo_in_memory",
+)  # fmt: skip
+
 
 def criteo_cases(folder):
     data = [*CRITEO_MODEL, f"--data_path={folder}", "--tensor-board-filename=", "--print-freq=10"]
     return {
         "criteo_in_memory": [
             *data,
-            "--mini-batch-size=61",
-            "--test-freq=50",
+            "--mini-batch-size=121",
+            "--test-freq=30",
             "--test-mini-batch-size=99",
         ],
         "criteo_mapped": [*data, "--memory-map", "--data-randomize=none", "--test-freq=30"],
@@ -71,23 +78,13 @@ def criteo_cases(folder):
 
 
 def launch(num_ranks, cases, folder):
-    """Run the cases on that many CPU ranks; gives their results."""
+    """What the cases give on that many CPU ranks, as ranks_program.py says."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    program = [
-        ROOT / "test" / "unit" / "ranks_program.py",
-        folder / "cases.json",
-        folder / "results.json",
-    ]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={num_ranks}",
-    ]
-    finished = shell(*launcher, *program, env={"OMP_NUM_THREADS": "1"}, timeout=400)
+    program = ROOT / "test" / "unit" / "ranks_program.py"
+    files = [folder / "cases.json", folder / "results.json"]
+    finished = shell(sys.executable, program, num_ranks, *files, timeout=400)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    return json.loads((folder / "results.json").read_text())
+    return json.loads(files[1].read_text())
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +93,22 @@ def cases(kaggle):
 
 
 @pytest.fixture(scope="module")
-def one_rank(cases, tmp_path_factory):
-    return launch(1, cases, tmp_path_factory.mktemp("ranks_1"))
+def one_rank(cases):
+    return run_cases(cases)
 
 
 @pytest.fixture(scope="module", params=WORLD_SIZES)
-def many_ranks(request, one_rank, cases, tmp_path_factory):
-    return request.param, launch(
-        request.param, cases, tmp_path_factory.mktemp(f"ranks_{request.param}")
-    )
+def many_ranks(request, cases, tmp_path_factory):
+    """(how many, what the cases give)."""
+    names = [name for name in cases if request.param == 3 or name in ON_8_RANKS]
+    folder = tmp_path_factory.mktemp(f"ranks_{request.param}")
+    chosen = {name: cases[name] for name in names}
+    return request.param, launch(request.param, chosen, folder)
 
 
 def test_losses_and_auc_are_those_of_one_rank(one_rank, many_ranks):
-    for name, alone in one_rank.items():
-        together = many_ranks[1][name]
+    for name, together in many_ranks[1].items():
+        alone = one_rank[name]
         if name == "criteo_rate_1":  # rounding grows at such rates: only the AUC is comparable
             tolerance = 5e-4
         else:
@@ -123,16 +122,16 @@ def test_losses_and_auc_are_those_of_one_rank(one_rank, many_ranks):
 
 def test_the_work_is_split(one_rank, many_ranks):
     num_ranks, together = many_ranks
-    for name, alone in one_rank.items():
-        assert sum(together[name]["table_rows"]) == alone["table_rows"][0], name
-        assert sum(together[name]["rows_computed"]) == alone["rows_computed"][0], name
-    for name in ("sgd_100_steps", "criteo_in_memory", "criteo_mapped"):
+    for name, found in together.items():
+        for what in ("table_rows", "rows_computed"):
+            assert sum(found[what]) == one_rank[name][what][0], (name, what)
+    for name in together.keys() & {"sgd_100_steps", "criteo_in_memory", "criteo_mapped"}:
         for what in ("rows_read", "rows_computed"):
             share = one_rank[name][what][0] / num_ranks
             num_steps = 100
             assert max(together[name][what]) <= share + num_steps, (name, what)
-    tables = together["criteo_mapped"]["table_rows"]
-    assert max(tables) < one_rank["criteo_mapped"]["table_rows"][0]
+    tables = together["criteo_in_memory"]["table_rows"]
+    assert max(tables) < one_rank["criteo_in_memory"]["table_rows"][0]
 
 
 def test_some_lines_were_compared(one_rank):
