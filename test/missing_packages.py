@@ -37,7 +37,6 @@ def main():
             if not is_met(line):
                 print(line)
 
-
     gc.freeze()  # Python's end would look for garbage too
 
 
