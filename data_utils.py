@@ -116,7 +116,7 @@ def _made_by_others(spec: DataSpec, error: Exception) -> Prepared:
 
 @dataclass(frozen=True)
 class Job:
-    """What all stages know: the data, the work folder and who does the work.
+    """The record that all stages share: which data, from which files, and who does the work.
 
     Attributes:
         spec: which data, and how it is prepared.
@@ -229,7 +229,7 @@ def _find_sources(job: Job) -> Sequence[Source]:
     """The makers of pieces: one for each file of text, or one for all of the original's arrays."""
     if job.original:
         return [OriginalPieces(job.original, job.folder, job.progress)]
-    files = [CutFile(raw, number, job.sizes) for number, raw in enumerate(job.raw)]
+    files = [CutFile(raw, index, job.sizes) for index, raw in enumerate(job.raw)]
     return [
         TextPieces(file, position, job.rules, job.folder, job.progress)
         for file, position in zip(files, _find_line_positions(job, files), strict=True)

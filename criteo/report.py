@@ -19,7 +19,7 @@ SAMPLE_SHARE = 0.6  # a file with at most this share of the published rows is ta
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What was counted in lines of text.
+    """Counts of lines of text, and of the rows that are kept of them.
 
     Attributes:
         lines: number of lines, bad ones included.
@@ -81,7 +81,7 @@ def make_report(
     columns: list[list[str]],
     rows: dict[str, int],
 ) -> dict[str, Any]:
-    """What was read and what was kept of it, as JSON takes it.
+    """The report: what the text held and which rows are kept, as JSON takes it.
 
     Args:
         text: counted over all files.

@@ -12,10 +12,15 @@ import torch
 
 from optim.row_optimizers import Rate
 
-# torch.optim's settings by name and default: a model file of the original has all of them
-_COMMON_SETTINGS = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
-SGD_SETTINGS = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False}
-ADAGRAD_SETTINGS = {"lr_decay": 0, "eps": 1e-10, "weight_decay": 0, "initial_accumulator_value": 0}
+# torch.optim's settings by name and default, in its order: the original's model files have them all
+SGD_SETTINGS = {
+    "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False,
+    "foreach": None, "differentiable": False, "fused": None,
+}  # fmt: skip
+ADAGRAD_SETTINGS = {
+    "lr_decay": 0, "eps": 1e-10, "weight_decay": 0, "initial_accumulator_value": 0,
+    "foreach": None, "maximize": False, "differentiable": False, "fused": None,
+}  # fmt: skip
 
 
 class DenseOptimizer:
@@ -81,7 +86,7 @@ class DenseOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """State and settings in the form of torch.optim's state_dict."""
         numbers = list(range(len(self.parameters)))
-        group = {"lr": self.lr} | self.settings | _COMMON_SETTINGS | {"params": numbers}
+        group = {"lr": self.lr} | self.settings | {"params": numbers}
         return {"state": dict(enumerate(self.state)), "param_groups": [group]}
 
     def load_state_dict(self, state: dict[int, dict[str, torch.Tensor]]) -> None:
@@ -101,7 +106,7 @@ class DenseOptimizer:
 class DenseAdagrad(DenseOptimizer):
     """Adagrad (Duchi et al., 2011): sum += gradient^2; p -= lr * gradient / (sqrt(sum) + eps)."""
 
-    settings = ADAGRAD_SETTINGS
+    settings: dict[str, Any] = ADAGRAD_SETTINGS
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], lr: float) -> None:
         super().__init__(parameters, lr)
@@ -118,7 +123,7 @@ class DenseAdagrad(DenseOptimizer):
         sums = [state["sum"] for state in states]
         torch._foreach_addcmul_(sums, gradients, gradients)
         roots = torch._foreach_sqrt(sums)
-        torch._foreach_add_(roots, ADAGRAD_SETTINGS["eps"])
+        torch._foreach_add_(roots, self.settings["eps"])
         if isinstance(lr, torch.Tensor):
             steps = torch._foreach_mul(torch._foreach_div(gradients, roots), -lr)
             torch._foreach_add_(parameters, steps)
@@ -144,6 +149,9 @@ class NpuFusedSGD(DenseOptimizer):
 
     def update(self, lr: Rate) -> None:
         """Update the parameters that have gradients, and forget these."""
+        if isinstance(lr, torch.Tensor):  # a recorded kernel would keep the number of its recording
+            super().update(lr)
+            return
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()

@@ -23,7 +23,7 @@ from preparation.category_ids import LocalIds
 from preparation.checked_file import Writer
 from preparation.work_folder import Task
 
-VERSION = 2  # of the files; raise it if the same text gives other bytes
+VERSION = 2  # of a piece's file: raise it when the same text becomes other bytes
 DRAWS_PER_SKIP = 1 << 20
 
 Run = tuple[int, int]  # (part, number of rows): consecutive rows of one part

@@ -22,7 +22,7 @@ def publish_files(
     """Write meta.json and report.json beside the rows, sync everything and rename it.
 
     Args:
-        spec: names the final place.
+        spec: of the data; it has the final names.
         files: of the rows, complete.
         meta: what readers must know; see docs/preparation.md.
         report: of criteo.report.

@@ -8,7 +8,7 @@ import torch
 
 from criteo.columns import NAMES
 from criteo.row_layout import FLAT, Layout
-from model.batch import _unpacked
+from model.batch import _unpack
 
 LARGEST = {1: 2**8 - 1, 2: 2**16 - 1, 4: 2**31 - 1}
 CRITEO_TABLES = (
@@ -199,7 +199,7 @@ def test_decoding_is_unpacking(seed):
     np.testing.assert_array_equal(ids, columns[14:].T)
     np.testing.assert_array_equal(label, columns[:1].T.astype(np.float32))
     for begin, end in ((0, 64), *((k, k + size) for k in range(5) for size in (0, 1, 2))):
-        found = _unpacked(torch.from_numpy(rows)[begin:end], layout)
+        found = _unpack(torch.from_numpy(rows)[begin:end], layout)
         assert found.dtype == torch.int32
         np.testing.assert_array_equal(found.numpy(), columns.T[begin:end])
 

@@ -5,12 +5,10 @@ import functools
 import gzip
 import itertools
 import os
-import shutil
 import signal
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from by_hand import prepare
 from conftest import Result, write_days
@@ -47,30 +45,25 @@ class Data:
         """Prepare in this process; returns all files by name, and removes them."""
         result = self.run(*flags, name=name)
         assert result.status == 0 and result.err == "", result.err
-        return self.take_flat() if FLAT[0] in flags else self.take(name)
+        return self.take(name, FLAT[0] in flags)
 
-    def take(self, name="a"):
-        folder = self.folder / f"{name}.prepared"
+    def take(self, name="a", is_flat=False):
+        """All files of prepared data by name; they are removed, and nothing else is left.
+
+        Counts of flat files are beside the raw files, and after a killed run beside the rows too.
+        """
         assert not list(self.folder.glob(f"{name}.prepared?*")), "the work folder is still there"
-        found = {path.name: path.read_bytes() for path in folder.iterdir()}
+        paths = sorted((self.folder / f"{name}.prepared").glob("*"))
+        if is_flat:
+            paths = [*self.folder.glob(f"{name}_*.json"), *self.folder.glob(f"{name}_*.bin")]
+            assert len({path.read_bytes() for path in self.folder.rglob("*_fea_count.npz")}) == 1
+        found = {path.name.removeprefix(f"{name}_"): path.read_bytes() for path in paths}
         assert sorted(found) == ["meta.json", "report.json", "test.bin", "train.bin", "val.bin"]
-        shutil.rmtree(folder)
+        for path in (*paths, *(self.folder.rglob("*fea_count.npz*") if is_flat else ())):
+            path.unlink()
+        if not is_flat:
+            (self.folder / f"{name}.prepared").rmdir()
         return found
-
-    def take_flat(self):
-        """Likewise the flat files; the counts are beside the raw files or beside the others."""
-        assert not list(self.folder.glob("a.prepared?*"))
-        paths = list(self.folder.rglob("*_fea_count.npz"))
-        tables = [np.load(path)["counts"].tolist() for path in paths]
-        assert tables and all(table == tables[0] for table in tables)
-        for path in self.folder.rglob("*fea_count.npz*"):
-            path.unlink()
-        paths = [path for path in self.folder.iterdir() if path.name.startswith("a_")]
-        found = {path.name: path.read_bytes() for path in paths}
-        assert {f"a_{split}.bin" for split in ("train", "test", "val")} < set(found)
-        for path in paths:
-            path.unlink()
-        return found | {"counts": tables[0]}
 
     @property
     def work_folder(self):

@@ -5,14 +5,12 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from by_hand import assert_equals_by_hand, by_hand, prepare, spec
-from conftest import ROOT, rows_of, write_days
+from conftest import rows_of, write_days
 from preparation_runs import DAY, PARALLEL, SAMPLED, SMALL, TOTAL, Data
 
 import data_utils
@@ -49,16 +47,6 @@ def test_three_days_equal_rows_made_by_hand(tmp_path, largest, max_ind_range):
     flags = [f"--data_path={tmp_path}", f"--max-ind-range={max_ind_range}", PARALLEL]
     prepared = data_utils.prepare(spec(*flags), replace(SMALL, piece_bytes=1000, block_bytes=300))
     assert_equals_by_hand(prepared, days, max_ind_range)
-
-
-def test_values_above_two_to_the_31_line_ends_and_a_missing_last_newline(tmp_path):
-    words = [*["ffffffff", "80000000", "7FFFFFFF", "0", "aBc"], *[""] * 21]
-    one, other = ("\t".join([label, *["3"] * 13, *words]) for label in "10")
-    (tmp_path / "day_0").write_bytes(f"{one}\r\n{other}\r\n".encode())
-    (tmp_path / "day_1").write_bytes(f"{one}\n{other}".encode())
-    prepared = data_utils.prepare(spec(f"--data_path={tmp_path}"))
-    assert prepared.rows_per_part == (2, 2) and set(prepared.counts) == {1}
-    assert rows_of(prepared, "train").tolist() == [[k] + [3] * 13 + [0] * 26 for k in (1, 0)]
 
 
 def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
@@ -148,23 +136,6 @@ def test_a_packed_day_is_never_unpacked_on_disk(data, monkeypatch):
     assert len(seen) > 6
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("more", [-1, 0, 1])
-def test_a_line_that_begins_with_a_piece_is_read_once(data, more, packed):
-    """Lines of one length, a whole number of them in a piece, or a byte more or less."""
-    for day, rows in enumerate(data.days):
-        for k, row in enumerate(rows):
-            row[1:] = [f"{k + 10}"] * 13 + [f"{day}{k:07}"] * 26
-        (data.raw / f"day_{day}").write_text("".join("\t".join(row) + "\n" for row in rows))
-    (length,) = {len("\t".join(row)) + 1 for rows in data.days for row in rows}
-    data.sizes = replace(SMALL, piece_bytes=4 * length + more)
-    if packed:
-        data.pack(1)
-    rows, prepared = rows_and_counts(data)
-    np.testing.assert_array_equal(rows, np.concatenate(by_hand(data.days)[0][:2]))
-    assert prepared.rows_per_part == tuple(map(len, data.days))
-
-
 @pytest.mark.parametrize("ends", ["newline", "none", "members"])
 def test_a_packed_day_that_ends_with_a_piece_gives_the_same_bytes(data, ends):
     """Its text is as long as a number of whole pieces; also without a last newline."""
@@ -197,53 +168,6 @@ def test_done_once_and_its_raw_files_may_go(data):
     assert names_in(data.folder) == ["a.prepared", "raw"]
 
 
-def test_two_runs_at_once_prepare_once(data):
-    command = [sys.executable, ROOT / "data_utils.py", *data.flags()]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    texts = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sum("Prepared 108 rows" in text for text in texts) == 1
-
-
-def test_flags_that_do_not_match_say_which_and_how_to_rebuild(data):
-    assert data.run("--max-ind-range=50").status == 0
-    for flags, words in (
-        (["--max-ind-range=60"], ("--max-ind-range = 50", "this run has 60")),
-        (["--max-ind-range=50", "--data-sub-sample-rate=0.5"], ("--data-sub-sample-rate = 0.0",)),
-        (["--max-ind-range=50", "--memory-map"], ("order on disk", "= file", "this run has total")),
-    ):
-        result = data.run(*flags)
-        assert result.status == 2 and result.err.count("\n") == 1
-        assert all(word in result.err for word in (*words, "delete", "--processed-data-file"))
-    assert data.run("--max-ind-range=50", "--numpy-rand-seed=9").status == 0, "nothing was drawn"
-    assert data.run("--max-ind-range=50", "--memory-map", "--data-randomize=none").status == 0
-
-
-def test_a_changed_source_and_a_further_day_are_noticed(data):
-    assert data.run().status == 0
-    shutil.copy(data.raw / "day_1", data.raw / "day_3")
-    result = data.run()
-    assert result.status == 2 and "made from 3 days, now there are 4" in result.err
-    os.remove(data.raw / "day_3")
-    with open(data.raw / "day_0", "a") as file:
-        file.write("\n")
-    result = data.run()
-    assert result.status == 2 and "day_0 is not the file" in result.err
-
-
-def test_damaged_prepared_data_is_noticed(data):
-    assert data.run().status == 0
-    folder = data.folder / "a.prepared"
-    with open(folder / "train.bin", "r+b") as file:
-        file.truncate(100)
-    result = data.run()
-    wanted = "train.bin is damaged (expected 2880 bytes, got 100)"
-    assert result.status == 2 and wanted in result.err
-    (folder / "meta.json").write_text("{}")
-    result = data.run()
-    assert result.status == 2 and "meta.json is damaged" in result.err
-
-
 def test_meta_says_what_it_was_made_from(data):
     files = data.bytes_of("--max-ind-range=9", "--data-sub-sample-rate=0.1")
     meta = json.loads(files["meta.json"])
@@ -257,33 +181,19 @@ def test_meta_says_what_it_was_made_from(data):
 # ---------------------------------------------------------------- mistakes
 
 
-def test_wrong_places_and_flags_are_one_line_and_make_no_folders(tmp_path):
-    write_days(tmp_path / "one", 1, 20)
-    write_days(tmp_path / "both", 2, 20)
-    shutil.copy(tmp_path / "both" / "day_0", tmp_path / "both" / "train.txt")
-    before = names_in(tmp_path)
-    for words, message in (
-        ([f"--data_path={tmp_path}/none"], "no such folder"),
-        ([f"--data_path={tmp_path}"], "neither day_0"),
-        ([f"--data_path={tmp_path}/one"], "only day_0"),
-        ([f"--data_path={tmp_path}/both"], "say --data-set=kaggle or terabyte"),
+@pytest.mark.parametrize(
+    "words, message",
+    [
         (["--data-set=kaggle"], "no data is named"),
-        ([f"--data_path={tmp_path}/one", "--max-ind-range=9999999999"], "--max-ind-range"),
-        (["--raw-data-file=/none/day", f"--processed-data-file={tmp_path}/new/a"], "/none/day"),
-    ):
-        result = prepare(*words)
-        assert result.status == 2 and result.err.count("\n") == 1 and message in result.err
-    assert names_in(tmp_path) == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
-def test_no_permission(data):
-    (data.raw / "day_1").chmod(0)
-    assert "no permission" in data.run().err
-    (data.raw / "day_1").chmod(0o644)
-    data.folder.chmod(0o555)
-    assert "name a writable --processed-data-file" in data.run().err
-    data.folder.chmod(0o755)
+        (["--raw-data-file=/none/day", "--processed-data-file={}/new/a"], "/none/day"),
+        (["--raw-data-file=/none/day", "--max-ind-range=9999999999"], "--max-ind-range"),
+    ],
+)
+def test_mistakes_are_one_line_and_make_no_folders(tmp_path, words, message):
+    """test_spec and test_raw_files have all others, test_prepared those of data that is there."""
+    result = prepare(*(word.format(tmp_path) for word in words))
+    assert result.status == 2 and result.err.count("\n") == 1 and message in result.err
+    assert names_in(tmp_path) == []
 
 
 def test_a_file_without_lines_is_refused_early(data):

@@ -1,6 +1,5 @@
 """However often preparation is stopped, and whoever does the work, the same bytes come of it."""
 
-import contextlib
 import errno
 import fcntl
 import gzip
@@ -11,6 +10,7 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from collections import Counter, namedtuple
 from pathlib import Path
 
@@ -58,6 +58,10 @@ def assert_one_line(result, *words):
     assert all(str(word) in result.err for word in words), result.err
 
 
+def assert_ended_well(*results):
+    assert [(each.status, each.err) for each in results] == [(0, "")] * len(results)
+
+
 # ---------------------------------------------------------------- killed anywhere
 
 
@@ -85,8 +89,7 @@ def test_killed_anywhere(data, kind):
     seen, draw = [], random.Random(1)
     with watching(lambda event, do: seen.append(event) or do()):
         assert data.run(*flags).status == 0
-    take = data.take_flat if kind == "flat" else data.take
-    want, kills = take(), []
+    want, kills = data.take(is_flat=kind == "flat"), []
     for event in dict.fromkeys(seen):
         numbers = [number for number, each in enumerate(seen) if each == event]
         kills += [(numbers[len(numbers) // 2], how) for call, how in wanted if call == event[0]]
@@ -98,9 +101,8 @@ def test_killed_anywhere(data, kind):
         if draw.random() < 0.3:  # the next run is killed too, if it gets so far
             again = kill_at(draw.randrange(len(seen)), draw.choice(["before", "after", "half"]))
             assert Run(data, *flags, act=again).outcome.status in (0, -signal.SIGKILL)
-        result = data.run(*flags)
-        assert result.status == 0 and result.err == "", (seen[number], how, result.err)
-        assert take() == want, (seen[number], how)
+        assert_ended_well(data.run(*flags))
+        assert data.take(is_flat=kind == "flat") == want, (seen[number], how)
 
 
 # ---------------------------------------------------------------- nothing twice
@@ -108,28 +110,25 @@ def test_killed_anywhere(data, kind):
 
 @pytest.mark.parametrize("packed", [(), (0, 1)])
 def test_what_is_finished_is_not_done_again(data, packed):
-    """Stopped in each stage after some tasks: the next run does the others."""
+    """Stopped in each stage after some tasks: the next run does the others.
+
+    Parsed pieces are deleted once their rows are in buckets: the disk need not hold both.
+    """
     data.pack(*packed)
     with counting() as whole:
         want = data.bytes_of(*TOTAL)
     stages = {"parsed": 3, "ids": 20, "scattered": 4, "gathered": 2}
     for number, (stage, after) in enumerate(stages.items()):
         stopped_at(data, stage, *TOTAL, after=after)
+        left = len(list(data.work_folder.glob("parsed/*_*")))
+        assert (
+            left == {"parsed": 2 if packed else 3, "ids": 6, "scattered": 2, "gathered": 0}[stage]
+        )
         with counting() as made:
             assert data.bytes_of(*TOTAL) == want
         assert not any(made[done] for done in list(stages)[:number])
         assert made[stage] == whole[stage] - after
         assert all(made[later] == whole[later] for later in list(stages)[number + 1 :])
-
-
-def test_parsed_pieces_are_deleted_on_the_way(data):
-    """Their rows are in the buckets, and the disk need not hold both."""
-    left = []
-    stopped_at(data, "scattered", *TOTAL, after=4)
-    left.append(len(list(data.work_folder.glob("parsed/*_*"))))
-    stopped_before(data, "publish", *TOTAL)
-    left.append(len(list(data.work_folder.glob("parsed/*_*"))))
-    assert left == [2, 0]
 
 
 def test_other_flags_begin_anew_and_the_first_ones_too(data):
@@ -232,31 +231,25 @@ def test_damage_in_each_stage_is_mended(data, stage, harm):
 def test_ranks_share_the_work(data):
     """Each parses some, one of them tells of it, and the bytes are those of one process."""
     want = data.bytes_of(*TOTAL)
-    with counting() as whole:
-        data.bytes_of(*TOTAL)
     notes = [data.folder / f"made_{rank}" for rank in range(3)]
-    ready = [data.folder / f"ready_{rank}" for rank in range(3)]
-
-    def first(rank):
-        ready[rank].touch()
-        wait_for(lambda: all(path.exists() for path in ready))
 
     def act(rank):
         def note(event, do):
             if event == ("rename", "parsed"):
                 with open(notes[rank], "ab") as file:
                     file.write(b".")
+                wait_for(lambda: all(path.exists() for path in notes))
             return do()
 
         return note
 
-    results = ranks(data, 3, *TOTAL, first=first, act=act)
-    assert [(each.status, each.err) for each in results] == [(0, "")] * 3
+    results = ranks(data, 3, *TOTAL, act=act)
+    assert_ended_well(*results)
     assert data.take() == want
     text = "".join(each.out for each in results)
     assert text.count(f"Prepared {3 * ROWS} rows") == text.count("As JSON:") == 1
     made = [path.stat().st_size for path in notes]
-    assert min(made) >= 1 and sum(made) == whole["parsed"]
+    assert min(made) >= 1 and sum(made) >= 6 + 1
 
 
 def test_a_killed_rank_leaves_its_work_to_the_others(data):
@@ -269,19 +262,17 @@ def test_a_killed_rank_leaves_its_work_to_the_others(data):
             return kill_at(*at) if rank == 1 else lambda _, do: do()
 
         results = ranks(data, 3, *DAY, *SAMPLED, act=act)
-        assert [(results[r].status, results[r].err) for r in (0, 2)] == [(0, "")] * 2
+        assert_ended_well(results[0], results[2])
         assert results[1].status in (0, -signal.SIGKILL)
         assert "Prepared already" in data.run(*DAY, *SAMPLED).out
         assert data.take() == want
 
 
-@pytest.mark.parametrize("locks", [True, False])
-@pytest.mark.parametrize("kind", ["packed", "flat"])
-def test_ranks_that_come_at_any_time_end_with_the_same_bytes(data, kind, locks, monkeypatch):
+@pytest.mark.parametrize("kind", ["packed", "flat", "no locks"])
+def test_ranks_that_come_at_any_time_end_with_the_same_bytes(data, kind):
     """If the file system has no locks, the first rank does it all."""
-    flags = TOTAL if kind == "packed" else (*TOTAL, *FLAT)
-    if kind == "packed":
-        data.pack(1)
+    flags = (*TOTAL, *FLAT) if kind == "flat" else TOTAL
+    data.pack(1)
     want, draw = data.bytes_of(*flags), random.Random(4)
 
     def refuse(*_):
@@ -291,90 +282,41 @@ def test_ranks_that_come_at_any_time_end_with_the_same_bytes(data, kind, locks, 
         delays = [draw.random() * draw.choice([0.02, 0.15]) for _ in range(4)]
 
         def first(rank, delays=delays):
-            with contextlib.suppress(AssertionError):
-                wait_for(lambda: False, seconds=delays[rank])
-            if not locks:
+            time.sleep(delays[rank])
+            if kind == "no locks":
                 fcntl.flock = refuse
                 data_utils.run_stages = data_utils.run_stages if rank == 0 else None
 
         results = ranks(data, 4, *flags, first=first)
-        assert [(each.status, each.err) for each in results] == [(0, "")] * 4, delays
-        assert (data.take_flat() if kind == "flat" else data.take()) == want
-
-
-@contextlib.contextmanager
-def at_work(data, *flags, event=None, after=0, before=None):
-    """A preparation in another process that waits while the block runs.
-
-    Args:
-        event, after: the call that it is about to make; see at_call.
-        before: (owner, name) of the function that it is about to call, if there is no event.
-    """
-    reached, go_on = data.folder / "reached", data.folder / "go_on"
-
-    def pause():
-        reached.touch()
-        wait_for(go_on.exists)
-
-    def first():
-        if before:
-            real = getattr(*before)
-            setattr(*before, lambda *args: pause() or real(*args))
-
-    run = Run(data, *flags, act=at_call(event, pause, after), first=first)
-    try:
-        wait_for(reached.exists)
-        yield run
-        go_on.touch()
-        assert (run.outcome.status, run.outcome.err) == (0, "")
-    finally:
-        run.kill()
-        reached.unlink(missing_ok=True), go_on.unlink(missing_ok=True)
+        assert_ended_well(*results)
+        assert data.take(is_flat=kind == "flat") == want
 
 
 @pytest.mark.parametrize(
-    "before",
-    [(data_utils, "number"), (data_utils, "place"), (Shuffle, "gather_tasks")],
-    ids=lambda before: before[1],
+    "owner, name",
+    [(data_utils, "number"), (data_utils, "place"), (Shuffle, "gather_tasks"), (os, "mkdir")],
 )
-def test_a_rank_that_falls_behind_finds_all_done(data, before, monkeypatch):
-    """Another one has published the data, and goes on removing the folder while this one works."""
-    want, rmtree = data.bytes_of(*TOTAL), shutil.rmtree
-    with at_work(data, *TOTAL, before=before) as late:
+def test_a_rank_that_falls_behind_finds_all_done(data, owner, name, monkeypatch):
+    """Another one publishes all meanwhile; nothing is made once more.
 
-        def remove(path, **settings):
-            (data.folder / "go_on").touch()
-            assert (late.outcome.status, late.outcome.err) == (0, "")
-            rmtree(path, **settings)
+    If the folder of the rows is moved while this one is about to make it, that is no mistake.
+    """
+    want, real, others = data.bytes_of(*TOTAL), getattr(owner, name), []
 
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "rmtree", remove)
-            assert data.run(*TOTAL).status == 0
-    assert "rows/s" not in late.outcome.out and data.take() == want
-
-
-def test_files_that_another_rank_moves_are_no_mistake(data):
-    """This rank is about to make the folder of the rows when the other publishes it."""
-    want, others = data.bytes_of(*TOTAL), []
-
-    def overtaken(event, do):
-        if event[0] == "mkdir" and data.work_folder.joinpath("ids/25").exists() and not others:
+    def overtaken(*args):
+        if not others and (name != "mkdir" or Path(args[0]).name == "final"):
+            others.append(None)
             others.append(Run(data, *TOTAL).outcome)
-            raise FileExistsError(errno.EEXIST, "there", str(data.work_folder / "final"))
-        return do()
+            made.clear()
+            if name == "mkdir":
+                raise FileExistsError(errno.EEXIST, "there", str(args[0]))
+        return real(*args)
 
-    with watching(overtaken):
+    with counting() as made, monkeypatch.context() as patch:
+        patch.setattr(owner, name, overtaken)
         result = data.run(*TOTAL)
-    assert (others[0].status, others[0].err) == (result.status, result.err) == (0, "")
-    assert data.take() == want
-
-
-def test_a_rank_that_comes_late_removes_what_a_killed_one_left(data):
-    assert data.run(*TOTAL).status == 0
-    data.work_folder.mkdir()
-    late = Run(data, *TOTAL, env={"RANK": "2", "WORLD_SIZE": "3"}).outcome
-    assert late.status == 0 and not data.work_folder.exists()
-    assert "Prepared already" in late.out and "rows/s" not in late.out
+    assert_ended_well(others[1], result)
+    assert data.take() == want and not set(made) & set(data_utils.STAGES)
 
 
 def test_ranks_that_find_a_bad_line_tell_of_nothing_else(data):
@@ -392,42 +334,38 @@ def test_ranks_that_find_a_bad_line_tell_of_nothing_else(data):
 def test_a_run_with_other_flags_is_sent_away(data, after):
     """In one line, and the one at work is not disturbed, even in its first piece."""
     want = data.bytes_of(*TOTAL)
-    with at_work(data, *TOTAL, event=("rename", "parsed"), after=after):
-        before = set(data.work_folder.rglob("*"))
-        for flags in (DAY, (*TOTAL, *SAMPLED), (*TOTAL, "--max-ind-range=9"), ()):
-            assert_one_line(data.run(*flags), "another run prepares", data.work_folder)
-        assert before <= set(data.work_folder.rglob("*"))
+    reached, go_on = data.folder / "reached", data.folder / "go_on"
+
+    def pause():
+        reached.touch()
+        wait_for(go_on.exists)
+
+    first = Run(data, *TOTAL, act=at_call(("rename", "parsed"), pause, after))
+    wait_for(reached.exists)
+    before = set(data.work_folder.rglob("*"))
+    for flags in (DAY, (*TOTAL, *SAMPLED), (*TOTAL, "--max-ind-range=9"), ()):
+        assert_one_line(data.run(*flags), "another run prepares", data.work_folder)
+    assert before <= set(data.work_folder.rglob("*"))
+    go_on.touch()
+    assert_ended_well(first.outcome)
     assert data.take() == want
 
 
 def test_flat_files_and_prepared_data_of_the_same_name_do_not_hide_each_other(data):
-    prepared = data.bytes_of(*TOTAL)
-    assert data.run(*TOTAL, *FLAT).status == 0
-    assert data.bytes_of(*TOTAL) == prepared
-    flat = data.take_flat()
-    assert data.run(*TOTAL).status == 0
-    assert data.run(*TOTAL, *FLAT).status == 0
-    assert data.take() == prepared and data.take_flat() == flat
+    want = {flags: data.bytes_of(*TOTAL, *flags) for flags in ((), FLAT)}
+    for first, second in ((), FLAT), (FLAT, ()):
+        assert data.run(*TOTAL, *first).status == 0
+        assert data.run(*TOTAL, *second).status == 0
+        for flags in first, second:
+            assert "Prepared already" in data.run(*TOTAL, *flags).out
+            assert data.take(is_flat=flags == FLAT) == want[flags]
 
 
-def test_who_finds_prepared_data_leaves_another_job_its_folder(data):
-    """Flat files are made while training begins on the others of the same name."""
-    assert data.run(*TOTAL).status == 0
-    with at_work(data, *TOTAL, *FLAT, event=("rename", "parsed"), after=2):
-        assert "Prepared already" in data.run(*TOTAL).out
-        assert len(list(data.work_folder.glob("parsed/*_*"))) >= 2
-
-
-@pytest.mark.parametrize("event", [("rename", "parsed"), ("mkdir", "")])
-def test_a_folder_that_somebody_removes_is_told_of_in_a_line(data, event):
+@pytest.mark.parametrize("event, after", [(("rename", "parsed"), 0), (("mkdir", ""), 7)])
+def test_a_folder_that_somebody_removes_is_told_of_in_a_line(data, event, after):
     """While a file is made, or between two."""
-
-    def remove():
-        SharedFolder(data.work_folder).remove()
-
-    with watching(at_call(event, remove, 0 if event[0] == "rename" else 7)):
-        result = data.run(*TOTAL)
-    assert_one_line(result, data.work_folder)
+    with watching(at_call(event, SharedFolder(data.work_folder).remove, after)):
+        assert_one_line(data.run(*TOTAL), data.work_folder)
     assert data.run(*TOTAL).status == 0
 
 
@@ -466,22 +404,6 @@ def test_a_file_that_vanishes_is_told_of(data):
     path = data.raw / "day_2"
     with watching(at_call(("rename", "parsed"), path.unlink, after=1)):
         assert_one_line(data.run(), path)
-
-
-@pytest.mark.parametrize("cut", [0.3, -4])
-def test_a_truncated_gz_is_told_of_and_what_is_finished_stays(data, cut):
-    """When it is replaced by a whole one, only its pieces and those behind it are made."""
-    data.pack(0, 1, 2)
-    want = data.bytes_of(*TOTAL)
-    path = data.raw / "day_1.gz"
-    status, whole = path.stat(), path.read_bytes()
-    path.write_bytes(whole[:cut] if cut < 0 else whole[: int(cut * len(whole))])
-    assert_one_line(data.run(*TOTAL), f"{path} is truncated or damaged")
-    path.write_bytes(whole)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with counting() as made:
-        assert data.bytes_of(*TOTAL) == want
-    assert made["parsed"] == 2 * (2 + 1) + 1, "two pieces and their sum for each day; the totals"
 
 
 # ---------------------------------------------------------------- the disk

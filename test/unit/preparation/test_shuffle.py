@@ -101,7 +101,7 @@ CASES = {"days": (DAYS, 3), "kaggle": (KAGGLE, 7), "empty parts": (EMPTY_FIRST, 
 cases = pytest.mark.parametrize("runs, num_parts", CASES.values(), ids=CASES)
 
 
-# ---------------------------------------------------------------- all rows, where they belong
+# ---------------------------------------------------------------- all rows, in the right file
 
 
 @cases

@@ -7,14 +7,14 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from other_process import process
 
 from common.errors import RankError, UserError
-from preparation.checked_file import CheckedFile, DamagedError, key_of
+from preparation.checked_file import DamagedError, key_of
 from preparation.crew import Crew
-from preparation.shared_folder import FolderGoneError, SharedFolder
 from preparation.work_folder import Task, WorkFolder
 
 META = {"rows": 12345}
@@ -41,6 +41,12 @@ def files_in(folder):
     return sorted(path.name for path in (folder.path / "stage").iterdir())
 
 
+def in_threads(count, action):
+    """Call `action(number)` in threads; returns the results."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(action, range(count)))
+
+
 def is_whole(folder, task=None):
     file = folder.file(task or task_of())
     return file.meta() == META and file.section(0) == CONTENT
@@ -56,21 +62,6 @@ def test_a_finished_file_is_not_made_again(folder):
     later = WorkFolder(folder.path)
     assert later.build(task_of(make=lambda _: pytest.fail("made again")))
     assert later.built == set() and files_in(folder) == ["a"]
-
-
-def test_a_file_of_another_key_is_made_anew(folder):
-    """And then the first one counts as absent."""
-    folder.ensure(task_of())
-    other = task_of(key=OTHER, make=lambda _: {"other": True})
-    folder.ensure(other)
-    assert folder.file(other).meta() == {"other": True} and not folder.file(task_of()).exists()
-
-
-def test_a_discarded_file_is_absent(folder):
-    folder.ensure(task_of())
-    folder.discard(task_of())
-    assert not folder.file(task_of()).exists() and files_in(folder) == []
-    folder.discard(task_of())
 
 
 @pytest.mark.parametrize("how", ["descriptor", "process"])
@@ -97,24 +88,6 @@ def test_a_file_that_another_one_is_making_is_left_to_it(folder, how):
     assert folder.build(task_of()) and files_in(folder) == ["a", "b"]
     a, b = ((folder.path / "stage" / name).read_bytes() for name in "ab")
     assert a == b, "something of the half file is in it"
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_the_rename_the_file_is_complete_or_absent(folder, when):
-    def die(*names):
-        if when == "after":
-            real(*names)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    real, child = os.rename, os.fork()
-    if child == 0:
-        os.rename = die
-        folder.build(task_of())
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert folder.file(task_of()).exists() == (when == "after")
-    folder.ensure(task_of())
-    assert files_in(folder) == ["a"] and is_whole(folder)
 
 
 def test_a_temporary_file_that_is_renamed_before_it_is_locked_is_let_go(folder, monkeypatch):
@@ -150,13 +123,8 @@ def test_without_locks_files_are_made_all_the_same(folder, monkeypatch, number):
         together.wait(10)
         return meta
 
-    task, results = task_of(make=make), []
-    threads = [threading.Thread(target=lambda: results.append(folder.build(task))) for _ in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True, True] and is_whole(folder)
+    assert in_threads(2, lambda _: folder.build(task_of(make=make))) == [True, True]
+    assert is_whole(folder)
     assert not [name for name in files_in(folder) if str(os.getpid()) in name]
     number = errno.EIO
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -174,18 +142,6 @@ def test_a_task_that_fails_leaves_no_file(folder):
             folder.build(task_of(make=make))
         assert files_in(folder) == [] and not folder.built
     assert folder.build(task_of()) and is_whole(folder)
-
-
-def test_a_removed_folder_is_told_of(folder):
-    """By everything that begins to make a file; reading finds nothing."""
-    folder.ensure(task_of())
-    SharedFolder(folder.path).remove()
-    for action in (folder.build, folder.ensure, lambda task: folder.run([task], Crew(2), print)):
-        with pytest.raises(FolderGoneError):
-            action(task_of())
-    with pytest.raises(DamagedError):
-        folder.file(task_of()).meta()
-    assert not folder.path.exists()
 
 
 # ---------------------------------------------------------------- damage
@@ -234,30 +190,24 @@ def test_a_file_that_never_can_be_read_is_told_of(folder):
 
 
 def test_damage_that_many_find_at_once_is_mended_once(folder):
-    """Readers of their own, as threads and processes have; none discards what another mended."""
-    made, lock, start = [], threading.Lock(), threading.Barrier(6)
-    results = []
+    """By readers of their own, as processes have; none discards what another one mended."""
+    made, begin = [], threading.Barrier(6)
 
     def make(writer):
-        with lock:
-            made.append(1)
+        made.append(1)
         time.sleep(0.01)
         return write(writer)
 
-    def read():
-        start.wait(10)
-        mine = WorkFolder(folder.path)
-        results.append(mine.read_or_rebuild(task_of(make=make), lambda file: file.section(0)))
+    def read(_):
+        begin.wait(10)
+        task = task_of(make=make)
+        return WorkFolder(folder.path).read_or_rebuild(task, lambda file: file.section(0))
 
     folder.ensure(task_of())
     for _ in range(5):
         damage(folder)
-        threads = [threading.Thread(target=read) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert results == [CONTENT] * 30 and len(made) == 5
+        assert in_threads(6, read) == [CONTENT] * 6
+    assert len(made) == 5
 
 
 # ---------------------------------------------------------------- many files
@@ -289,36 +239,26 @@ def test_each_rank_begins_at_its_share(folder):
 
 def test_many_who_want_the_same_files_make_each_once(folder):
     """Threads with folders of their own, as processes have."""
-    made, lock = [], threading.Lock()
+    made = []
 
-    def make(name):
-        def count(writer):
-            with lock:
-                made.append(name)
+    def task(name):
+        def make(writer):
+            made.append(name)
             time.sleep(0.002)
             return write(writer)
 
-        return count
+        return task_of(name, make)
 
-    names = [f"stage/{k}" for k in range(12)]
-    tasks = [task_of(name, make(name)) for name in names]
-
-    def work(rank):
-        WorkFolder(folder.path).run(tasks, Crew(2, rank, 3), lambda _: None)
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(made) == sorted(names)
+    tasks = [task(f"stage/{k}") for k in range(12)]
+    in_threads(3, lambda rank: WorkFolder(folder.path).run(tasks, Crew(2, rank, 3), lambda _: None))
+    assert sorted(made) == sorted(task.name for task in tasks)
     assert all(is_whole(folder, task) for task in tasks) and len(files_in(folder)) == 12
 
 
 def test_run_waits_for_what_another_one_makes(folder):
     """And makes it when that one has died."""
     with process(lambda ready: folder.build(task_of(make=lambda _: ready()))) as child:
-        threading.Timer(0.2, lambda: os.kill(child, signal.SIGKILL)).start()
+        threading.Timer(0.2, lambda: os.kill(child.pid, signal.SIGKILL)).start()
         begin, told = time.monotonic(), []
         folder.run([task_of(), task_of("stage/b")], Crew(2), told.append)
     assert time.monotonic() - begin > 0.1 and folder.built == {"stage/a", "stage/b"}
@@ -346,11 +286,3 @@ def test_the_first_of_the_tasks_that_fail_is_told_of(folder):
         folder.run(tasks, Crew(4), lambda _: None)
     assert sorted(begun) == [0, 1, 2, 3]
     assert files_in(folder) == ["0", "2"] and is_whole(folder, tasks[2])
-
-
-def test_readers_need_no_lock(folder):
-    """A finished file can be read while somebody claims it to check it."""
-    folder.ensure(task_of())
-    with open(folder.path / "stage" / "a.new", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert folder.read_or_rebuild(task_of(), CheckedFile.meta) == META
