@@ -36,7 +36,6 @@ def main():
         for line in filter(None, lines):
             if not is_met(line):
                 print(line)
-
     gc.freeze()  # Python's end would look for garbage too
 
 

@@ -150,12 +150,13 @@ def shell(*command, cwd=None, env=None, timeout=300):
     )
 
 
-LONG = ("test_scripts.py", "test_npu.py", "test_ranks.py")  # the others fill what they leave
+# two files are at work at a time; short ones fill what the long ones leave
+LONG = ("test_scripts.py", "test_npu.py", "test_ranks.py", "test_triton_kernels.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first: two are at work at a time, and the last one would be so alone."""
-    order = {name: place for place, name in enumerate(LONG)}
+    """Long files first, so that none is left to one worker at the end."""
+    order = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 

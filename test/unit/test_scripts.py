@@ -89,13 +89,10 @@ def test_the_demo_with_8_ranks_comes_near_the_bayes_auc(length, copy, tmp_path):
     saved = torch.load(tmp_path / "DLRM.pth", weights_only=True)
     assert saved["test_auc"] == pytest.approx(auc, abs=1e-4)
 
-    small = ["--nproc=2", "--batch_size=64"]
-    again = script(copy, "train_performance_8p.sh", "--demo", *small, cwd=tmp_path)
+    again = script(copy, "train_performance_8p.sh", "--demo", "--", "--dry-run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     for word in ("Setting up", "Installing", "Made ", "Prepared "):
         assert word not in again.stdout + again.stderr, word
-    assert final(again.stdout)[0] > 0 and "Testing at" not in again.stdout
-    assert results(copy, "DLRM_bs64_2p_perf")["CaseName"] == "DLRM_bs64_2p_perf"
 
 
 @pytest.mark.parametrize(
@@ -121,17 +118,12 @@ def test_mistakes_are_one_line_and_status_2(copy, tmp_path, argv, words):
     assert list(tmp_path.iterdir()) == []
 
 
-DEVICES = {"gpu": "no cuda device found", "npu": "torch_npu is not installed"}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_device_that_is_missing_is_an_error(device, copy, tmp_path):
-    """The number of cards is told with the npu device of test_npu.py."""
+def test_a_device_that_is_missing_is_an_error(copy, tmp_path):
+    """test_errors.py has the other devices; test_npu.py has fewer cards than ranks."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
-    options = [f"--data_path={tmp_path}/data", f"--device={device}"]
+    options = [f"--data_path={tmp_path}/data", "--device=npu"]
     done = script(copy, "train_full_8p.sh", *options, cwd=tmp_path)
-    assert done.returncode == 2 and DEVICES[device] in done.stderr
+    assert done.returncode == 2 and "torch_npu is not installed" in done.stderr
 
 
 def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):

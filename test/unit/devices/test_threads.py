@@ -39,23 +39,12 @@ def one_pool():
 
 
 def test_the_program_and_its_kernels_share_torchs_threads(one_pool):
+    """Kernels after operators and operators after kernels, beside scikit-learn's own libgomp."""
     imports = f"import dlrm_s_pytorch, ctypes\n{IMPORTS}"
+    operator = "(torch.ones(999, 999) @ torch.ones(999, 999)).sum()"
+    program = f"{imports}{USE}{operator}\n{USE}import sklearn.metrics\n{USE}"
     levels = "print(numba.threading_layer(), ctypes.CDLL(None).omp_get_max_active_levels())"
-    assert run(f"{imports}{USE}{levels}") == ["True", "2", "2", "omp", "1"]
-
-
-def test_another_librarys_openmp_changes_nothing(one_pool):
-    """scikit-learn brings a libgomp of its own."""
-    imports = f"import dlrm_s_pytorch, ctypes, sklearn.metrics\n{IMPORTS}"
-    levels = "print(ctypes.CDLL(None).omp_get_max_active_levels())"
-    assert run(f"{imports}{USE}{levels}") == ["True", "2", "2", "1"]
-
-
-def test_torch_keeps_its_threads_beside_the_kernels(one_pool):
-    """More kernels after operators, and operators after kernels: neither changes the other's."""
-    again = "(torch.ones(999, 999) @ torch.ones(999, 999)).sum()"
-    words = run(f"import dlrm_s_pytorch\n{IMPORTS}{USE}{again}\n{USE}")
-    assert words == ["True", "2", "2"] * 2
+    assert run(f"{program}{levels}") == [*["True", "2", "2"] * 3, "omp", "1"]
 
 
 def test_with_torch_imported_first_kernels_keep_to_one_thread():

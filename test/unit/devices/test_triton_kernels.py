@@ -124,7 +124,7 @@ def test_the_loss_and_its_gradient_are_the_operators(kernels, weights, padded):
     assert kernels.cross_entropy(predicted[:0], label[:0], label_weights, None)[0] == 0
 
 
-def test_the_kernels_compile_for_gpus_where_there_is_none_too(tmp_path):
+def test_the_kernels_compile_for_gpus_without_a_gpu_too(tmp_path):
     fresh = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = shell(sys.executable, ROOT / "test" / "unit" / "compile_kernels.py", env=fresh)
     assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_the_kernels_compile_for_gpus_where_there_is_none_too(tmp_path):
 
 # flags of runs on Criteo data that give the same with the kernels as without
 RUNS = {
-    "sgd": "--arch-sparse-feature-size=16 --arch-mlp-bot=13-24-16 --test-freq=6 --mlperf-logging"
+    "sgd": "--arch-sparse-feature-size=16 --arch-mlp-bot=13-24-16 --test-freq=4 --mlperf-logging"
     " --test-mini-batch-size=20",
     "itself, rwsadagrad": "--optimizer=rwsadagrad --learning-rate=0.01 --arch-interaction-itself"
     " --arch-sparse-feature-size=4 --arch-mlp-bot=13-24-4",
@@ -149,8 +149,8 @@ RUNS = {
 
 
 COMMON = (
-    "--arch-mlp-top=24-1 --loss-function=bce --learning-rate=0.1 --mini-batch-size=30"
-    " --num-batches=6 --print-freq=1 --memory-map --data-randomize=none"
+    "--arch-mlp-top=24-1 --loss-function=bce --learning-rate=0.1 --mini-batch-size=20"
+    " --num-batches=4 --print-freq=1 --memory-map --data-randomize=none"
     " --tensor-board-filename="
 )
 # the runs one after the other, and whether the kernels were imported
@@ -189,7 +189,7 @@ def interpreted(rows):
 def test_the_program_gives_the_same_with_the_kernels(name, interpreted, rows):
     plain = train(*COMMON.split(), f"--data_path={rows}", *RUNS[name].split())
     got, want = losses_of(interpreted[name]), plain.losses
-    assert len(got) == 6
+    assert len(got) == 4
     for one, other in zip(got, want, strict=True):
         assert one == pytest.approx(other, rel=1e-4 if name == "fp16" else 1e-5, abs=1.1e-6)
     pairs = list(zip(metrics_of(interpreted[name]), metrics_of(plain.out), strict=True))
