@@ -107,7 +107,7 @@ def test_there_are_no_circles_between_modules():
 
 
 def test_a_run_imports_neither_torchs_compiler_nor_sympy():
-    """They take two seconds, and imported inside a process group the first one may end in SIGABRT."""
+    """They take two seconds; inside a process group, importing the first may end in SIGABRT."""
     flags = "--mini-batch-size=4 --data-size=16 --test-freq=2 --tensor-board-filename="
     code = (
         "import sys, dlrm_s_pytorch as dlrm\n"
