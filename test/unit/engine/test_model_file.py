@@ -145,10 +145,12 @@ def test_generators_and_best_metrics_are_restored(tmp_path):
     train(*SMALL_MODEL, "--test-freq=5", f"--save-model={path}", "--mlperf-logging")
     content = load(path)
     assert content["progress"]["best_auc"] == content["test_auc"]
-    np.random.seed(0)
+    content["generators"]["torch"] = torch.manual_seed(7).get_state()
+    torch.save(content, path)
     train(*SMALL_MODEL, f"--load-model={path}", "--nepochs=2", "--num-batches=10")
     keys = content["generators"]["numpy"][1].numpy()
     np.testing.assert_array_equal(np.random.get_state()[1], keys.astype(np.uint32))
+    assert torch.equal(torch.get_rng_state(), content["generators"]["torch"])
 
 
 def test_only_an_evaluation_that_is_the_best_so_far_saves(tmp_path, kaggle, monkeypatch):
