@@ -118,7 +118,7 @@ def trained(*argv):
 
 
 def assert_same_losses(got, want):
-    """Steps are equal, and losses differ by no more than the rounding of float32 and six decimals."""
+    """Steps are equal; losses differ at most by the rounding of float32 and of six decimals."""
     assert [line[:3] for line in got] == [line[:3] for line in want]
     for one, other in zip(got, want, strict=True):
         assert abs(one[3] - other[3]) <= max(1e-5 * abs(other[3]), 1.1e-6), (one, other)
