@@ -83,6 +83,25 @@ class Accumulation:
         return min(self.every, self.num_batches - first)
 
 
+class _LossWithGradient(torch.autograd.Function):
+    """A loss whose gradient is known: its backward pass begins with that.
+
+    `predicted.backward(gradient)` would do the same, but on its first call it imports torch's
+    symbolic shapes, and sympy with them: 0.9 s of each start.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, predicted: torch.Tensor, loss: torch.Tensor, gradient: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.gradient = gradient
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        return ctx.gradient, None, None
+
+
 @dataclass(frozen=True)
 class StepParts:
     """What a step is made of.
@@ -183,7 +202,8 @@ class TrainingStep:
         self._scale.check_overflow()
         loss, gradient = self._loss(predicted.detach(), features.label, chunk.mask())
         with phase("backward"):
-            predicted.backward(self._scale.scale_gradient(gradient.div_(divisor)))
+            gradient = self._scale.scale_gradient(gradient.div_(divisor))
+            _LossWithGradient.apply(predicted, loss, gradient).backward()
         self._scale.check_overflow()
         return loss
 
