@@ -1,9 +1,9 @@
-# What the scripts beside it share: set-up, options, devices, launching ranks, results. Sourced, never run.
+# The scripts beside this file source it: set-up, options, devices, launching ranks, results.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CALLED_FROM=$PWD
-TESTED_TORCH=2.13.0 # what is installed where there is no torch; requirements.txt says what works
+TESTED_TORCH=2.13.0 # it is installed if there is no torch; requirements.txt has the versions that work
 DEMO_DATA=$ROOT/test/demo_data
 USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N;
 what follows -- goes to dlrm_s_pytorch.py"
@@ -91,7 +91,7 @@ parse_options() { # DEFAULT_NPROC ARGUMENT...
     check_options
 }
 
-take_batch_size() { # a --mini-batch-size after -- counts in names and figures too
+take_batch_size() { # sets BATCH_SIZE to a --mini-batch-size after --: names and figures need it
     local k
     for k in "${!EXTRA[@]}"; do
         case ${EXTRA[k]//_/-} in
@@ -152,19 +152,19 @@ choose_device() { # sets DEVICE: npu, else gpu, else cpu; the demo takes the cpu
     [ "$cards" -ge "$NPROC" ] || fail "$NPROC ranks want $NPROC cards, found $cards ($DEVICE): give --nproc=$cards or --device cpu"
 }
 
-find_cann() { # is a CANN set_env.sh here, whole or not? (test/env_npu.sh looks where it may be)
+find_cann() { # is a CANN set_env.sh here, even if CANN is incomplete? test/env_npu.sh looks for it
     # shellcheck source=test/env_npu.sh
     (source "$ROOT/test/env_npu.sh" || [ -n "$CANN_FOLDER" ]) >/dev/null 2>&1
 }
 
 source_cann() {
     # shellcheck source=test/env_npu.sh
-    source "$ROOT/test/env_npu.sh" || true # it says what is missing; the program ends where an NPU is asked for
+    source "$ROOT/test/env_npu.sh" || true # it says what is missing; with --use-npu the program then ends
 }
 
 # ---------------------------------------------------------------- data and flags
 
-make_demo_data() { # the demo's day files, once
+make_demo_data() { # writes the demo's day files, once
     if [ ! -f "$DEMO_DATA/day_0" ]; then
         (set -o pipefail && "$PYTHON" "$ROOT/data_utils.py" --make-demo="$DEMO_DATA" | tee "$DEMO_DATA.txt") || exit 2
     fi
@@ -186,7 +186,7 @@ data_kind() { # prints terabyte, kaggle or demo; raw or prepared data tells
     fi
 }
 
-set_flags() { # sets FLAGS and BATCH_SIZE: the published model, and what the data changes of it
+set_flags() { # sets FLAGS and BATCH_SIZE: the published model, changed as the data wants it
     local kind
     kind=$(data_kind)
     FLAGS=(--data_path="$DATA_PATH" --memory-map --dataset-multiprocessing --loss-function=bce --round-targets=true
@@ -211,13 +211,13 @@ set_flags() { # sets FLAGS and BATCH_SIZE: the published model, and what the dat
 
 # ---------------------------------------------------------------- launching
 
-prepare() { # options, device and data are checked, and the data is prepared, in one process
+prepare() { # checks options, device and data, and prepares the data, in one process
     "$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run || exit $?
     [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run|--help|-h)\  ]] && exit 0
     return 0
 }
 
-launch() { # runs the ranks; each one's output goes to train_<rank>.log, rank 0's is shown too
+launch() { # runs the ranks; each writes to train_<rank>.log, and rank 0's lines are shown too
     local status=0 follower cores
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT
@@ -247,7 +247,7 @@ stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
     exit "$2"
 }
 
-report_failure() { # the line of the rank that failed, and the end of its log
+report_failure() { # prints the error of the rank that failed, and the end of its log
     local log line
     rm -f "$CALLED_FROM/DLRM.pth.partial"
     log=$(grep -l '^error: ' "$OUTPUT"/train_*.log 2>/dev/null | xargs -r -d '\n' grep -L '^error: another rank has ended' | head -n 1)
@@ -264,7 +264,7 @@ report_failure() { # the line of the rank that failed, and the end of its log
 
 # ---------------------------------------------------------------- cases
 
-begin_case() { # DEFAULT_NPROC ARGUMENT...: everything before the ranks start
+begin_case() { # DEFAULT_NPROC ARGUMENT...: does everything that comes before the ranks
     BEGAN=$SECONDS
     parse_options "$@"
     set_up "$ROOT/requirements.txt"

@@ -1,5 +1,5 @@
 # Makes CANN, Ascend's software for the NPU, usable in this shell: `source test/env_npu.sh`; the scripts do so themselves.
-# Gives 1 where CANN is not here or not whole. What is missing is said on stderr, a line each.
+# Returns 1 if CANN is missing or incomplete, and prints a line on stderr for each part that is missing.
 # shellcheck shell=bash
 
 # Seconds, 120 to 7200, that a rank waits for the others before their first exchange. CANN's default of 120 is short for
@@ -9,7 +9,7 @@ export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-600}
 # have to grow with it. TASK_QUEUE_ENABLE: its default, 1, is what torch_npu calls suitable for training (2: inference).
 # PYTORCH_NPU_ALLOC_CONF=expandable_segments:True is for tensors whose sizes change; a step's stay the same.
 
-first_cann() { # FOLDER...: sets CANN_FOLDER to the first with a set_env.sh; else empties it and gives 1
+first_cann() { # FOLDER...: sets CANN_FOLDER to the first with a set_env.sh; else empties it and returns 1
     for CANN_FOLDER; do
         [ ! -f "$CANN_FOLDER/set_env.sh" ] || return 0
     done
@@ -47,7 +47,7 @@ lacking_libraries() { # LIBRARY...: prints those that are in no folder of LD_LIB
     done
 }
 
-look_for_driver() { # FOLDER: says where there is none; a container may have npu-smi alone
+look_for_driver() { # FOLDER: says if there is no driver; a container may have npu-smi alone
     [ -d "$1" ] || command -v npu-smi >/dev/null ||
         echo "CANN: the NPU's driver is not here (neither $1 nor npu-smi): no NPU can be used until it is installed" >&2
 }

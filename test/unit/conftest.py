@@ -1,7 +1,4 @@
-"""What the tests share.
-
-Running the program in this process, reading its lines, and data to run it on.
-"""
+"""The tests share these ways to run the program, to read its lines, and to get data for it."""
 
 import contextlib
 import io
@@ -22,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "test" / "golden"
 sys.path.insert(0, str(ROOT))
 
-import dlrm_s_pytorch  # noqa: E402  (before torch, as cpu_kernels wants it)
+import dlrm_s_pytorch  # noqa: E402  (before torch: common/compiled.py says why)
 
 # isort: split
 import torch  # noqa: E402
 
-RELEASE = torch.__version__.partition("+")[0]  # without the build, as +cpu
+RELEASE = torch.__version__.partition("+")[0]  # without a suffix such as +cpu
 # for a shell in which python3 is the Python of the tests
 PYTHON_FIRST = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -105,7 +102,7 @@ def train(*argv, program=dlrm_s_pytorch.main):
 
 
 def trained(*argv):
-    """(trainer, Result) of a run as `train` makes it."""
+    """Run the program as `train` does; returns (trainer, Result)."""
     kept = []
 
     class Kept(dlrm_s_pytorch.Trainer):
@@ -121,14 +118,14 @@ def trained(*argv):
 
 
 def assert_same_losses(got, want):
-    """Equal places, and losses within what six printed decimals and float32 allow."""
+    """Steps are equal; losses differ at most by the rounding of float32 and of six decimals."""
     assert [line[:3] for line in got] == [line[:3] for line in want]
     for one, other in zip(got, want, strict=True):
         assert abs(one[3] - other[3]) <= max(1e-5 * abs(other[3]), 1.1e-6), (one, other)
 
 
 def at(name):
-    """For `msg` of torch.testing.assert_close: what differed, before how."""
+    """A `msg` for torch.testing.assert_close that begins with the name of the tensor."""
     return lambda text: f"{name}: {text}"
 
 
@@ -166,7 +163,7 @@ def golden(name):
 
 @pytest.fixture(scope="session")
 def kaggle(tmp_path_factory):
-    """A folder with the golden train.txt, shared: tests that write into it take a copy."""
+    """A folder with the golden train.txt that tests share; those that write take a copy."""
     folder = tmp_path_factory.mktemp("data") / "kaggle"
     shutil.copytree(GOLDEN / "data" / "kaggle", folder)
     return folder
@@ -199,9 +196,9 @@ def rows_of(prepared, split):
 
 
 def write_days(folder, num_days, num_rows, seed=0, largest=(50,)):
-    """Tiny day files; gives the rows as written: lists of fields as text.
+    """Write tiny day files; returns their rows as lists of fields as text.
 
-    The integers' columns take turns with the values of `largest`.
+    The columns of integers take turns with the limits in `largest`.
     """
     import random
 

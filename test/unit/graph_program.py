@@ -1,4 +1,4 @@
-"""Runs the program with --cuda-graphs on the emulated npu device, where a graph is emulated too.
+"""Runs the program with --cuda-graphs on the emulated npu device; graphs are emulated too.
 
     PYTHONPATH=test/emulated_npu python graph_program.py cases.json results.json
 
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-import dlrm_s_pytorch as dlrm  # noqa: E402  (before torch, as cpu_kernels wants it)
+import dlrm_s_pytorch as dlrm  # noqa: E402  (before torch: common/compiled.py says why)
 
 # isort: split
 import npu_program
@@ -29,7 +29,7 @@ from engine import step_graph
 
 
 class Graph(TorchDispatchMode):
-    """The operators of a step, with what they were called with and what they gave."""
+    """The operators of a step, with their arguments and results."""
 
     made = []
 
@@ -63,7 +63,7 @@ class Graph(TorchDispatchMode):
         for function, args, kwargs, found in self.calls:
             again = function(*args, **kwargs)
             if any(returned.alias_info is not None for returned in function._schema.returns):
-                continue  # a view of what is there, or what was changed in place
+                continue  # the result is a view, or was changed in place
             pairs = zip(flat(found), flat(again), strict=True)
             for tensor, content in pairs:
                 tensor.copy_(content)
@@ -87,7 +87,7 @@ def capture(device, work):
 
 def main():
     step_graph.capture = capture
-    # the emulated streams ask record_stream of each tensor, also where two streams take turns
+    # the emulated streams want record_stream for each tensor, even if two streams take turns
     step_graph.on_side_stream = contextlib.nullcontext
     dlrm.check_graphs = lambda options, process: None
     cases = json.loads(Path(sys.argv[1]).read_text())

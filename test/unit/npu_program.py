@@ -1,4 +1,4 @@
-"""Runs cases of the program in one process, on the emulated npu device where they ask for it.
+"""Runs cases of the program in one process, on the emulated npu device if they have --use-npu.
 
     PYTHONPATH=test/emulated_npu python npu_program.py cases.json results.json
 
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-import dlrm_s_pytorch as dlrm  # noqa: E402  (before torch, as cpu_kernels wants it)
+import dlrm_s_pytorch as dlrm  # noqa: E402  (before torch: common/compiled.py says why)
 
 # isort: split
 import torch
@@ -32,7 +32,7 @@ record = torch_npu.record
 
 
 def _embedding_bag(trainer, features):
-    """What the original does: it goes through the host's memory on an NPU."""
+    """The original's lookup, whose backward pass an NPU runs in the host's memory."""
     bags = nn.EmbeddingBag(10, 4, mode="sum").to("npu")
     ids = torch.zeros(8, dtype=torch.int64, device="npu")
     bags(ids, torch.arange(0, 8, 2, device="npu")).sum().backward()

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: a copy without .venv, called from another folder."""
+"""The scripts are run as a user runs them: from another folder, in a copy without .venv."""
 
 import os
 import re
@@ -69,7 +69,7 @@ DEMO = {"60 batches": (["--", "--num-batches=60", "--test-freq=60"], 0.13), "who
 
 @pytest.mark.parametrize("length", ["60 batches", pytest.param("whole", marks=pytest.mark.slow)])
 def test_the_demo_with_8_ranks_comes_near_the_bayes_auc(length, copy, tmp_path):
-    """The README's first command; a second run sets up, makes and prepares nothing."""
+    """This is the README's first command; a second run sets up, makes and prepares nothing."""
     flags, distance = DEMO[length]
     done = script(copy, "train_full_8p.sh", "--demo", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
 
 
 def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
-    """A bug, not a user's mistake: the script shows the end of the rank's log."""
+    """The script shows the end of the rank's log if a bug, not a user's mistake, has ended it."""
     broken = tmp_path / "broken"
     shutil.copytree(copy, broken, ignore=shutil.ignore_patterns("demo_data", "output"))
     with open(broken / "model" / "losses.py", "a") as file:
@@ -167,7 +167,7 @@ def running(needle):
 
 
 def take_interrupts():
-    """As in a terminal: bash cannot trap what its parent, a job in the background, ignores."""
+    """Undo what a job in the background does: bash cannot trap a signal that its parent ignores."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -196,7 +196,7 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
 
 
 def test_ranks_started_by_hand_prepare_once_and_say_an_error_once(copy, tmp_path):
-    """Without the scripts: torchrun on data that nobody has prepared, and then on wrong flags."""
+    """Here torchrun starts the program: on data that nobody has prepared, then with wrong flags."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     program = [copy / "dlrm_s_pytorch.py", f"--data_path={tmp_path}/data", "--num-batches=2"]

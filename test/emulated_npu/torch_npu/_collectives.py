@@ -1,4 +1,4 @@
-"""The hccl backend: gloo underneath, as a collective of wrapped tensors runs on what they wrap."""
+"""The hccl backend is gloo, because a collective of wrapped tensors runs on the host tensors."""
 
 import torch.distributed as dist
 

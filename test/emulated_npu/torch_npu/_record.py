@@ -1,10 +1,10 @@
-"""What the program asked of the emulated device."""
+"""A record of the work that the program has given to the emulated device."""
 
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-# operators whose result has a shape that depends on values, so that the host waits for it
+# the shape of their result depends on values, so the host waits for it
 VALUE_DEPENDENT = {
     "aten::nonzero",
     "aten::_unique",
@@ -44,7 +44,7 @@ class Record:
             found.clear()
 
     def operator(self, function, tensors, output_size):
-        """`output_size`: the caller gave the size of a result that else depends on values."""
+        """Record a call; with `output_size` the caller has given the size of the result."""
         name = function._schema.name
         with self._lock:
             self.operators[function.name()] += 1

@@ -1,4 +1,4 @@
-"""Streams and events. Work is done at once, but what a real card would let race is an error."""
+"""Streams and events. Work is done at once, but a race that a real card would allow is an error."""
 
 import threading
 import time
@@ -40,7 +40,7 @@ class Stream:
         return self.done
 
     def _check_ready(self, made, recorded, name):
-        """Raise unless this stream may use what was made by `made` = (stream, piece of work)."""
+        """Raise if this stream may not use what `made` = (stream, number of its work) has made."""
         stream, work = made
         if stream is self:
             return

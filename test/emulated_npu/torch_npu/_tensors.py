@@ -1,4 +1,4 @@
-"""Tensors of the emulated device: wrappers of host tensors, and the few kernels that make them."""
+"""Tensors of the emulated device wrap host tensors; a few kernels make them."""
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
@@ -10,13 +10,13 @@ from torch_npu.npu import utils
 COPIES = ("aten::copy_", "aten::_copy_from", "aten::_to_copy")
 # an index of the host is copied to the device first
 TAKES_HOST_TENSORS = (*COPIES, "aten::index.Tensor", "aten::index_put_")
-_kept = []  # libraries of kernels, which end with their object
+_kept = []  # kernels are registered as long as these objects exist
 
 
 class NpuTensor(torch.Tensor):
-    """A tensor whose data lies in a host tensor, and that is used as if it did not.
+    """A tensor whose data is in a host tensor, which operators of the host may not use.
 
-    All say npu:0, as torch's guard for devices made in Python knows one only.
+    Its device is always npu:0, because torch allows one device of a kind made in Python.
     """
 
     @staticmethod
@@ -67,13 +67,13 @@ class NpuTensor(torch.Tensor):
         wrapped = {id(x._host): x for x in tensors if isinstance(x, NpuTensor)}
         args, kwargs = tree_map(_unwrapped, args), tree_map(_unwrapped, kwargs)
         result = function(*args, **kwargs)
-        if to_host:  # a copy, even where no type changes
+        if to_host:  # a copy, even if no type changes
             return result.clone() if any(result is x for x in args) else result
         return tree_map(lambda x: _wrapped(x, wrapped), result)
 
 
 def _check(function, tensors):
-    """One device, and no stream ahead of another."""
+    """Raise if devices are mixed, or a stream uses what another one is still making."""
     name = function._schema.name
     for one in tensors:
         if isinstance(one, NpuTensor):
@@ -88,7 +88,7 @@ def _check(function, tensors):
 
 
 def _note_copies(function, args, kwargs):
-    """Copies between host and device; True where the result lies on the host."""
+    """Record copies between host and device; returns whether the result is on the host."""
     name = function._schema.name
     if name == "aten::_to_copy":
         device = kwargs.get("device")
@@ -145,7 +145,7 @@ def npu_get_float_status(self):
 
 
 def flattened(tensors):
-    """One tensor with all elements; the others are parts of it from now on."""
+    """One tensor with all elements, of which the given ones become views."""
     host = torch.cat([one._host.reshape(-1) for one in tensors])
     for one, part in zip(tensors, host.split([one.numel() for one in tensors]), strict=True):
         one._host = part.view(one._host.shape)
@@ -175,7 +175,7 @@ def _copy_from(self, target, non_blocking=False):
 
 
 def _to(self, *, dtype=None, non_blocking=False, device=None, **_):
-    """A host tensor's copy on the device, which no wrapper sees."""
+    """Copy a host tensor to the device: no wrapper takes part in that."""
     record.to_device("aten::_to_copy", is_pinned(self) and non_blocking)
     return NpuTensor(self.to(dtype=dtype, copy=True))
 
@@ -185,7 +185,7 @@ def is_pinned(tensor, device=None):
 
 
 def _pin_memory(self, device=None):
-    """torch would ask the device for an allocator; that it was called is all that tests need."""
+    """Mark a copy as pinned; torch itself would ask the device for an allocator."""
     if is_pinned(self):
         return self
     pinned = self.clone()

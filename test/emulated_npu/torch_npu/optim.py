@@ -1,4 +1,4 @@
-"""torch_npu.optim.NpuFusedSGD with the limits of the real one."""
+"""NpuFusedSGD with the limits of torch_npu's."""
 
 import torch
 from torch.optim.optimizer import Optimizer, required
@@ -7,7 +7,7 @@ from torch_npu._tensors import NpuTensor, flattened
 
 
 class NpuFusedSGD(Optimizer):
-    """All parameters and gradients of a type lie in one tensor each from the first step on.
+    """From the first step on, one tensor holds all parameters of a type, another their gradients.
 
     float32 and float16 only; a parameter that has no gradient at the first step never gets one, and
     a gradient that is replaced later is not seen.

@@ -1,4 +1,4 @@
-"""torch_npu.profiler: leaves the files that the real one leaves, with nothing in them."""
+"""A profiler that writes the files of torch_npu's without any content."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""torch_npu.utils."""
+"""The name of torch_npu.utils that the program uses."""
 
 
 def get_cann_version(module="CANN"):

@@ -1,4 +1,4 @@
-"""test/env_npu.sh: where it finds CANN, what it leaves in the shell, what it says is missing."""
+"""test/env_npu.sh finds CANN, makes it usable in the shell, and says what is missing."""
 
 import shlex
 import shutil
@@ -12,7 +12,7 @@ SOURCE = f"source {shlex.quote(str(SCRIPT))}"
 COMMON = shlex.quote(str(ROOT / "test" / "common.sh"))
 FUNCTIONS = SCRIPT.read_text().split("\nlook_for_driver /")[0]  # what comes before the calls
 LIBRARIES = ("libhccl.so", "libascendcl.so")
-EXPORTS = {  # name: (value, reason); all else stays at CANN's and torch_npu's own defaults
+EXPORTS = {  # {name: (value, reason)}; other settings keep the defaults of CANN and torch_npu
     "HCCL_CONNECT_TIMEOUT": ("600", "ranks fill tables and compile before they first meet"),
 }
 NO_DRIVER = "CANN: the NPU's driver is not here"
@@ -35,7 +35,7 @@ def make_cann(folder, libraries=LIBRARIES, more=""):
 
 @pytest.fixture
 def bash(tmp_path):
-    """Runs a command in a shell that has a HOME and a PATH and nothing else but `variables`."""
+    """Runs a command in a shell whose only variables are HOME, PATH and the given ones."""
     (tmp_path / "bin").mkdir()
     for name in ("bash", "cat", "dirname", "env", "sed"):  # no npu-smi of this machine's
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
@@ -73,7 +73,7 @@ def test_the_places_are_looked_at_in_order(bash, tmp_path):
 
 @without_ascend
 def test_what_is_looked_at_where_nothing_is_said(bash, tmp_path):
-    """The real roots: the message names them, and a CANN below HOME is found."""
+    """The message names the real roots, and a CANN below HOME is found."""
     command = f"{SOURCE} && echo $ASCEND_TOOLKIT_HOME"
     done = bash(command)
     lines = without_driver(done.stderr)
@@ -87,7 +87,7 @@ def test_what_is_looked_at_where_nothing_is_said(bash, tmp_path):
 
 @pytest.mark.parametrize("given", ["own", "own/latest"])
 def test_ascend_home_path_wins(bash, tmp_path, given):
-    """Also as older CANN sets it: to `latest`, beside which its set_env.sh lies."""
+    """Older CANN sets it to a folder `latest` that is beside set_env.sh."""
     make_cann(tmp_path / "home" / "Ascend" / "cann")
     make_cann(tmp_path / "own")
     done = bash(f"{SOURCE}; echo $? $ASCEND_TOOLKIT_HOME", ASCEND_HOME_PATH=tmp_path / given)
@@ -105,7 +105,7 @@ def test_a_wrong_ascend_home_path_is_named_and_the_search_goes_on(bash, tmp_path
 @pytest.mark.parametrize("more", ["", "set -eu +u; false; export GONE_ON=1", "set +eu; return 1"])
 @pytest.mark.parametrize("options", ["+eu", "-u", "-e", "-eu"])
 def test_the_callers_options_come_back(bash, tmp_path, options, more):
-    """Whatever set_env.sh does to them and however it ends, the shell goes on as it was."""
+    """The shell has its own options again, whatever set_env.sh has set and however it ends."""
     own = make_cann(tmp_path / "own", more=more)
     command = f"set {options}; echo $-; {SOURCE}; echo $-; echo ${{GONE_ON-}}"
     before, after, gone_on = bash(command, ASCEND_HOME_PATH=own).stdout.split("\n")[:3]
@@ -115,7 +115,7 @@ def test_the_callers_options_come_back(bash, tmp_path, options, more):
 @without_ascend
 @pytest.mark.parametrize("options", ["+eu", "-eu"])
 def test_a_shell_with_set_e_is_told_what_is_missing(bash, options):
-    """The status is the caller's to take; it does not end the shell before the message."""
+    """The message is printed before a status of 1 can end the shell."""
     done = bash(f"unset HOME; set {options}; {SOURCE} || echo status $?")
     assert done.stdout == "status 1\n" and "CANN: not found" in done.stderr
 
@@ -168,7 +168,7 @@ def test_libraries_may_be_in_different_folders(bash, tmp_path):
 
 
 def test_a_missing_driver_is_a_warning(bash, tmp_path):
-    """Its folder or npu-smi is enough; without both it is said, and the status stays 0."""
+    """A driver has a folder or npu-smi; a line says that both are missing, with status 0."""
     command = f"set -e; {FUNCTIONS}\nlook_for_driver {tmp_path}/driver"
     done = bash(command)
     assert done.returncode == 0 and done.stderr.count("\n") == 1
@@ -190,7 +190,7 @@ def test_a_missing_driver_leaves_cann_usable(bash, tmp_path):
 
 
 def test_the_scripts_say_that_a_cann_is_incomplete(bash, tmp_path):
-    """It is not taken for none at all, which they pass over in silence; then they go on."""
+    """Nothing is said if there is no CANN at all; the scripts go on in both cases."""
     command = f"source {COMMON}; find_cann && echo found && source_cann; echo $?"
     done = bash(command, ASCEND_HOME_PATH=make_cann(tmp_path / "own", ()))
     assert done.stdout == "found\n0\n" and done.stderr.count("CANN: incomplete") == 1

@@ -1,4 +1,4 @@
-"""The program on an NVIDIA GPU: the CPU's numbers, and no wait of the host inside a step."""
+"""On an NVIDIA GPU the program computes the CPU's numbers, and no step waits for the GPU."""
 
 import re
 import sys
@@ -35,7 +35,7 @@ ONLY_A_GPUS = ("--cuda-graphs", "--triton=false")
 
 
 def runs(data, flags):
-    """(on the GPU, on the CPU)."""
+    """The results of a run on the GPU and of the same run on the CPU."""
     argv = [*CRITEO_MODEL, *FLAGS, f"--data_path={data}", *flags.split()]
     plain = [word for word in argv if word not in ONLY_A_GPUS]
     return train(*argv, "--use-gpu"), train(*plain)

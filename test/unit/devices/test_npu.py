@@ -30,8 +30,8 @@ from optim import loss_scale
 
 EMULATED = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
 NPU = "--use-npu"
-SELDOM = "--print-freq=1000"  # a line after the last step only
-HIGH_SCALE = 2.0**32  # of float16's loss: the first steps overflow
+SELDOM = "--print-freq=1000"  # only the last step prints a line
+HIGH_SCALE = 2.0**32  # with this loss scale the first steps overflow in float16
 SCALE_ON_RANKS = 2.0**28
 
 pytestmark = pytest.mark.skipif(
@@ -305,7 +305,7 @@ def test_an_overflow_of_float16_skips_steps_until_the_scale_is_low(found):
     assert cpu == pytest.approx(inf, rel=1e-3)
     frozen = [line[3] for line in losses_of(found["frozen cpu"]["out"])]
     skipped = [one == other for one, other in zip(inf, frozen, strict=True)].index(False) - 1
-    assert 5 < skipped < 20  # HIGH_SCALE is halved so often
+    assert 5 < skipped < 20  # each skipped step halves the scale
     assert inf[-1] < frozen[-1]
 
 
@@ -373,7 +373,7 @@ ON_RANKS = {
 
 @pytest.fixture(scope="module")
 def on_3_ranks(folder):
-    """({name: argv without --use-npu}, what the cases give on 3 ranks with it)."""
+    """({name: argv without --use-npu}, the results on 3 ranks with it)."""
     cases = {"random": [*SMALL_MODEL, SELDOM, "--tensor-board-filename="]}
     for name, flags in ON_RANKS.items():
         cases[name] = [*criteo_flags(folder / "data", flags), "--tensor-board-filename="]
@@ -408,7 +408,7 @@ def test_three_ranks_give_what_one_on_the_cpu_gives(name, on_3_ranks, monkeypatc
 
 
 def test_the_script_trains_on_two_ranks(copy, tmp_path):
-    """As a user runs it, but for a small network; and the losses of one rank on the CPU."""
+    """It runs as a user runs it, with a small network; losses are those of one rank on the CPU."""
     network = ["--arch-mlp-bot=13-32-16", "--arch-mlp-top=32-1", "--print-freq=10"]
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
     options = [f"--data_path={tmp_path / 'data'}", "--device=npu", "--batch_size=256", "--nproc=2"]

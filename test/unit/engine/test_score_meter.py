@@ -204,7 +204,7 @@ def test_batches_that_wait_for_others_count_as_well(rows_at_a_time):
 
 
 def test_adding_does_not_wait_for_the_device():
-    """A tensor without values cannot be read by the host."""
+    """The host cannot read a tensor without values."""
     with FakeTensorMode():
         meter = ScoreMeter(ALONE)
         meter.add(torch.rand(100, 1), torch.ones(100, 1))

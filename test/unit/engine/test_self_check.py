@@ -1,4 +1,4 @@
-"""--self-check on the CPU: what it prints, and that it finds what is wrong."""
+"""--self-check on the CPU prints its checks and names the one that fails."""
 
 import os
 import re

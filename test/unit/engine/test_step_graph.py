@@ -55,7 +55,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
     shutil.copytree(GOLDEN / "data" / "kaggle", folder / "data")
     cases = {}
-    no_npu_kernel = "--fused-optimizer=false"  # it takes the learning rate from the host
+    no_npu_kernel = "--fused-optimizer=false"  # that kernel reads the rate on the host
     sizes = ["--mini-batch-size=1000", "--test-mini-batch-size=330", "--test-freq=1000"]
     for name, flags in CASES.items():
         argv = [*CRITEO_MODEL, *sizes, "--print-freq=1", "--nepochs=2", "--use-npu", no_npu_kernel,
@@ -80,7 +80,7 @@ def test_replayed_steps_are_the_steps(name, found):
     assert got["status"] == want["status"] == 0, got["err"]
     assert want["recorded"] == 0
     assert len(losses_of(got["out"])) == STEPS
-    if name == "fp16":  # rounds as often, but not always the same way
+    if name == "fp16":  # a replay may round another way
         pairs = zip(losses_of(got["out"]), losses_of(want["out"]), strict=True)
         assert all(one == pytest.approx(other, rel=1e-4) for one, other in pairs)
     else:
@@ -133,7 +133,7 @@ def test_what_only_a_gpu_does_is_refused_in_one_line(flags, tmp_path):
 
 
 def test_graphs_want_equal_shares_of_all_ranks():
-    """Else those whose share is shorter fill up each batch, and none is replayed."""
+    """A rank with a shorter share would fill up each batch, and filled batches are not replayed."""
     options = dlrm.parse_options(["--use-gpu", "--cuda-graphs", "--data_path=d"])
     process = Process(0, 3, 0, torch.device("cuda"), "nccl")
     options.mini_batch_size = 129

@@ -78,7 +78,7 @@ def criteo_cases(folder):
 
 
 def launch(num_ranks, cases, folder):
-    """What the cases give on that many CPU ranks, as ranks_program.py says."""
+    """The results of ranks_program.py on that many CPU ranks."""
     (folder / "cases.json").write_text(json.dumps(cases))
     program = ROOT / "test" / "unit" / "ranks_program.py"
     files = [folder / "cases.json", folder / "results.json"]
@@ -99,7 +99,7 @@ def one_rank(cases):
 
 @pytest.fixture(scope="module", params=WORLD_SIZES)
 def many_ranks(request, cases, tmp_path_factory):
-    """(how many, what the cases give)."""
+    """(how many ranks, their results)."""
     names = [name for name in cases if request.param == 3 or name in ON_8_RANKS]
     folder = tmp_path_factory.mktemp(f"ranks_{request.param}")
     chosen = {name: cases[name] for name in names}
@@ -109,7 +109,7 @@ def many_ranks(request, cases, tmp_path_factory):
 def test_losses_and_auc_are_those_of_one_rank(one_rank, many_ranks):
     for name, together in many_ranks[1].items():
         alone = one_rank[name]
-        if name == "criteo_rate_1":  # rounding grows at such rates: only the AUC is comparable
+        if name == "criteo_rate_1":  # such a rate magnifies rounding: only the AUC is comparable
             tolerance = 5e-4
         else:
             tolerance = 1e-4

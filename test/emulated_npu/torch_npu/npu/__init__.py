@@ -1,4 +1,4 @@
-"""torch.npu: those names of torch_npu 2.13.0 that torch or the program uses."""
+"""The names of torch.npu that torch or the program uses, as in torch_npu 2.13.0."""
 
 import os
 
