@@ -3,7 +3,6 @@
 test_scripts.py starts ranks as a user does, with torchrun.
 """
 
-import importlib
 import os
 import socket
 import sys
@@ -15,7 +14,6 @@ def run_ranks(num_ranks, work):
 
     The status is 0 if `work` has returned on all ranks. No thread may have been started before.
     """
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # or each backward does it
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
