@@ -1,4 +1,4 @@
-"""What a training step's backward pass does with the gradients that it makes."""
+"""How a training step's backward pass uses the gradients that it makes."""
 
 from dataclasses import dataclass, field
 
@@ -8,15 +8,15 @@ from optim.row_optimizers import Rate
 
 @dataclass(frozen=True)
 class Update:
-    """What a backward pass has to know of the optimiser step that it is a part of.
+    """The optimiser step that a backward pass is a part of.
 
     Attributes:
         lr: learning rate, a number or one on the device.
         rows_now: embedding rows are updated in this backward pass; else their gradients are kept
-            for the one that updates (accumulation over pieces or batches).
+            for the pass that updates (accumulation over chunks or batches).
         dense_now: the MLPs' backward pass takes the SGD step too, so that no gradients exist.
-        scale: of the loss. Where it is on, gradients of rows are kept until the end of the backward
-            pass, which alone knows whether the step counts.
+        scale: of the loss. If it is on, gradients of rows are kept until the end of the step,
+            when it is known whether anything has overflowed.
     """
 
     lr: Rate
