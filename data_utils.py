@@ -220,7 +220,7 @@ def parse(job: Job) -> Parsed:
     if totals.text.num_bad > job.spec.max_bad_lines:
         raise UserError(
             f"{totals.text.num_bad} bad lines, --max-bad-lines={job.spec.max_bad_lines};"
-            f" the first: {totals.text.first_bad}",
+            f" the first: {totals.text.first_bad}"
         )
     return Parsed(PieceStore(job.folder, pieces), totals)
 
@@ -302,7 +302,7 @@ def find_row_files(job: Job, totals: Totals, counts: Sequence[int]) -> RowFiles:
     if not files.rows["train"] or not files.rows["test"]:
         raise UserError(
             f"too few rows: {files.rows['train']} to train and {files.rows['test']} to test"
-            " are left",
+            " are left"
         )
     return files
 

@@ -512,7 +512,7 @@ class RandomDataset:
             raise UserError(
                 f"gaussian data drew id {ids.max() if ids.min() >= 0 else ids.min()} for table"
                 f" {table} of {spec.num_rows[table]} rows: let --rand-data-min and"
-                " --rand-data-max lie inside every table",
+                " --rand-data-max lie inside every table"
             )
         return ids
 
@@ -563,14 +563,14 @@ class StackDistances:
         except (OSError, ValueError, IndexError) as error:
             raise UserError(
                 f"--data-trace-file: {path}: {error}; expected three comma-separated lines"
-                " (ids, stack distances, cumulative probabilities), a file a table",
+                " (ids, stack distances, cumulative probabilities), a file a table"
             ) from error
         distances = self._distances
         fits = len(distances) == len(self._probabilities) and distances == sorted(distances)
         if not fits or distances[0] < 0 or distances[-1] > len(self._ids):
             raise UserError(
                 f"--data-trace-file: {path}: expected ascending distances from 0 to"
-                f" {len(self._ids)} (the number of ids) and as many probabilities",
+                f" {len(self._ids)} (the number of ids) and as many probabilities"
             )
         self._padding = padding
 

@@ -326,7 +326,7 @@ class Architecture:
             widths = "-".join(str(width) for width in options.arch_mlp_bot)
             raise UserError(
                 f"--arch-mlp-bot={widths} ends in {bottom[-1]}, --arch-sparse-feature-size={dim}:"
-                " the bottom MLP's last width must equal the embedding dimension",
+                " the bottom MLP's last width must equal the embedding dimension"
             )
         vectors = len(num_rows) + 1
         pairs = vectors * (vectors + 1 if options.arch_interaction_itself else vectors - 1) // 2

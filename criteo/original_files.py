@@ -88,7 +88,7 @@ def _flat_rows(path: Path) -> int:
     rows, rest = divmod(path.stat().st_size, FLAT.row_bytes)
     if rest:
         raise UserError(
-            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {FLAT.row_bytes}",
+            f"{path} is damaged: {path.stat().st_size} bytes are no whole rows of {FLAT.row_bytes}"
         )
     return rows
 
@@ -146,9 +146,7 @@ def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
         path = Path(f"{prefix}_fea_count.npz")
         if path.is_file():
             return _checked_counts(path, _array(path, "counts"))
-    raise UserError(
-        f"{raw}_fea_count.npz: no such file; it holds the rows of each table (counts)",
-    )
+    raise UserError(f"{raw}_fea_count.npz: no such file; it holds the rows of each table (counts)")
 
 
 def _checked_counts(path: Path, counts: npt.NDArray[Any]) -> tuple[int, ...]:
@@ -158,7 +156,7 @@ def _checked_counts(path: Path, counts: npt.NDArray[Any]) -> tuple[int, ...]:
         or (counts < 1).any()
     ):
         raise UserError(
-            f"{path}: counts has shape {counts.shape}, expected {NUM_SPARSE} numbers of at least 1",
+            f"{path}: counts has shape {counts.shape}, expected {NUM_SPARSE} numbers of at least 1"
         )
     return tuple(int(count) for count in counts)
 
@@ -262,5 +260,5 @@ def _check_ids(path: Path, first_row: int, rows: Rows, counts: tuple[int, ...]) 
         row, table = (int(at[0]) for at in np.nonzero(outside))
         raise UserError(
             f"{path}, row {first_row + row}: id {ids[row, table]} of table {table}"
-            f" is outside its {counts[table]} rows",
+            f" is outside its {counts[table]} rows"
         )

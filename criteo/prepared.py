@@ -105,7 +105,7 @@ def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
     if 0 < spec.max_ind_range < max(counts):
         raise UserError(
             f"{path} has a table of {max(counts)} rows, --max-ind-range={spec.max_ind_range}"
-            " allows fewer: give the flag that it was made with, or another --processed-data-file",
+            " allows fewer: give the flag that it was made with, or another --processed-data-file"
         )
 
 
@@ -144,7 +144,7 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
         if path.is_file() and RawFile.at(path).fingerprint != then:
             raise UserError(
                 f"{path} is not the file that {spec.directory} was made from"
-                f" (its size or time changed): {_how_to_rebuild(spec)}",
+                f" (its size or time changed): {_how_to_rebuild(spec)}"
             )
     days = day_numbers(spec.raw) if spec.data_set == "terabyte" else []
     if days and len(days) != len(meta["sources"]) and not meta.get("imported"):

@@ -160,7 +160,7 @@ def find_raw_files(raw: Path, data_set: str) -> list[RawFile]:
             raise UserError(f"{path}: no permission to read it")
         if path.stat().st_size == 0:
             raise UserError(
-                f"{path} is empty: expected lines of label, 13 integers, 26 hex strings",
+                f"{path} is empty: expected lines of label, 13 integers, 26 hex strings"
             )
     return [RawFile.at(path) for path in paths]
 
@@ -186,12 +186,11 @@ def _find_days(raw: Path) -> list[Path]:
     if gaps:
         missing = _names(raw, gaps)
         raise UserError(
-            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}):"
-            " days are numbered from 0",
+            f"{raw.parent} lacks {missing} (it has {raw.name}_{days[-1]}): days are numbered from 0"
         )
     if len(days) < 2:
         raise UserError(
-            f"{raw.parent} holds only {raw.name}_0: at least two days are needed, the last tests",
+            f"{raw.parent} holds only {raw.name}_0: at least two days are needed, the last tests"
         )
     return [_plain_or_gzip(raw.with_name(f"{raw.name}_{day}")) for day in days]
 

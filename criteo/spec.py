@@ -62,7 +62,7 @@ class DataSpec:
         processed = Path(processed)
         if not 1 <= options.max_ind_range <= 2**32 and options.max_ind_range != -1:
             raise UserError(
-                f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit",
+                f"--max-ind-range={options.max_ind_range}: expected 1 to 2^32, or -1 for no limit"
             )
         return cls(
             data_set=data_set,

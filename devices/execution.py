@@ -122,6 +122,6 @@ def lower_precision(device: torch.device, amp: str) -> torch.dtype | None:
         module = torch.get_device_module(device.type)
         if not module.is_bf16_supported(including_emulation=False):
             raise UserError(
-                f"--amp=bf16: {device} ({device_name(device)}) has no bfloat16; --amp=fp16 works",
+                f"--amp=bf16: {device} ({device_name(device)}) has no bfloat16; --amp=fp16 works"
             )
     return LOWER_PRECISION[amp]

@@ -29,7 +29,7 @@ def find_device(device_type: str, card: int) -> torch.device:
     if count == 0:
         raise UserError(
             f"{flag}: no {device_type} device found (looked with {_looked_with(device_type)});"
-            f" without {flag} the CPU trains",
+            f" without {flag} the CPU trains"
         )
     if card >= count:
         found = f"found {count}, {device_type}:0 to {device_type}:{count - 1}"

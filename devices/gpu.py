@@ -51,7 +51,7 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
     if missing:
         raise UserError(
             f"{missing}, which Triton needs for its kernels: install it, or do without them by"
-            " --triton=false",
+            " --triton=false"
         )
     return True
 

@@ -26,7 +26,7 @@ def import_torch_npu() -> None:
     if version and _release(version) != _release(torch.__version__):
         raise UserError(
             f"--use-npu: torch_npu {version} and torch {torch.__version__} do not go together:"
-            f" expected torch {_release(version)}; requirements-npu.txt has a pair that does",
+            f" expected torch {_release(version)}; requirements-npu.txt has a pair that does"
         )
     try:
         importlib.import_module("torch_npu")
@@ -90,7 +90,7 @@ def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
     if compiles == module.is_jit_compile_false():
         raise UserError(
             f"--jit-compile={str(compiles).lower()}: {device_name(device)} refuses it ({reason}):"
-            " leave the flag out",
+            " leave the flag out"
         )
 
 

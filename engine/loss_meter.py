@@ -49,7 +49,7 @@ class LossMeter:
                 raise UserError(
                     f"the loss became {loss} at it {it} of epoch {epoch}:"
                     " training stops and saves no model;"
-                    " a lower --learning-rate or a warm-up (--lr-num-warmup-steps) may help",
+                    " a lower --learning-rate or a warm-up (--lr-num-warmup-steps) may help"
                 )
             self._sum += loss * rows
             self._rows += rows

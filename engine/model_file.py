@@ -287,7 +287,7 @@ def _check_state(path: str, state: dict[str, Any], model_state: ModelState) -> N
         if name not in state:
             raise UserError(
                 f"--load-model={path} has no {name}:"
-                " it was made with other widths, tables or pooling",
+                " it was made with other widths, tables or pooling"
             )
         got = tuple(getattr(state[name], "shape", ()))
         if got != shape:
@@ -296,7 +296,7 @@ def _check_state(path: str, state: dict[str, Any], model_state: ModelState) -> N
             )
     if extra := sorted(set(state) - set(wanted), key=str):
         raise UserError(
-            f"--load-model={path} has {extra[0]}, which this model lacks: give the flags it had",
+            f"--load-model={path} has {extra[0]}, which this model lacks: give the flags it had"
         )
 
 
@@ -305,7 +305,7 @@ def _check_length(path: str, content: dict[str, Any], model_state: ModelState) -
         raise UserError(
             f"--load-model={path} was made with {content['nbatches']} batches an epoch,"
             f" this run has {model_state.num_batches}:"
-            " continue with the same data and --mini-batch-size",
+            " continue with the same data and --mini-batch-size"
         )
 
 
@@ -351,8 +351,7 @@ def _load_dense(path: str, states: dict[int, Any], offset: int, model_state: Mod
     if model_state.optimizer_name == "sgd":
         if states:
             raise UserError(
-                f"--load-model={path} was trained with adagrad or rwsadagrad:"
-                " give that --optimizer",
+                f"--load-model={path} was trained with adagrad or rwsadagrad: give that --optimizer"
             )
         return
     dense = {number - offset: state for number, state in states.items() if number >= offset}
@@ -363,7 +362,7 @@ def _state_of(path: str, state: dict[str, Any], name: str, model_state: ModelSta
     if name not in state:
         raise UserError(
             f"--load-model={path} was not trained with --optimizer={model_state.optimizer_name}"
-            f" (it has no {name} of the tables): give the one it was trained with",
+            f" (it has no {name} of the tables): give the one it was trained with"
         )
     value: torch.Tensor = state[name]
     return value

@@ -42,7 +42,7 @@ class LearningRateSchedule:
             raise UserError(
                 f"--lr-decay-start-step={self.decay_start} lies before the end of the warm-up"
                 f" (--lr-num-warmup-steps={self.num_warmup}):"
-                " warm-up must end before the decay starts",
+                " warm-up must end before the decay starts"
             )
 
     def rate(self, step: int) -> float:

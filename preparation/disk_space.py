@@ -44,7 +44,7 @@ def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | Non
     if needed - there > free:
         raise UserError(
             f"preparation needs {_size(needed - there)} at {folder}, {_size(free)} free:"
-            " --processed-data-file can name another disk",
+            " --processed-data-file can name another disk"
         )
 
 

@@ -119,7 +119,7 @@ class SharedFolder:
                 key_file.close()
                 raise UserError(
                     f"another run prepares {self._path} with other flags or files:"
-                    " wait for it, or name another --processed-data-file",
+                    " wait for it, or name another --processed-data-file"
                 )
             (self._path / LAST_FILE).unlink(missing_ok=True)  # it tells of another result
             key_file.truncate(0)

@@ -70,7 +70,7 @@ def _backend_for(device_type: str, backend: str) -> str:
     if backend not in (own, "mpi", "gloo") or not available.get(backend, lambda: True)():
         have = f"{own}, gloo" + (", mpi" if dist.is_mpi_available() else "; this torch has no mpi")
         raise UserError(
-            f"--dist-backend={backend} does not serve {device_type} here: expected {have}",
+            f"--dist-backend={backend} does not serve {device_type} here: expected {have}"
         )
     return backend
 
