@@ -13,11 +13,14 @@ import os
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import common.compiled  # noqa: F401  (before torch: both use the same threads)
+from common.imports import garbage_left_alone
+
+with garbage_left_alone():
+    import torch
 
 # isort: split
 import argparse
 import contextlib
-import gc
 import math
 import sys
 import time
@@ -25,11 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# importing torch makes half a million objects: a third of its time would go to looking for garbage
-gc.disable()
-
 import numpy as np
-import torch
 from torch import nn
 
 from common.errors import UserError, reports_errors
@@ -80,9 +79,6 @@ from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
 from reporting.profiling import PROFILED_STEPS, profiled
 from reporting.reporter import Console, Reporter
-
-gc.freeze()  # nor need later collections look at what was imported
-gc.enable()
 
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
 

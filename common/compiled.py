@@ -9,9 +9,12 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-with contextlib.suppress(ImportError):  # this module of numba needs a libgomp on the system
-    import numba.np.ufunc.omppool  # noqa: F401  (loads libgomp)
-import numba
+from common.imports import garbage_left_alone
+
+with garbage_left_alone():
+    with contextlib.suppress(ImportError):  # this module of numba needs a libgomp on the system
+        import numba.np.ufunc.omppool  # noqa: F401  (loads libgomp)
+    import numba
 
 
 def compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
