@@ -361,16 +361,18 @@ class CriteoDataset:
     def _rows_per_rank(self, number: int) -> tuple[int, ...]:
         return tuple(split_evenly(self._size(number), self._process.world_size))
 
-    def _first_row(self, number: int) -> int:
-        """The number within an epoch of the first row of this rank's share of a batch."""
-        return number * self._batch_size + sum(self._rows_per_rank(number)[: self._process.rank])
+    def _share(self, num_rows: int) -> tuple[int, int]:
+        """(begin, end) of this rank's rows among `num_rows` of a batch."""
+        return share_of_rows(num_rows, self._process.rank, self._process.world_size)
 
     def _range_of_share(self, number: int) -> tuple[int, int]:
         """(begin, end) of this rank's share of a batch within `rows`."""
-        process, begin = self._process, self._first_row(number)
+        begin, end = self._share(self._size(number))
+        first = number * self._batch_size + begin
         if self._shares_only:
-            begin = number * split_evenly(self._batch_size, process.world_size)[process.rank]
-        return begin, begin + self._rows_per_rank(number)[process.rank]
+            begin_of_whole, end_of_whole = self._share(self._batch_size)
+            first = number * (end_of_whole - begin_of_whole)
+        return first, first + end - begin
 
     def _check_ids(self, rows: Bytes, numbers: Sequence[int], sizes: Sequence[int]) -> None:
         """Raise a RankError if a row has a bad id; `rows` are this rank's of several batches."""
@@ -379,7 +381,10 @@ class CriteoDataset:
             return
         row, table, outside = found
         shares = zip(numbers, sizes, strict=True)
-        rows_of_epoch = [self._first_row(number) + np.arange(size) for number, size in shares]
+        rows_of_epoch = [
+            number * self._batch_size + self._share(self._size(number))[0] + np.arange(size)
+            for number, size in shares
+        ]
         raise RankError(
             f"row {np.concatenate(rows_of_epoch)[row]} of the epoch in {self._file}:"
             f" id {outside} of table {table} is outside its {self._counts[table]} rows;"

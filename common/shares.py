@@ -8,6 +8,6 @@ def split_evenly(num_rows: int, num_shares: int) -> list[int]:
 
 def share_of_rows(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """(begin, end) of the rank's rows if `split_evenly` divides them among all ranks."""
-    shares = split_evenly(num_rows, world_size)
-    begin = sum(shares[:rank])
-    return begin, begin + shares[rank]
+    whole, rest = divmod(num_rows, world_size)
+    begin = rank * whole + min(rank, rest)
+    return begin, begin + whole + (rank < rest)
