@@ -3,8 +3,8 @@
     raw text --parse--> pieces --number--> ids --place--> rows in order --publish--> prepared data
 
 Each arrow is a stage of many tasks. Threads, processes and machines share them through a folder of
-finished files (preparation.work_folder), so a run that was stopped goes on where it ended. This
-module is also a program:
+finished files (preparation.work_folder), so a run that was stopped continues where it ended.
+This module is also a program:
 
     python data_utils.py --data_path=DIR --max-ind-range=10000000 --memory-map
     python data_utils.py --make-demo=DIR --demo-rows=1000000
@@ -61,14 +61,14 @@ STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of finis
 
 
 def prepare(spec: DataSpec, sizes: Sizes = DEFAULT_SIZES) -> Prepared:
-    """The prepared data of `spec`; if it is not there, it is made now, whole or not at all.
+    """The prepared data of `spec`; if there is none, it is made now, completely or not at all.
 
     All ranks of a launch do the work together, on one machine or on many that share the folder. If
     the file system has no locks, the first rank does it and the others wait.
 
     Args:
         spec: which data, and how it is prepared.
-        sizes: of the units of work.
+        sizes: how large the units of work are.
 
     Raises:
         UserError: raw or prepared data is wrong, or the disk is too small, full or read-only.
@@ -122,7 +122,7 @@ class Job:
         spec: which data, and how it is prepared.
         raw: files of text; none if there is an `original`.
         original: arrays that the original program left.
-        sizes: of the units of work.
+        sizes: how large the units of work are.
         progress: shows the stage that runs.
     """
 
@@ -166,7 +166,10 @@ class Job:
         thread_bytes: int = 0,
         done: Callable[[Task], None] = lambda _: None,
     ) -> None:
-        """Have the tasks of a stage done; `thread_bytes` is the memory that a thread takes."""
+        """Run the tasks of a stage, and call `done` for each one whose file is there.
+
+        `thread_bytes` is the memory that one thread takes.
+        """
         crew = self.crew.within_memory(thread_bytes)
         run_stage(stage, tasks, self.folder, crew, self.progress, done)
 
@@ -203,7 +206,7 @@ def parse(job: Job) -> Parsed:
     """The first stage: the text, or the original's arrays, becomes pieces of parsed rows.
 
     Raises:
-        UserError: a line is bad, and one more than are allowed.
+        UserError: there are more bad lines than --max-bad-lines allows.
     """
     sources = _find_sources(job)
 
@@ -260,7 +263,7 @@ class Numbered:
 
     Attributes:
         counts: rows of each of the 26 tables.
-        read: returns a piece's rows, with their ids, by the piece's number.
+        read: takes a piece's number and returns its rows with their ids.
     """
 
     counts: list[int]
@@ -284,7 +287,7 @@ def find_row_files(job: Job, totals: Totals, counts: Sequence[int]) -> RowFiles:
 
     Args:
         job: what to prepare.
-        totals: of all pieces.
+        totals: the totals of all pieces.
         counts: rows of each table.
 
     Raises:
@@ -364,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None, sizes: Sizes = DEFAULT_SIZES) -> int:
-    """The program, but its errors are raised; `sizes` are those of `prepare`."""
+    """The program without the catching of errors; `sizes` is what `prepare` takes."""
     parser = ArgumentParser(
         prog="data_utils.py", description="Prepares Criteo's files for training."
     )

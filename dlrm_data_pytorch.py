@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float32]
 
 ROWS_PER_READ = 8192  # small batches are read in groups: each read costs more than copying it
 READS_AHEAD = 2  # reads that are done or under way while steps train on earlier batches
-MAX_BATCHES_ON_DEVICE = 16  # handed out, while the device may not have finished their steps
+MAX_BATCHES_ON_DEVICE = 16  # most batches handed out before the device has done their steps
 NUM_CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 
 
@@ -98,14 +98,14 @@ def load_batches(
 
     Args:
         data: the data set.
-        numbers: of its batches.
+        numbers: the numbers of the batches to load.
         num_workers: number of loader processes; 0: threads of this process read.
         device: the device of the steps.
         execution: whether batches wait in page-locked memory, and whether a batch is copied to the
             device during the step before its own.
 
     Raises:
-        UserError: what reading a batch raises, after all batches before it.
+        UserError: a batch could not be read; all batches before it come first.
     """
     batches: Iterable[Batch]
     if num_workers == 0:
@@ -181,7 +181,7 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
     """
     streams = torch.get_device_module(device.type)
     side = side_stream(device)
-    begun: deque[Any] = deque()  # an event for each batch handed out, behind all steps before it
+    begun: deque[Any] = deque()  # for each batch handed out, an event after all steps before it
 
     def hand_out(batch: Batch, copied: Any) -> Batch:
         main = streams.current_stream()
@@ -243,7 +243,7 @@ def make_criteo_data(
 
 
 def draw_training_order(prepared: Prepared, randomize: str) -> Ints | None:
-    """(rows,) the row of the file that is row k of an epoch; None: the file's own order.
+    """(rows,) entry k is the file's row that comes k-th in an epoch; None: the file's own order.
 
     Numpy's global generator draws it. The original draws a second order, which it does not use,
     for test data; so does this function, because later draws have to be those of the original.
@@ -279,7 +279,7 @@ def open_criteo_split(
 
 
 def _rows_of_rank(num_rows: int, batch_size: int, process: Process) -> Ints:
-    """(n,) numbers of the rows of an epoch that are this rank's shares, ascending."""
+    """(n,) numbers of the epoch's rows that belong to this rank, in ascending order."""
     rank, world_size = process.rank, process.world_size
     begin, end = share_of_rows(batch_size, rank, world_size)
     rest = num_rows - num_rows % batch_size  # the first row of a last batch that is not full
@@ -292,7 +292,7 @@ class CriteoDataset:
     """Batches of prepared Criteo rows.
 
     Args:
-        prepared: the layout of a row, and the rows of each table.
+        prepared: says how a row is packed and how many rows each table has.
         rows: (n, bytes of a row) uint8: all rows of the split, or with `shares_only` this rank's
             rows of batch 0, 1, ... in order.
         num_rows: number of rows of the split, over all ranks.
@@ -375,7 +375,7 @@ class CriteoDataset:
         return first, first + end - begin
 
     def _check_ids(self, rows: Bytes, numbers: Sequence[int], sizes: Sequence[int]) -> None:
-        """Raise a RankError if a row has a bad id; `rows` are this rank's of several batches."""
+        """Raise a RankError if a bad id is in `rows`, which are this rank's shares of batches."""
         found = self._layout.first_id_outside(rows, self._counts)
         if found is None:
             return
@@ -397,7 +397,7 @@ class CriteoDataset:
 
 @dataclass(frozen=True)
 class RandomSpec:
-    """How random batches are drawn, as the flags say; `num_rows` are the rows of each table."""
+    """How the flags ask for random batches; `num_rows` has the rows of each table."""
 
     num_rows: tuple[int, ...]
     num_dense: int
@@ -448,8 +448,7 @@ def make_random_data(spec: RandomSpec, process: Process) -> RunData:
 class RandomDataset:
     """Random or synthetic batches from one generator, which starts anew at batch 0.
 
-    Every rank draws whole batches and keeps its shares. For a batch out of turn, it draws those
-    before that batch as well.
+    Every rank draws whole batches and keeps its shares; skipping ahead draws the skipped ones too.
     """
 
     def __init__(self, spec: RandomSpec, process: Process) -> None:

@@ -264,7 +264,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _check_model_files(options: argparse.Namespace) -> None:
-    """Raise a UserError before hours of training, not after."""
+    """Raise a UserError for a bad path before training, not after hours of it."""
     if options.load_model and not Path(options.load_model).is_file():
         raise UserError(f"--load-model={options.load_model}: no such file")
     folder = Path(options.save_model).absolute().parent
@@ -306,12 +306,12 @@ class Architecture:
     def from_options(
         cls, options: argparse.Namespace, num_rows: Sequence[int], num_dense: int
     ) -> "Architecture":
-        """The shape that flags and data give.
+        """The shape that follows from the flags and the data.
 
         Args:
-            options: of the command line.
+            options: the parsed command line.
             num_rows: rows of each table.
-            num_dense: dense features of the data.
+            num_dense: number of dense features in the data.
 
         Raises:
             UserError: the bottom MLP does not end in the embedding dimension.
@@ -347,7 +347,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     Args:
         architecture: the shape.
         process: this rank; it holds its share of the tables, and both MLPs.
-        optimizer: of the rows of tables: sgd, adagrad or rwsadagrad.
+        optimizer: what updates the rows of tables: sgd, adagrad or rwsadagrad.
         execution: how the device is used.
     """
 
@@ -375,12 +375,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     def forward(
         self, features: Features, rows_per_rank: Sequence[int], update: Update | None = None
     ) -> torch.Tensor:
-        """Click probabilities (B, 1) of this rank's B rows; all ranks call it together.
+        """Click probabilities (b, 1) of this rank's b rows; all ranks call it together.
 
         Args:
-            features: of this rank's rows.
+            features: those of this rank's b rows.
             rows_per_rank: rows of the batch on each rank.
-            update: what the backward pass does with the gradients; None: there is none.
+            update: what the backward pass does with the gradients; None: no such pass follows.
         """
         sgd_lr = float(update.lr) if update is not None and update.dense_now else None
         with phase("MLPs"):
@@ -395,7 +395,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """The parameters that all ranks hold alike: those of both MLPs."""
+        """The parameters of both MLPs, which are the same on all ranks."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
 
 
@@ -481,11 +481,11 @@ class Trainer:
             if not self._train_epoch(epoch, begin, after_step):
                 break
         if self.options.save_model and not progress.saved and math.isnan(self._best()):
-            self._save()  # no evaluation, of this run or of the one it continues, has chosen
+            self._save()  # no evaluation, of this run or of an earlier one, chose a model
         self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
-        """Train from batch `begin` on; False if training shall stop."""
+        """Train from batch `begin` on; returns False if training must stop."""
         replayed = self.progress.iter if epoch == self.progress.epoch else 0
         self.reporter.begin_epoch(epoch, self.num_batches, begin)
         self._clock, self._timed_steps = time.perf_counter(), 0
@@ -493,7 +493,7 @@ class Trainer:
         batches = self._load(self.data.train, numbers, self.options.num_workers)
         for it, batch in enumerate(batches, begin + 1):
             loss = self.train_step(batch, it)
-            if it <= replayed:  # only to have the gradients of an unfinished accumulation again
+            if it <= replayed:  # repeated for the gradients of an unfinished accumulation
                 continue
             self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
             self.progress.epoch, self.progress.iter = epoch, it
@@ -518,7 +518,7 @@ class Trainer:
         return each_in_phase("load", batches)
 
     def _after_step(self, it: int, epoch: int) -> bool:
-        """Print, evaluate and save when it is time; False if training shall stop."""
+        """Print, evaluate and save when it is time; returns False if training must stop."""
         options, is_last = self.options, it == self.num_batches
         evaluates = options.test_freq > 0 and not options.performance
         evaluates = evaluates and (it % options.test_freq == 0 or is_last)
@@ -532,7 +532,7 @@ class Trainer:
         return not (self._threshold_reached() or is_measured)
 
     def _print_line(self, it: int, epoch: int) -> None:
-        loss = self.losses.mean()  # waits for the device, so the time below is the steps'
+        loss = self.losses.mean()  # waits for the device, so the time below covers whole steps
         now = time.perf_counter()
         ms_per_it = -1.0
         if self.options.print_time:
@@ -560,7 +560,7 @@ class Trainer:
             self._save()
 
     def evaluate_and_report(self) -> None:
-        """Evaluate; the best metrics so far include it."""
+        """Evaluate, note the metrics in the progress, and report them."""
         progress, found = self.progress, self.evaluate()
         progress.note_evaluation(found)
         where = StepPosition(progress.iter, self.num_batches, progress.epoch)
@@ -598,7 +598,7 @@ class Trainer:
         return self.progress.best(by_auc=self.options.mlperf_logging)
 
     def _threshold_reached(self) -> bool:
-        """Whether a threshold of --mlperf-*-threshold is reached, which is then reported."""
+        """Whether an --mlperf-*-threshold is reached; if so, report it."""
         options = self.options
         sentence = self.progress.threshold_reached(
             options.mlperf_acc_threshold, options.mlperf_auc_threshold
@@ -622,7 +622,11 @@ def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> li
 
 
 def make_process(options: argparse.Namespace) -> Process:
-    """This rank and its device."""
+    """Find this rank and its device, and set the device up as the flags ask.
+
+    Raises:
+        UserError: the device is not there, or cannot do what a flag asks for.
+    """
     device = "npu" if options.use_npu else "cuda" if options.use_gpu else "cpu"
     process = this_process(device, options.local_rank, options.dist_backend or "")
     Execution.from_options(options, process.device)  # raises its errors before data is prepared
@@ -716,7 +720,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
-    """End of a --dry-run: check that model and data fit."""
+    """Finish a --dry-run: check that the model fits the data; returns the exit status."""
     if prepared is None:
         Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
     else:

@@ -1,8 +1,8 @@
 """Loops compiled by numba, on the same threads as torch's operators.
 
 Import this before torch: it loads the system's libgomp, and torch then uses that one in place of
-its own. Numba and torch then share one pool of threads. With two pools on the same cores each
-spins while the other works, and small steps take half as long again.
+its own. Numba and torch then share one pool of threads. Two pools on the same cores would each
+spin while the other works, and small steps would take half as long again.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ def compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     each process compiles anew.
 
     Args:
-        options: of numba.njit. nogil is always set, so threads run compiled functions side by side.
+        options: passed to numba.njit. nogil is always set, so threads run compiled functions side
+            by side.
     """
 
     def compile_later(function: Callable[..., Any]) -> Any:

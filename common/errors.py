@@ -54,7 +54,10 @@ def reports_errors(program: Program) -> Program:
 
 
 def _is_first_of_machine() -> bool:
-    """Read as text, because the launcher's variables may be the mistake that is reported."""
+    """Whether this rank is its machine's first one.
+
+    The launcher's variables are read as text, because they may be the mistake that is reported.
+    """
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 

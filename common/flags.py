@@ -35,7 +35,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Raise the UserError that argparse would print and exit for."""
+        """Raise a UserError; argparse itself would print the message and exit."""
         raise UserError(f"{message}; {self.prog} --help lists all flags")
 
 
@@ -58,7 +58,7 @@ def _unknown_flag(word: str, flags: list[str]) -> str:
 
 
 def true_or_false(text: str) -> bool:
-    """`true`, `yes` or `1`, or `false`, `no` or `0`, in upper or lower case."""
+    """Parse `true`, `yes`, `1` as True and `false`, `no`, `0` as False, in any case of letters."""
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
@@ -66,7 +66,7 @@ def true_or_false(text: str) -> bool:
 
 
 def dashed_ints(text: str) -> tuple[int, ...]:
-    """`13-512-64` as (13, 512, 64); every number is at least 1."""
+    """Parse `13-512-64` as (13, 512, 64); every number must be at least 1."""
     try:
         numbers = tuple(int(word) for word in text.split("-"))
     except ValueError:
@@ -79,7 +79,7 @@ def dashed_ints(text: str) -> tuple[int, ...]:
 
 
 def dashed_floats(text: str) -> tuple[float, ...]:
-    """`1.0-3.5` as (1.0, 3.5)."""
+    """Parse `1.0-3.5` as (1.0, 3.5)."""
     try:
         return tuple(float(word) for word in re.split(r"(?<![eE])-", text))
     except ValueError:

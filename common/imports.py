@@ -1,4 +1,4 @@
-"""Imports of large libraries."""
+"""Faster imports of large libraries."""
 
 import contextlib
 import gc
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def garbage_left_alone() -> Iterator[None]:
-    """Import large libraries in the block, faster.
+    """Switch Python's garbage collector off while the block imports large libraries.
 
-    They make some half a million objects that stay for good. Python's collector would look at them
-    again and again: a third of the time that importing torch takes. Nor do later collections look
-    at what the block has made.
+    Importing torch makes about half a million objects that are never freed. The collector would
+    scan them again and again, which takes a third of the import's time. Later collections skip
+    everything that the block made.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -27,7 +27,7 @@ class Launch:
         """The launch that RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE describe.
 
         Raises:
-            RankError: one of them is no whole number, or RANK is not in [0, WORLD_SIZE).
+            RankError: one of them is not a whole number, or RANK is not in [0, WORLD_SIZE).
         """
         rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
         if not 0 <= rank < world_size:

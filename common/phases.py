@@ -12,9 +12,9 @@ PHASES = (
     "load", "copy", "embedding", "MLPs", "interaction", "backward", "update", "graph", "exchange",
     "evaluation",
 )  # fmt: skip
-CLOSED_PHASES = ("evaluation",)  # phases inside these are not counted, their time is its own
+CLOSED_PHASES = ("evaluation",)  # phases inside one of these are not counted themselves
 
-# makes a range of that name, for the time of a block
+# returns a context that records the time of its block under that name
 Mark = Callable[[str], contextlib.AbstractContextManager[Any]]
 Item = TypeVar("Item")
 
@@ -23,7 +23,7 @@ _END = object()
 
 
 class _Measuring:
-    """Who measures phases at the moment."""
+    """Holds the function that measures phases; None while nobody measures."""
 
     mark: Mark | None = None
 
@@ -32,7 +32,7 @@ _measuring = _Measuring()
 
 
 def phase(name: str) -> contextlib.AbstractContextManager[Any]:
-    """A block that is a phase of a step, on any thread; phases may be nested.
+    """A context whose block is a phase of a step, on any thread; phases may be nested.
 
     Args:
         name: one of PHASES.
@@ -41,8 +41,8 @@ def phase(name: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def each_in_phase(name: str, items: Iterable[Item]) -> Iterator[Item]:
-    """The items; making each of them is a phase."""
-    with phase(name):  # with the first item: a loader starts its workers here
+    """Yield the items; the time to make each one counts as the phase `name`."""
+    with phase(name):  # includes `iter`: a loader starts its workers there
         iterator = iter(items)
         item: Any = next(iterator, _END)
     while item is not _END:
@@ -53,7 +53,7 @@ def each_in_phase(name: str, items: Iterable[Item]) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def phases_measured(mark: Mark) -> Iterator[None]:
-    """Give phases of the block to `mark`."""
+    """Have `mark` measure the phases that run during the block."""
     _measuring.mark = mark
     try:
         yield

@@ -139,7 +139,7 @@ class BayesAuc:
         self._others = np.zeros(AUC_BINS)
 
     def add(self, probability: Floats) -> None:
-        """Count rows with click probabilities (n,): each is partly a click, partly none."""
+        """Count rows with click probabilities p (n,): each as p clicks and 1 - p other rows."""
         bins = np.minimum((probability * AUC_BINS).astype(np.int64), AUC_BINS - 1)
         self._clicks += np.bincount(bins, probability, AUC_BINS)
         self._others += np.bincount(bins, 1 - probability, AUC_BINS)

@@ -25,7 +25,7 @@ from common.shares import split_evenly
 from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_DENSE, NUM_FIELDS, NUM_SPARSE, Rows
 from criteo.row_layout import FLAT
 
-ROWS_PER_BLOCK = 1 << 17  # of an npz in memory at a time
+ROWS_PER_BLOCK = 1 << 17  # rows of an npz that are in memory at a time
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
 _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
 
@@ -53,7 +53,7 @@ def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
     Args:
         raw: the raw data, as in DataSpec.
         processed: the prepared data, as in DataSpec.
-        mapped: whether training maps its rows; the files of single days are for that only.
+        mapped: whether training maps its rows; the files of single days are used only then.
 
     Raises:
         UserError: a file is not what the original writes.
@@ -112,7 +112,7 @@ def read_original(original: Original) -> Iterator[tuple[int, Rows]]:
 def _cut_into_parts(
     blocks: Iterable[Rows], rows_per_part: Sequence[int]
 ) -> Iterator[tuple[int, Rows]]:
-    """(part, rows) of consecutive parts; blocks (n, 40) may reach over the ends of parts."""
+    """(part, rows) of consecutive parts; blocks (n, 40) may extend over the ends of parts."""
     ends = np.cumsum(rows_per_part)
     row = 0
     for block in blocks:
@@ -188,7 +188,7 @@ def _array(path: Path, name: str) -> npt.NDArray[Any]:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Make an error inside the block a UserError about `path`."""
+    """Turn an error inside the block into a UserError about `path`."""
     try:
         yield
     except _DAMAGES as error:

@@ -21,7 +21,8 @@ from criteo.spec import DataSpec
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "test", "val")
-_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)  # of a meta.json
+# what reading a damaged meta.json can raise
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Prepared:
         files: the file of each split.
         counts: rows of each table.
         rows_per_part: kept rows of each part; the last part is divided into test and val.
-        layout: of a row.
+        layout: how a row is packed.
     """
 
     files: dict[str, Path]
@@ -50,7 +51,7 @@ class Prepared:
     def rows(self, split: str) -> Bytes:
         """The split's rows, mapped read-only: (rows, bytes of a row) uint8."""
         path = self.files[split]
-        if path.stat().st_size == 0:  # numpy maps no empty file
+        if path.stat().st_size == 0:  # numpy cannot map an empty file
             return np.zeros((0, self.layout.row_bytes), np.uint8)
         return np.memmap(path, np.uint8, mode="r").reshape(-1, self.layout.row_bytes)
 
@@ -83,7 +84,7 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
 
 
 def _find_flat(spec: DataSpec) -> Prepared | None:
-    """Flat files do not tell how they were made, but we write a meta file beside ours."""
+    """Flat files do not say how they were made, but those of this program have a meta file."""
     flat = find_flat_files(spec.raw, spec.processed, spec.stem)
     if flat is None:
         return None
@@ -110,7 +111,7 @@ def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
 
 
 def recipe(spec: DataSpec) -> dict[str, Any]:
-    """The flags that decide the prepared bytes; the seed is one only if something is drawn.
+    """The flags that decide the prepared bytes; the seed is among them only if something is drawn.
 
     The keys are frozen: meta.json keeps them, and a run compares them with its own.
     """
@@ -134,7 +135,7 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
         for key in wanted
         if meta["recipe"][key] is not None and meta["recipe"][key] != wanted[key]
     ]
-    if meta.get("imported"):  # the original's files do not tell how they were made
+    if meta.get("imported"):  # the original's files do not say how they were made
         different = [key for key in different if key.startswith(("--data-set", "order"))]
     for key in different:
         got = f"made with {key} = {meta['recipe'][key]}, this run has {wanted[key]}"

@@ -12,8 +12,8 @@ from typing import IO, Any
 from common.errors import RankError, UserError
 
 RAW_NAMES = {"kaggle": "train.txt", "terabyte": "day"}
-BLOCK_BYTES = 4 << 20  # of text in memory at a time
-MAX_LINE_BYTES = 1 << 16  # a longer line is none of Criteo's
+BLOCK_BYTES = 4 << 20  # bytes of text that are in memory at a time
+MAX_LINE_BYTES = 1 << 16  # no line of Criteo's is longer
 HINT = "--data_path or --raw-data-file names the raw data"
 
 
@@ -31,7 +31,7 @@ class Lines:
             newline at all.
 
     Attributes:
-        at: offset of the first byte that was not read yet.
+        at: offset of the first byte that has not been read yet.
         is_at_end: whether a read has found the end of the text.
     """
 
@@ -51,7 +51,7 @@ class Lines:
 
     @property
     def packed(self) -> int:
-        """Number of bytes that were read of the file as it is on disk."""
+        """Number of bytes read so far of the file on disk, which may be compressed."""
         return int(self._on_disk.tell())
 
     def blocks(self, end: int) -> Iterator[bytes]:
@@ -101,7 +101,7 @@ class RawFile:
         block_bytes: int = BLOCK_BYTES,
         max_line_bytes: int = MAX_LINE_BYTES,
     ) -> Iterator[Lines]:
-        """The lines that begin at byte `begin` of the unpacked text or behind it.
+        """A context with the lines that begin at or after byte `begin` of the unpacked text.
 
         Raises:
             RankError: the file is truncated or damaged, or it changed while it was read.
@@ -134,7 +134,7 @@ class RawFile:
         text, unpacked = packed, 1.0
         if self.is_gzip:
             text, unpacker = b"", zlib.decompressobj(wbits=31)
-            with contextlib.suppress(zlib.error):  # whoever reads the whole file reports it
+            with contextlib.suppress(zlib.error):  # reading the whole file reports it
                 text = unpacker.decompress(packed)
                 unpacked = len(text) / max(len(packed) - len(unpacker.unused_data), 1)
         end = text.find(b"\n", size) + 1

@@ -84,7 +84,7 @@ def make_report(
     """The report: what the text held and which rows are kept, as JSON takes it.
 
     Args:
-        text: counted over all files.
+        text: the counts over all files.
         lines_per_file: lines of each file.
         counts: rows of each of the 26 tables.
         columns: name and type of each of the 40 columns on disk.
@@ -146,9 +146,9 @@ def find_doubts(
 
     Args:
         data_set: kaggle or terabyte.
-        names: of the files, in order.
+        names: the files' names, in order.
         lines: number of lines of each file.
-        published: Criteo's rows of each file, if not those of `data_set`.
+        published: rows that Criteo published for each file; None: those of `data_set`.
     """
     if published is None:
         published = (KAGGLE_ROWS,) if data_set == "kaggle" else DAY_ROWS

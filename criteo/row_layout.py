@@ -86,7 +86,7 @@ class Layout:
 
     @cached_property
     def stretches(self) -> list[tuple[int, int, int]]:
-        """Columns 0 to 39 in order, as stretches of neighbours of one width.
+        """Columns 0 to 39 in order, as stretches of neighbouring columns of one width.
 
         Returns:
             (width, begin, end) of each stretch; columns are counted within their width's group.
@@ -110,7 +110,7 @@ class Layout:
 
     @cached_property
     def _kernel_layout(self) -> Any:
-        """The `layout` of the kernels: `order`, number of columns of 4 bytes, number of 4 or 2."""
+        """The kernels' `layout`: (order, number of columns of 4 bytes, number of 4 or 2 bytes)."""
         widths = np.array(self.widths)
         return self.order.astype(_U), int((widths == 4).sum()), int((widths >= 2).sum())
 
@@ -158,7 +158,7 @@ class Layout:
 
         Args:
             rows: (n, row_bytes).
-            ids: 26 arrays of int32: category v of column c becomes ids[c][v]; None: it stays v.
+            ids: 26 arrays of int32: category v of column c becomes ids[c][v]; None: it remains v.
             to: layout of the result.
             positions: (n,) number of each row in the result.
 
@@ -272,7 +272,7 @@ def _first_row_outside(rows: Any, last: Any, layout: Any) -> int:
     Args:
         rows: (n, row_bytes).
         last: (40,) uint32 in the columns' order within a row.
-        layout: of the rows.
+        layout: the rows' layout.
     """
     _, fours, twos = layout
     for i in range(len(rows)):

@@ -21,14 +21,14 @@ class DataSpec:
     Attributes:
         data_set: kaggle or terabyte.
         raw: train.txt, or the days' common name without _0, _1, ...
-        processed: the name that those of prepared data are made from.
-        max_ind_range: rows of a table at most; categories are taken modulo this; -1: no limit.
+        processed: the path that the names of prepared files are made from.
+        max_ind_range: most rows of a table: categories are taken modulo this; -1: no limit.
         sub_sample_rate: probability with which a row of label 0 is dropped.
         randomize: how training rows are shuffled: total, day or none.
         memory_map: training maps the rows from the disk.
         flat: prepared data has the original's flat form (--mlperf-bin-loader).
-        parallel: all cores prepare.
-        seed: of the dropping and the shuffle.
+        parallel: preparation uses all cores.
+        seed: decides which rows are dropped, and the shuffle.
         max_bad_lines: number of bad lines that are skipped before one is an error.
     """
 
@@ -103,7 +103,7 @@ class DataSpec:
 
     @property
     def work_folder(self) -> Path:
-        """The folder that keeps finished pieces of work until all data is prepared."""
+        """The folder that keeps finished files until all data is prepared."""
         return self.stem.with_name(self.stem.name + ".prepared.partial")
 
 
@@ -136,7 +136,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
-    """(data set, raw) of the data in a folder, as DataSpec has them."""
+    """Find the data in a folder; returns DataSpec's (data_set, raw)."""
     if not folder.is_dir():
         raise UserError(f"--data_path={folder}: no such folder")
     found = [data_set] if data_set else [name for name in RAW_NAMES if _holds(folder, name)]

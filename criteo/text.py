@@ -80,7 +80,7 @@ def _parse_hex(text: Bytes, start: int) -> tuple[int, int, int]:
 
 @compiled
 def _eight_digits(text: Bytes, at: int) -> int:
-    """The value of 8 hexadecimal digits, or a number below 0 if one of them is no digit."""
+    """The value of 8 hexadecimal digits, or a number below 0 if one of them is not a digit."""
     a, b, c, d = _HEX[text[at]], _HEX[text[at + 1]], _HEX[text[at + 2]], _HEX[text[at + 3]]
     e, f, g, h = _HEX[text[at + 4]], _HEX[text[at + 5]], _HEX[text[at + 6]], _HEX[text[at + 7]]
     high = (a << 28) | (b << 24) | (c << 20) | (d << 16)
@@ -91,12 +91,12 @@ def _eight_digits(text: Bytes, at: int) -> int:
 def _parse_usual_line(
     text: Bytes, at: int, columns: Columns, row: int, modulo: int, missing: Any
 ) -> int:
-    """Parse a line of the form of nearly all: each field has digits, 8 hex digits, or nothing.
+    """Parse a line of the usual form: each field holds digits, 8 hex digits or nothing.
 
     Half of all the time that preparing data takes is spent here.
 
     Returns:
-        The offset of the next line, or -1 if the line has another form, right or wrong.
+        The offset of the next line, or -1 if the line has another form, valid or not.
     """
     for field in range(FIRST_SPARSE):
         is_negative = text[at] == _MINUS
@@ -169,8 +169,8 @@ def parse_lines(
             same 32 bits.
         drop: (lines,) bool, whether the row of a line is dropped if its label is 0; line numbers
             go on from counted[1]. If it is empty, no row is dropped.
-        counted: (43,) int64 that are added to: rows, lines, clicks of all lines, missing values of
-            each field in all lines. A bad line counts as a line only.
+        counted: (43,) int64 counts, which grow: rows, lines, clicks of all lines, missing values
+            of each field in all lines. A bad line counts as a line only.
 
     Returns:
         (status, field, offset of the bad line, offset of the line behind it), or OK, 0, 0 and the
@@ -248,7 +248,7 @@ def write_rows(numbers: Any, categories: Any, missing: Any, text: Bytes) -> int:
         numbers: (n, 14) int64: label and integers.
         categories: (n, 26) uint32.
         missing: (n, 40) bool: which fields stay empty.
-        text: (n * MAX_ROW_BYTES or more,) bytes that are filled from the beginning.
+        text: (n * MAX_ROW_BYTES or more,) uint8, filled from its beginning.
 
     Returns:
         The number of bytes written.

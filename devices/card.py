@@ -37,7 +37,7 @@ def side_stream(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def on_side_stream(device: torch.device) -> Iterator[None]:
-    """Run the block on the side stream, after the main stream's work and before its next.
+    """Run the block on the side stream, between the main stream's earlier and later work.
 
     torch's notes on CUDA graphs ask this of the steps that warm up for `devices.gpu.capture`.
     """

@@ -41,8 +41,8 @@ def add_to_rows(
         target: (R, D), changed.
         rows: (n,) int64; a row may come any number of times.
         source: (n, D).
-        scale: of all numbers.
-        num_parts: of the rows, each added by one thread; 0: as many as there are threads.
+        scale: factor of all numbers.
+        num_parts: shares of the rows, each for one thread; 0: as many as there are threads.
     """
     arrays = _arrays(target, rows, source.contiguous())
     _add_to_rows(*arrays, np.float32(scale), num_parts or numba.get_num_threads())
@@ -116,7 +116,7 @@ def adagrad(
     Args:
         state: weight and total, (R, D) each, changed.
         rows: (m,), distinct.
-        sums: (m, D), of the gradients of each row.
+        sums: (m, D), the sum of each row's gradients.
         lr: learning rate.
         eps: keeps the quotient finite.
     """
@@ -232,7 +232,8 @@ def cross_entropy(
         predicted: (b, 1) probabilities of label 1.
         label: (b, 1), 0 to 1.
         label_weights: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
-        gradient: (b, 1), written: of the predictions; its denominator p (1 - p) is at least 1e-12.
+        gradient: (b, 1), written: the predictions' gradient, whose denominator p (1 - p) is at
+            least 1e-12.
     """
     return float(_cross_entropy(*_arrays(predicted, label, label_weights, gradient)))
 

@@ -32,7 +32,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_execution_options(parser: argparse.ArgumentParser) -> None:
-    """Add the switches of what an NPU and a GPU are made faster with."""
+    """Add the flags that turn off what makes an NPU or a GPU faster."""
     group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
 
     def flag(name: str, help_text: str, default: bool | None = True) -> None:
@@ -76,7 +76,7 @@ class Execution:
         pin_memory: batches wait in page-locked memory, from which copies need no host. (torch's
             notes on pinned memory, and torch_npu's own use of it in its GradScaler.)
         copy_stream: the next batch is copied on a stream of its own during a step.
-            (torch.npu.Stream, which waits, records and tells memory as torch.cuda.Stream does.)
+            (torch.npu.Stream, which waits and records as torch.cuda.Stream does.)
         triton: kernels of triton_kernels.py replace chains of operators.
         graphs: a step is recorded once and then replayed by one call of the host. (CUDA
             graphs, in torch's notes on CUDA semantics.)
@@ -93,7 +93,7 @@ class Execution:
 
     @classmethod
     def from_options(cls, options: argparse.Namespace, device: torch.device) -> "Execution":
-        """What the flags ask for and the device can do.
+        """How the flags ask for the device to be used, without what it cannot do.
 
         Raises:
             UserError: the device has no bfloat16, or Triton's kernels cannot be built.

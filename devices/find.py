@@ -15,10 +15,10 @@ def find_device(device_type: str, card: int) -> torch.device:
 
     Args:
         device_type: cpu, cuda or npu.
-        card: its number; the CPU has none.
+        card: number of the card; the CPU takes any.
 
     Raises:
-        UserError: it is not there.
+        UserError: there is no such device, or there are fewer cards.
     """
     if device_type == "cpu":
         return torch.device("cpu")
@@ -46,7 +46,7 @@ def _looked_with(device_type: str) -> str:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Device, driver and libraries with their versions, by name; `unknown` if none is told."""
+    """Device, driver and libraries with their versions, by name; `unknown` if one is not found."""
     found = {"device": f"{device} ({device_name(device)})"}
     if device.type == "npu":
         found |= npu_versions()

@@ -24,20 +24,20 @@ def set_product_precision(device: torch.device, tf32: bool) -> None:
         tf32: a GPU rounds the factors of float32 products to 10 bits (TensorFloat-32).
 
     Raises:
-        UserError: tf32 is asked of another device.
+        UserError: tf32 is asked for on another device.
     """
     if tf32 and device.type != "cuda":
         raise UserError(f"--tf32 is for NVIDIA GPUs: the device is {device.type}")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    # by default a product that several blocks of a GPU share adds up their sums in 16 bits
+    # by default, if several blocks of a GPU share a product, their sums are added in 16 bits
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
-    """Can Triton's kernels run: on a GPU, or with TRITON_INTERPRET=1 interpreted on the CPU?
+    """Whether Triton's kernels can run: on a GPU or, with TRITON_INTERPRET=1, on the CPU.
 
-    Triton's interpreter gets bfloat16 wrong.
+    On the CPU they are interpreted, but not in bfloat16, which Triton's interpreter gets wrong.
 
     Raises:
         UserError: there is no C compiler or no Python.h. Triton builds the code that starts its
@@ -57,7 +57,7 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
 
 
 def _missing_for_triton() -> str:
-    """Name what Triton will not find in the places that it looks in; "" if nothing is missing."""
+    """Say what Triton needs and will not find; "" if nothing is missing."""
     chosen = os.environ.get("CC")
     if not any(map(shutil.which, [chosen] if chosen else COMPILERS)):
         return f"no C compiler found (looked for {f'CC={chosen}' if chosen else 'gcc and clang'})"

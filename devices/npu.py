@@ -123,7 +123,7 @@ class OverflowFlag:
 
 
 def npu_versions() -> dict[str, str]:
-    """Versions of torch_npu, CANN and the driver, by name; `unknown` if none is told."""
+    """Versions of torch_npu, CANN and the driver, by name; `unknown` if one is not found."""
     torch_npu = importlib.import_module("torch_npu")
     found = {"torch_npu": torch_npu.__version__}
     for name, module in (("CANN", "CANN"), ("driver", "DRIVER")):
@@ -141,7 +141,7 @@ def npu_profiler(steps: int, folder: str) -> Iterator[Any]:
 
     Args:
         steps: how many are profiled; `.step()` of the profiler ends one.
-        folder: for the files.
+        folder: where the files go.
     """
     profiler = importlib.import_module("torch_npu").profiler
     with profiler.profile(

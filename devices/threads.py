@@ -25,7 +25,7 @@ def _openmp_libraries() -> list[Path]:
 
 
 def shares_threads_with_torch() -> bool:
-    """Do numba and torch use one OpenMP library, and with it the same threads?"""
+    """Whether numba and torch use one OpenMP library, and with it the same threads."""
     libraries = _openmp_libraries()
     torchs_own = any({"torch", "torch.libs"} & set(path.parts) for path in libraries)
     others = any(not path.name.startswith("libgomp") for path in libraries)
@@ -39,7 +39,7 @@ def set_up_threads(num_threads: int) -> None:
     step takes them again: a sixth of a step at batch 2048.
 
     Args:
-        num_threads: of torch; kernels use as many, or one if they cannot share torch's pool.
+        num_threads: torch's threads; kernels use as many, or one if they cannot share them.
     """
     settings: Any = numba.config
     shared = shares_threads_with_torch()

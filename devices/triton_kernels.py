@@ -5,8 +5,8 @@ if there is no Triton.
 
 TRITON_INTERPRET=1 in the environment makes Triton interpret the kernels on the CPU. It must be set
 before this module is imported, which `devices.gpu.triton_kernels` does on first use. The kernels
-use only the built-in part of triton.language: the rest of it is compiled or interpreted by what the
-variable was when Triton itself was imported.
+use only the built-in part of triton.language: whether the rest is compiled or interpreted was
+decided by the variable when Triton itself was imported.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ import triton.language as tl
 LOOKUP_IDS = 16  # ids that one program looks up or updates
 DECODE_ROWS = 32  # rows of a batch that one program decodes
 LOSS_ROWS = 256  # rows of a batch whose losses one program computes
-MAX_VECTORS, MAX_NUMBERS = 128, 1 << 14  # of a row: one program holds them in registers
+MAX_VECTORS, MAX_NUMBERS = 128, 1 << 14  # the most that a program's registers hold of a row
 ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at multiples of 16 bytes
 
 
@@ -103,7 +103,7 @@ def _dot_backward(
 
 
 def dot_fits(num_vectors: int, dim: int) -> bool:
-    """Can one program hold a row's vectors and their products?"""
+    """Whether one program can hold a row's vectors and their products."""
     block_v, block_d = _dot_blocks(num_vectors, dim)
     return block_v <= MAX_VECTORS and max(block_d, block_v) * block_v <= MAX_NUMBERS
 

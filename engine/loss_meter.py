@@ -12,10 +12,7 @@ LOSSES_ON_DEVICE = 1024  # steps whose losses wait on the device before they are
 
 
 class LossMeter:
-    """Keeps the losses of steps on the device until they are printed.
-
-    So no step waits for the device.
-    """
+    """Keeps losses on the device until they are printed, so that no step waits for the device."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

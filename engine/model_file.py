@@ -32,14 +32,14 @@ class ModelState:
 
     Attributes:
         process: this rank.
-        model: its parameters are alike on all ranks; tables are not among them.
+        model: its parameters are the same on all ranks; tables are not among them.
         tables: the embedding tables, of which each rank holds its parts.
-        dense_optimizer: of the model's parameters.
+        dense_optimizer: updates the model's parameters.
         optimizer_name: sgd, adagrad or rwsadagrad.
-        num_epochs: of the run.
-        num_batches: of an epoch.
-        num_test_batches: of an evaluation.
-        scale: of the loss.
+        num_epochs: epochs of the run.
+        num_batches: batches of an epoch.
+        num_test_batches: batches of an evaluation.
+        scale: the scale of the loss.
     """
 
     process: Process
@@ -83,7 +83,7 @@ def save_model_file(path: str, model_state: ModelState, progress: Progress) -> N
     """Write the model file, on rank 0. All ranks call it.
 
     Raises:
-        UserError: the file cannot be written; the one that was there before is kept.
+        RankError: the file cannot be written; the one that was there before is kept.
     """
     state = full_state_dict(model_state)
     optimizer_state = _optimizer_state(model_state, progress)
@@ -126,7 +126,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words, if torch's writer has wrapped them into others."""
+    """What went wrong, in the system's own words if torch has wrapped them into others."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -194,7 +194,7 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int, resume:
     """Load a model file into the model.
 
     Args:
-        path: of the file.
+        path: where the file is.
         model_state: what is loaded into.
         accumulate: batches that make an optimiser step.
         resume: optimiser, generators and loss scale are loaded too.
@@ -210,7 +210,7 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int, resume:
         _check_state(path, content["state_dict"], model_state)
         if resume:
             progress = _progress_to_resume(content, accumulate)
-        else:  # an evaluation only: best metrics of its own
+        else:  # an evaluation only, which has best metrics of its own
             progress = Progress(content["epoch"], content["iter"])
         model_state.model.load_state_dict(content["state_dict"], strict=False)
         if resume:
@@ -229,7 +229,7 @@ _DAMAGES = (TypeError, ValueError, AttributeError, KeyError, IndexError, Runtime
 @contextlib.contextmanager
 def _numpy_scalars_allowed() -> Iterator[None]:
     """Let torch read numpy's scalars, which the metrics in the original's files are."""
-    # numpy has moved the function that makes one: a file names either module
+    # numpy has moved the function that makes a scalar, so a file may name either module
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
     names = [
@@ -334,8 +334,8 @@ def _load_rows(
     """Copy optimiser state to the tables' row tensors.
 
     Args:
-        path: of the file.
-        states: of each part.
+        path: where the file is.
+        states: the optimiser's state of each part.
         names: (prefix, name) of the row tensor; in the states its name has no prefix.
         model_state: what is loaded into.
     """

@@ -13,15 +13,15 @@ class Progress:
     """How far training is.
 
     Attributes:
-        epoch: the epoch at work.
-        iter: batches of it that are done.
+        epoch: number of the current epoch, from 0.
+        iter: batches of this epoch that are done.
         num_steps: optimiser steps done, over all epochs.
         resume_iter: batches of the epoch that the last optimiser step included; a resumed run
             begins there.
         train_loss: loss of the last log line.
-        best_accuracy, best_auc: of the evaluations so far; nan before the first.
-        accuracy, auc: of the last evaluation.
-        saved: this run has written a model file.
+        best_accuracy, best_auc: the best of all evaluations so far; nan before the first.
+        accuracy, auc: those of the last evaluation.
+        saved: whether this run has written a model file.
     """
 
     epoch: int = 0

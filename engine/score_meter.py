@@ -35,7 +35,7 @@ class ScoreMeter:
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._num_waiting = 0
         self._rows_at_a_time = 0 if process.device.type == "cpu" else KEYS_AT_A_TIME
-        # rows: in [0, 1], finite, of label 0 or 1, of label 1, predicted right
+        # rows with a score in [0, 1], a finite score, label 0 or 1, label 1, the right prediction
         self._counts = torch.zeros(5, dtype=torch.int64, device=process.device)
 
     def add(self, predicted: torch.Tensor, label: torch.Tensor) -> None:

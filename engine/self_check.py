@@ -1,7 +1,7 @@
-"""--self-check: the whole program on a small job, on the device that is asked for.
+"""--self-check runs the whole program on a small job, on the device that is asked for.
 
-It prints the versions of the device and its libraries, trains 20 steps, evaluates, saves and loads,
-and compares the losses with the CPU's. A bug report needs just these lines.
+The check prints the versions of the device and its libraries, trains 20 steps, evaluates, saves and
+loads, and compares the losses with the CPU's. A bug report needs just these lines.
 """
 
 import argparse
@@ -31,8 +31,8 @@ FLAGS = (
     f" --nepochs=1 --num-batches={STEPS} --print-freq=1 --print-time --test-freq={STEPS}"
     " --mlperf-logging --tensor-board-filename= --lr-num-warmup-steps=0 --lr-num-decay-steps=0"
 ).split()
-NUM_ROWS = 16_000  # of three days; the first two have the rows of all steps
-# flags that the check takes from the command line; the job, its files and its end are its own
+NUM_ROWS = 16_000  # rows of three days; the first two have the rows of all steps
+# flags that the check takes from the command line; all others are its own
 TAKEN = (
     "optimizer", "arch_interaction_op", "weighted_pooling", "num_workers", "amp", "fused_optimizer",
     "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
@@ -58,8 +58,8 @@ class SelfCheck:
     Args:
         program: main(argv) of the program.
         process: this rank.
-        options: of the command line.
-        folder: for data and model, the same on all ranks.
+        options: the parsed command line.
+        folder: holds data and model; the same on all ranks.
 
     Attributes:
         trained: the log of the training run.
@@ -166,7 +166,7 @@ def run_self_check(program: Program, process: Process, options: argparse.Namespa
     Args:
         program: main(argv) of the program.
         process: this rank; several ranks make the checks together.
-        options: of the command line.
+        options: the parsed command line.
     """
 
     def say(line: str) -> None:
@@ -186,7 +186,7 @@ def run_self_check(program: Program, process: Process, options: argparse.Namespa
 
 
 def _passes(name: str, check: Callable[[], str], say: Callable[[str], None]) -> bool:
-    """Make one check and print its finding; False if it fails, with the reason on this rank."""
+    """Make one check and print its finding; if it fails, print the reason and return False."""
     try:
         finding = check()
     except Exception as error:

@@ -42,7 +42,7 @@ class Chunking:
         """The chunks of a data set's batches.
 
         Args:
-            num_batches: of the data set. A batch that is alone has the shape of all batches.
+            num_batches: batches of the data set; if there is only one, it is not padded.
             batch_size: rows of a batch, over all ranks.
             process: this rank.
             execution: how its device is used.
@@ -53,7 +53,7 @@ class Chunking:
         return cls(process.device, most_rows=CPU_CHUNK_ROWS if on_cpu else sys.maxsize)
 
     def chunks(self, batch: Batch) -> list[Batch]:
-        """The batch on the device, in as many chunks on each rank."""
+        """The batch on the device, in chunks, of which all ranks have the same number."""
         with phase("copy"):
             batch = batch.to(self.device)
         if self.pad_to:
@@ -66,8 +66,8 @@ class Accumulation:
     """Which batches of an epoch share an optimiser step.
 
     Attributes:
-        every: batches a step; those that are left at the epoch's end share one too.
-        num_batches: of the epoch.
+        every: batches that share a step; those left over at the epoch's end share one too.
+        num_batches: batches of the epoch.
     """
 
     every: int
@@ -107,10 +107,10 @@ class StepParts:
     """What a step is made of.
 
     Attributes:
-        model: DLRM_Net.
-        loss: sum over rows, with its gradient.
-        optimizer: of the dense parameters; rows of tables are updated in the backward pass.
-        scale: of the loss.
+        model: the DLRM_Net.
+        loss: returns the sum over rows and its gradient.
+        optimizer: updates the dense parameters; rows of tables are updated in the backward pass.
+        scale: the scale of the loss.
     """
 
     model: Any
@@ -135,7 +135,7 @@ class TrainingStep:
         self._model, self._loss = parts.model, parts.loss
         self._optimizer, self._scale = parts.optimizer, parts.scale
         self._process, self._execution, self._chunking = process, execution, chunking
-        # no sum over ranks, no state and no scale: a gradient can be its own update
+        # a gradient needs no more work if there is one rank, no optimiser state and no scale
         self._can_update_in_backward = (
             process.device.type == "cpu"
             and process.world_size == 1
@@ -208,7 +208,7 @@ class TrainingStep:
         return loss
 
     def _update_dense(self, update: Update) -> None:
-        """Update the MLPs and, if the loss is scaled, what waits for its overflows."""
+        """Update the MLPs and, if the loss is scaled, the rows whose gradients were kept."""
         gradients = [p.grad for p in self._model.dense_parameters() if p.grad is not None]
         with phase("exchange"):
             sum_over_ranks(self._process, [*gradients, *self._scale.overflow_counts()])

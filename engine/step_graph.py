@@ -18,7 +18,7 @@ from ranks.process import Process
 WARM_UP_STEPS = 3  # before the recording, in which libraries cannot allocate their work space
 
 
-_Shape = tuple[tuple[int, ...], int]  # rows of each rank, and how many of them all count
+_Shape = tuple[tuple[int, ...], int]  # rows of each rank, and rows of all ranks without padding
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class StepGraph:
     """Records the fourth step on batches of a shape and replays it from then on.
 
     A replay runs the same kernels on the same memory and none of the step's Python, so everything
-    that changes from step to step has to be on the device. Batches that are filled up are not
-    replayed, nor are the first ones of a shape.
+    that changes from step to step has to be on the device. Padded batches, and the first ones of a
+    shape, are not replayed.
 
     Args:
         device: a GPU.

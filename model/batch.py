@@ -18,13 +18,13 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Bags:
-    """Bags of ids, of B rows in T tables: row by row, and in a row table by table.
+    """Bags of ids of B rows in T tables, ordered by row and, within a row, by table.
 
     Attributes:
         ids: (n,) int32 or int64.
         lengths: (B, T) int64; None: every bag holds one id, so n = B * T.
         ids_per_rank: (ranks, T), on the host: number of ids that each rank's rows have in each
-            table. With lengths only; an exchange between ranks needs it.
+            table. An exchange between ranks needs it if bags have lengths.
     """
 
     ids: torch.Tensor
@@ -38,7 +38,7 @@ class Features:
 
     Attributes:
         dense: (b, m) float32.
-        bags: of b rows in T tables.
+        bags: the ids of the rows in T tables.
         label: (b, 1) float32.
     """
 
@@ -54,10 +54,10 @@ class Batch:
     Only the block travels to the device; `decode` makes the model's tensors of it there.
 
     Attributes:
-        block: of this rank's rows, padding included.
+        block: the bytes of this rank's rows, padding included.
         num_rows: b, rows of this rank, padding included.
-        rows_per_rank: the same of each rank.
-        num_padding: rows at the end of this rank's that `padded` has added: they do not count.
+        rows_per_rank: the same number for each rank.
+        num_padding: rows that `padded` added after this rank's own; they do not count.
     """
 
     block: torch.Tensor
@@ -76,12 +76,12 @@ class Batch:
         return replace(self, block=self.block.to(device, non_blocking=True))
 
     def chunks(self, max_rows: int) -> list["Batch"]:
-        """The batch cut into consecutive chunks, as many on each rank.
+        """The batch cut into consecutive chunks, of which all ranks get the same number.
 
         Bags of any length are not cut.
 
         Args:
-            max_rows: of a chunk, on each rank.
+            max_rows: most rows of a chunk, on each rank.
         """
         return [self]
 
@@ -117,7 +117,7 @@ class CriteoBatch(Batch):
     layout: Layout
 
     def chunks(self, max_rows: int) -> list[Batch]:
-        """As Batch.chunks; the sizes differ by at most one row, and the blocks are views."""
+        """Chunks whose sizes differ by at most one row, and whose blocks are views of this one."""
         num_chunks = -(-max(self.rows_per_rank) // max_rows)
         if num_chunks <= 1:
             return [self]
@@ -129,7 +129,7 @@ class CriteoBatch(Batch):
         ]
 
     def padded(self, num_rows: int) -> Batch:
-        """As Batch.padded, with zeros: label 0 and the first id of each table."""
+        """The batch with rows of zeros at its end: label 0 and the first id of each table."""
         if set(self.rows_per_rank) == {num_rows}:
             return self
         missing = num_rows - self.num_rows
@@ -198,7 +198,7 @@ class BagBatch(Batch):
     ids_per_rank: Ints
 
     def decode(self, triton: bool = False) -> Features:
-        """As Batch.decode, on any device by views of the block."""
+        """The model's tensors on any device; all but the lengths are views of the block."""
         rows = self.num_rows
         ends = np.cumsum([rows * self.num_dense, rows, rows * self.num_tables])
         dense, label, lengths, ids = torch.tensor_split(self.block, [int(end) for end in ends])

@@ -23,7 +23,7 @@ from ranks.placement import Part
 class _PooledLookup(torch.autograd.Function):
     """Pooled vectors of bags; the backward pass updates the matrix in place.
 
-    So no gradient of the matrix's size exists, and autograd sees no parameter. `anchor` is a
+    That way no gradient of the matrix's size exists, and autograd sees no parameter. `anchor` is a
     tensor that wants a gradient: without one autograd would not call `backward`.
     """
 
@@ -52,7 +52,7 @@ class EmbeddingMatrix:
     Args:
         parts: the P parts, in the order of the columns of the bags that are looked up.
         dim: D, which a rank without parts needs too.
-        device: of the matrix.
+        device: where the matrix is.
         optimizer: sgd, adagrad or rwsadagrad.
         learned_pooling: each row has a trained weight in the sum over its bag.
         execution: how the device is used; the matrix and its updates are float32 in any case.
@@ -60,8 +60,8 @@ class EmbeddingMatrix:
     Attributes:
         weight: (R, D) float32, R rows of all parts.
         pooling: (R, 1) float32 weights in sums over bags, or None.
-        optimizer: of `weight`.
-        pooling_optimizer: of `pooling`, or None.
+        optimizer: updates `weight`.
+        pooling_optimizer: updates `pooling`; None if that is None.
     """
 
     def __init__(
@@ -144,9 +144,9 @@ class EmbeddingMatrix:
         """Apply the gradient of the pooled vectors (bags, D) to the rows in the bags, or keep it.
 
         Args:
-            bags: of rows of the matrix.
-            gradient: of what `pool_bags` returned.
-            update: says which of both.
+            bags: bags whose ids are rows of the matrix.
+            gradient: (bags, D) gradient of what `pool_bags` returned.
+            update: says whether it is applied or kept.
         """
         row_gradients = gradient
         if bags.lengths is not None:

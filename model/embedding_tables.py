@@ -34,7 +34,7 @@ class EmbeddingTables(nn.Module):
 
     Attributes:
         exchange: as given.
-        parts: of all tables, in their order.
+        parts: the parts of all tables, in the tables' order.
         matrix: the parts of this rank.
     """
 
@@ -86,7 +86,7 @@ class EmbeddingTables(nn.Module):
         return self._join(vectors)
 
     def _join(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors of all parts side by side, in the exchange's order -> of the tables (b, T, D).
+        """Parts' vectors side by side, in the exchange's order -> the tables' vectors (b, T, D).
 
         A plain table's vector is the vector of its one part.
         """
@@ -112,7 +112,7 @@ class EmbeddingTables(nn.Module):
                 _draw_uniform(part, bound, self.matrix.part_view("weight", part))
 
     def row_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors with a row for each row of this rank's parts, by name: see the matrix's."""
+        """What EmbeddingMatrix.row_tensors returns for the parts of this rank."""
         return self.matrix.row_tensors()
 
     def part_views(self, name: str) -> Iterator[tuple[Part, torch.Tensor | None]]:

@@ -1,4 +1,4 @@
-"""Ids to the ranks that hold the tables' parts, pooled vectors back to the ranks of the rows."""
+"""Sends ids to the ranks that hold the tables' parts, and pooled vectors back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +38,7 @@ class AllToAll(torch.autograd.Function):
 class Exchange:
     """Moves ids to the ranks that hold the tables' parts, and pooled vectors back.
 
-    Both directions have the parts in one order: rank by rank, and on a rank in the order of the
+    Both directions use one order of the parts: rank by rank, and on a rank in the order of the
     tables. The shapes of all messages follow from the number of rows and ids, never from the ids.
 
     Args:
@@ -62,12 +62,12 @@ class Exchange:
         self._table_of_part = torch.tensor(table_of_part, device=process.device)
 
     def ids_to_parts(self, bags: Bags, rows_per_rank: Sequence[int]) -> Bags:
-        """Bags of this rank's rows in all T tables -> of all ranks' rows in this rank's P parts.
+        """Bags of this rank's rows in all T tables -> bags of all ranks' rows in its own P parts.
 
         A part receives every id of its table.
 
         Args:
-            bags: of this rank's b rows.
+            bags: those of this rank's b rows.
             rows_per_rank: rows of the batch on each rank, B in all.
 
         Returns:
@@ -101,9 +101,9 @@ class Exchange:
         """The ids of the bags whose lengths are `lengths`, in that order.
 
         Args:
-            bags: of any length.
-            lengths: by `_columns_by_rank`.
-            num_ids: their sum, which the host must know without waiting for the device.
+            bags: bags of any length.
+            lengths: what `_columns_by_rank` makes of their lengths.
+            num_ids: sum of the lengths, which the host must know without waiting for the device.
         """
         assert bags.lengths is not None
         ends = bags.lengths.reshape(-1).cumsum(0).view_as(bags.lengths)
@@ -113,7 +113,7 @@ class Exchange:
         return bags.ids[shift_of_id + torch.arange(num_ids, device=shifts.device)]
 
     def vectors_to_rows(self, vectors: torch.Tensor, rows_per_rank: Sequence[int]) -> torch.Tensor:
-        """Vectors of all ranks' rows in this rank's parts -> of this rank's rows in all parts.
+        """Vectors of all ranks' rows in this rank's parts -> vectors of its rows in all parts.
 
         Args:
             vectors: (B, sum of this rank's D), the vectors of its parts side by side.

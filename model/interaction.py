@@ -69,7 +69,7 @@ class DotInteraction(nn.Module):
         """Gradients of `dense` and `pooled` from the gradient (B, D + P) of `forward`'s result.
 
         With Z = V V' and S the symmetric matrix of Z's gradients, V's gradient is S V: one batched
-        product, where the derivatives of both factors of V V' would take two.
+        product instead of the two that the derivatives of both factors of V V' take.
         """
         num_rows, num_vectors, dim = vectors.shape
         if self._takes_kernels(vectors):
@@ -105,7 +105,7 @@ class _Dot(torch.autograd.Function):
 
 
 class _FusedDot(torch.autograd.Function):
-    """The same by one Triton kernel each way."""
+    """Both passes of the dot interaction, by one Triton kernel each."""
 
     @staticmethod
     def forward(

@@ -22,8 +22,8 @@ def make_loss(
 
     Args:
         kind: mse, bce (binary cross entropy) or wbce (the same with a weight for each label).
-        weights: of rows whose label, cut to an integer, is 0 or 1; for wbce only.
-        device: of the predictions.
+        weights: those of rows whose label, cut to an integer, is 0 or 1; for wbce only.
+        device: where the predictions are.
         triton: one kernel computes the cross entropies.
     """
     if kind == "mse":
@@ -79,7 +79,7 @@ def _cross_entropy_on_cpu(
     label_weights: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cross_entropy` in one pass: a dozen operators on few rows are 1/40 of a small step."""
+    """`cross_entropy` in one pass: a dozen operators on few rows take 1/40 of a small step."""
     assert mask is None, "batches are not padded on the CPU"
     gradient = torch.empty_like(predicted)
     loss = cpu_kernels.cross_entropy(predicted, label, label_weights, gradient)

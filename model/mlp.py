@@ -12,7 +12,7 @@ from torch import nn
 
 ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
 NARROW = 64  # oneDNN gains nothing in layers with fewer inputs or outputs than this
-FEW_ROWS = 512  # nor in batches of fewer rows, as it packs the weights anew for each batch
+FEW_ROWS = 512  # and nothing in batches of fewer rows: it packs the weights anew each time
 
 # The operator of oneDNN that torch.compile emits: it does these products a tenth faster than MKL,
 # torch's default, on the machines that were measured. None if this torch does not have it.
@@ -66,7 +66,7 @@ class MLP(nn.Sequential):
         Such zeros make n a multiple of 8, without which float16's products are slow.
 
         Args:
-            inputs: of the first layer.
+            inputs: those of the first layer.
             sgd_lr: a learning rate, for float32 on the CPU only: the backward pass takes the SGD
                 step in the products that would make the gradients, which then never exist.
                 None: it makes the gradients.
@@ -120,9 +120,9 @@ class _Lowered(torch.autograd.Function):
 class _AllLayers(torch.autograd.Function):
     """All layers in one node of the autograd graph.
 
-    Activations are computed in place, so a layer keeps one tensor where torch's modules keep two.
+    Activations are computed in place, so a layer keeps one tensor; torch's modules keep two.
     The product that makes a weight's gradient adds it to `.grad`, so the chunks of a batch need no
-    sum of their own. The price: autograd sees no gradients of parameters, so neither hooks nor
+    sum of their own. The price is that autograd sees no gradients of parameters: neither hooks nor
     torch.autograd.grad find them.
     """
 

@@ -24,17 +24,17 @@ ADAGRAD_SETTINGS = {
 
 
 class DenseOptimizer:
-    """Plain SGD, and the base of the others.
+    """Plain SGD, and the base class of the other optimisers.
 
     Args:
-        parameters: on one device.
+        parameters: the parameters, all on one device.
         lr: learning rate, a number, until `lr` is set anew.
         fused: one kernel updates all parameters.
 
     Attributes:
         parameters: as given.
         lr: rate of the last step; model files have it, `update` does not look at it.
-        state: of each parameter, by name.
+        state: what the rule remembers of each parameter, by name.
     """
 
     settings: dict[str, Any] = SGD_SETTINGS
@@ -132,14 +132,14 @@ class DenseAdagrad(DenseOptimizer):
             torch._foreach_add_([state["step"] for state in states], 1)
 
     def count_step(self) -> None:
-        """One more step: a recorded one cannot count on the host."""
+        """Count a replayed step, whose recording could not count on the host."""
         torch._foreach_add_([state["step"] for state in self.state], 1)
 
 
 class NpuFusedSGD(DenseOptimizer):
-    """torch_npu's one kernel for all parameters.
+    """SGD by torch_npu's kernel that updates all parameters at once.
 
-    torch_npu.optim in the API reference of the Ascend Extension for PyTorch.
+    See torch_npu.optim in the API reference of the Ascend Extension for PyTorch.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], lr: float) -> None:
@@ -164,8 +164,8 @@ def make_dense_optimizer(
     """The optimiser of the dense parameters.
 
     Args:
-        name: of --optimizer: sgd, or adagrad or rwsadagrad, for which it is Adagrad.
-        parameters: on one device.
+        name: sgd, adagrad or rwsadagrad, as --optimizer says; the last two both give Adagrad.
+        parameters: the parameters, all on one device.
         lr: learning rate.
         fused: SGD is one kernel if the device has one: torch_npu's, or torch's own on a GPU.
     """

@@ -65,7 +65,7 @@ class LossScale(NoScale):
     """The scale of one model's loss.
 
     Args:
-        device: of the gradients.
+        device: where the gradients are.
 
     Attributes:
         scale: (1,) factor of the loss.
@@ -121,8 +121,8 @@ class LossScale(NoScale):
     def end_step(self) -> None:
         """Cut the scale after an overflow, or let it grow after many steps without one.
 
-        By plain operators: no document says that torch_npu's kernel of _amp_update_scale_ does not
-        wait for the device.
+        Plain operators do it: no document says whether torch_npu's kernel of _amp_update_scale_
+        waits for the device.
         """
         has_overflown = self.overflows > 0
         self._num_skipped.add_(has_overflown)

@@ -16,7 +16,8 @@ def sum_duplicates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the gradients of equal rows.
 
-    Shapes depend on the number of rows, never on their values, and no host waits for the device.
+    Shapes depend on the number of rows, never on their values, so the host need not wait for the
+    device.
 
     Args:
         rows: (n,) int64, in any order.
@@ -34,13 +35,13 @@ def sum_duplicates(
 
 
 class SortedRowGradients:
-    """Pairs of row and gradient, summed by sorting them. For any device.
+    """Keeps pairs of row and gradient, and sums those of equal rows by sorting, on any device.
 
     Shapes cannot follow the values, so k batches keep k times the ids of one, but never more pairs
     than the table has rows: beyond that, pairs of equal rows are summed.
 
     Args:
-        num_rows: of the table.
+        num_rows: rows of the table.
         distinct: `take` sums the gradients of equal rows.
     """
 
@@ -76,13 +77,13 @@ class SortedRowGradients:
 
 
 class SlottedRowGradients:
-    """One sum for each distinct row, in a slot that a number for each row of the table names.
+    """Keeps one sum for each distinct row, on the CPU; slots are numbered as rows first appear.
 
-    For the CPU. Slot numbers of four bytes for each row of the table replace sorting, and memory
-    grows with the distinct rows, not with the ids. It is reused from step to step.
+    A slot number of four bytes for each row of the table makes sorting unnecessary. The memory of
+    the sums grows with the distinct rows, not with the ids, and is reused from step to step.
 
     Args:
-        num_rows: of the table.
+        num_rows: rows of the table.
         dim: D.
     """
 
@@ -117,7 +118,7 @@ class SlottedRowGradients:
 
 
 def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
-    """The buffer, or if it is too short a longer copy with room for a quarter more than needed."""
+    """The buffer or, if it is too short, a copy with room for a quarter more than needed."""
     if len(buffer) >= needed:
         return buffer
     longer = buffer.new_empty((needed + needed // 4, *buffer.shape[1:]))
@@ -128,7 +129,7 @@ def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
 def make_row_gradients(
     weight: torch.Tensor, distinct: bool
 ) -> SlottedRowGradients | SortedRowGradients:
-    """An empty store of gradients of the rows of `weight`, as its device does it best.
+    """An empty store for gradients of the rows of `weight`, of the kind that suits its device.
 
     Args:
         weight: (R, D) of the table.

@@ -1,8 +1,7 @@
 """Optimisers that change only the rows of a table that a batch touched.
 
-A row's gradients are summed before the rule is applied. On the CPU the work is done by numba's
-kernels, on other devices by operators whose shapes do not depend on the rows, and for which no
-host waits.
+A row's gradients are summed before the rule is applied. On the CPU numba's kernels do the work.
+Other devices use operators whose shapes do not depend on the rows, so the host need not wait.
 """
 
 from collections.abc import Callable
@@ -67,7 +66,7 @@ class RowOptimizer:
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         """Apply the rule to distinct rows (m,) and their sums (m, D).
 
-        Rows may come again, with sums of 0; for a linear rule also with other gradients.
+        A row may be repeated with sums of 0 or, if the rule is linear, with any gradients.
         """
         raise NotImplementedError
 
@@ -78,7 +77,7 @@ class RowSGD(RowOptimizer):
     is_linear = True
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: Rate) -> None:
-        """As RowOptimizer.apply; the rule is linear, so no sums are made if nothing is kept."""
+        """Update `weight` without summing equal rows if nothing is kept: the rule is linear."""
         if len(self._kept):
             super().apply(rows, gradients, lr)
         elif self._triton:
@@ -138,6 +137,6 @@ TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
 POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
-    # the same rule for rows of one number, with the state's name that the dense parameters have
+    # the same rule for rows of one number; its state has the name of the dense parameters' state
     "rwsadagrad": RowAdagrad,
 }

@@ -11,11 +11,11 @@ class Update:
     """The optimiser step that a backward pass is a part of.
 
     Attributes:
-        lr: learning rate, a number or one on the device.
+        lr: learning rate, a number or a tensor () on the device.
         rows_now: embedding rows are updated in this backward pass; else their gradients are kept
             for the pass that updates (accumulation over chunks or batches).
         dense_now: the MLPs' backward pass takes the SGD step too, so that no gradients exist.
-        scale: of the loss. If it is on, gradients of rows are kept until the end of the step,
+        scale: that of the loss. If it is on, gradients of rows are kept until the end of the step,
             when it is known whether anything has overflowed.
     """
 

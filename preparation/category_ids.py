@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from common.compiled import compiled
 
-DIRECT_RANGE = 1 << 27  # up to this bound of the values, ids are in an array with all of them
+DIRECT_RANGE = 1 << 27  # up to this bound, an array has an entry for every possible value
 FIRST_SLOTS = 1 << 10
 SPLIT_FROM = 1 << 16  # a map of more values than this is cut into partitions
 PARTITION_BITS = 6
-FILL = 0.8  # of a partition's slots at most are in use
-GROWTH = 1.4  # just after growing 0.8 / 1.4 of the slots are in use: 8 bytes / 0.57 = 14 a value
+FILL = 0.8  # share of a partition's slots that are in use, at most
+GROWTH = 1.4  # just after growing, 0.8 / 1.4 of the slots are in use: 8 bytes / 0.57 = 14 a value
 
 Ints = npt.NDArray[np.int32]
 
@@ -61,8 +61,9 @@ class LocalIds:
     """Replaces the values of one column after another by indices into its distinct values.
 
     Args:
-        num_rows: of the longest column.
-        last_index: the map's entries, which count on over all columns, start anew before this.
+        num_rows: rows of the longest column.
+        last_index: the map's entries count on from column to column; before they pass this
+            number, they start again at 0.
     """
 
     def __init__(self, num_rows: int, last_index: int = 2**31 - 2) -> None:
@@ -127,7 +128,7 @@ def _find(values: Ints, chosen: Any, keys: Ints, ids: Ints, found: Ints) -> int:
 
 @compiled
 def _insert(values: Ints, chosen: Any, first_id: int, new_ids: Ints, keys: Ints, ids: Ints) -> None:
-    """Enter the new ones of the chosen values, which have an id of at least `first_id`."""
+    """Insert those of the chosen values that are new: their ids are at least `first_id`."""
     for i in chosen:
         if new_ids[i] >= first_id:
             slot = _slot_of(values[i], keys, ids)
@@ -183,13 +184,13 @@ class _Partition:
 class IdMap:
     """The ids of one column's values, in order of first appearance over all lists given to it.
 
-    Up to a bound of DIRECT_RANGE, ids are in an int32 array over all values that may come; the
-    system hands it out page by page. Beyond it, or without a bound, values are any int32 and are
-    spread by their hash over partitions. These grow one at a time, so that a growing map never
-    exists twice: it takes at most 16 bytes a value, plus the lists', which should be much shorter.
+    If the values have a bound of at most DIRECT_RANGE, an int32 array has an entry for every
+    possible value; the system allocates its pages on first use. Otherwise values are any int32, and
+    their hash spreads them over partitions. Partitions grow one at a time, so the map is never in
+    memory twice: it takes at most 16 bytes a value. The given lists come on top of that.
 
     Args:
-        max_ind_range: bound of the values if it is > 0: they are in [0, max_ind_range).
+        max_ind_range: if it is > 0, the values are in [0, max_ind_range).
         split_from: number of values beyond which the map is cut into partitions.
 
     Attributes:
@@ -204,7 +205,7 @@ class IdMap:
         self._partitions = [_Partition()]
 
     def ids(self, values: Ints) -> Ints:
-        """Ids (n,) of distinct values (n,)."""
+        """Ids (n,) int32 of distinct values (n,); new values get the next ids, in order."""
         ids = np.empty(len(values), np.int32)
         if self._id_of is not None:
             self.num_ids = _look_up(values, self._id_of, self.num_ids, ids)

@@ -64,7 +64,7 @@ class Writer:
 
 
 def _first_checksum(section: int) -> int:
-    """The start value of its checksum: neither a zeroed index entry nor another section fits."""
+    """Where a section's crc32 starts, so that no zeroed index entry or other section matches."""
     return section + 1
 
 
@@ -89,8 +89,8 @@ class CheckedFile:
     """Reads a file that a Writer wrote. All methods but `exists` raise DamagedError.
 
     Args:
-        path: of the file.
-        key: that the file must have been finished with.
+        path: where the file is.
+        key: the key that the file must have been finished with.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -112,7 +112,7 @@ class CheckedFile:
         return meta
 
     def section_sizes(self) -> npt.NDArray[np.int64]:
-        """Bytes of each section."""
+        """(sections,) number of bytes of each section."""
         _, index = self._meta_and_index()
         return np.frombuffer(index, ENTRY)["size"].astype(np.int64)
 

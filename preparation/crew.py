@@ -13,10 +13,10 @@ class Crew:
     """This process among all that share the work.
 
     Attributes:
-        threads: of this process.
-        rank: of this process, from 0.
-        num_processes: that share the work, on all machines.
-        num_local_processes: those of them on this machine.
+        threads: number of threads of this process.
+        rank: number of this process, from 0.
+        num_processes: number of processes that share the work, on all machines.
+        num_local_processes: how many of them run on this machine.
     """
 
     threads: int = 1

@@ -11,15 +11,15 @@ from criteo.raw_files import RawFile
 from criteo.row_layout import FLAT
 from criteo.spec import DataSpec
 
-# bytes a row on disk, about, for Criteo's data
+# approximate bytes of a row of Criteo's data on disk
 PARSED_ROW = 100
 IDS_ROW = 12
 PREPARED_ROW = 100
-SAMPLE_BYTES = 1 << 16  # of a file's text, to estimate its rows
+SAMPLE_BYTES = 1 << 16  # bytes of a file's text from which its number of rows is estimated
 
 
 def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | None) -> None:
-    """Check that the disk has room for everything that preparation writes, at its most.
+    """Check that the disk has room for the most that preparation takes at any time.
 
     Args:
         spec: what to prepare.
@@ -27,7 +27,7 @@ def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | Non
         original: arrays of the original program.
 
     Raises:
-        UserError: the free space, and what finished files take already, are too small.
+        UserError: free space and finished files together are too small.
     """
     folder = spec.directory.parent
     while not folder.is_dir():
@@ -65,7 +65,7 @@ def _estimate_rows(spec: DataSpec, raw: Sequence[RawFile]) -> float:
 
 
 def disk_trouble(spec: DataSpec, error: OSError) -> str:
-    """One line on an error of the disk that takes the prepared data, and what to do about it."""
+    """One line that says what the disk refused and what the user can do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"no space left for the prepared data in {spec.directory.parent}; what is finished is"

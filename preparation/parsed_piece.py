@@ -23,7 +23,7 @@ from preparation.category_ids import LocalIds
 from preparation.checked_file import Writer
 from preparation.work_folder import Task
 
-VERSION = 2  # of a piece's file: raise it when the same text becomes other bytes
+VERSION = 2  # of the file of a piece: raise it if the same text gives other bytes than before
 DRAWS_PER_SKIP = 1 << 20
 
 Run = tuple[int, int]  # (part, number of rows): consecutive rows of one part
@@ -32,8 +32,8 @@ Run = tuple[int, int]  # (part, number of rows): consecutive rows of one part
 class Draws(threading.local):
     """The sequence of RandomState(seed).uniform(), a number for each line of all files.
 
-    Each thread has a generator of its own. Going back costs a new start; a thread's tasks mostly
-    go forward.
+    Each thread has a generator of its own. Going back starts the sequence again, which is rare:
+    a thread's tasks mostly go forward.
     """
 
     def __init__(self, seed: int) -> None:
@@ -54,7 +54,7 @@ class Draws(threading.local):
 
 @dataclass(frozen=True)
 class ParseRules:
-    """The flags that decide how lines become rows; each attribute is a flag of that name."""
+    """The flags that decide how lines become rows; see DataSpec for the attributes."""
 
     max_ind_range: int
     sub_sample_rate: float
@@ -78,8 +78,8 @@ class Piece:
     """A parsed piece in the work folder.
 
     Attributes:
-        task: of its file.
-        maker: the task that makes it, the same one unless a file's pieces are made in one go.
+        task: the task of its file.
+        maker: the task that makes the file: `task`, unless one task makes all pieces of a source.
     """
 
     task: Task
@@ -91,7 +91,7 @@ class PieceBuilder:
 
     Args:
         rules: how lines become rows.
-        name_line: returns the file and number of the piece's line n, counted from 0.
+        name_line: takes a line's number in the piece, from 0; returns its file and number there.
     """
 
     def __init__(self, rules: ParseRules, name_line: Callable[[int], str]) -> None:
@@ -105,19 +105,19 @@ class PieceBuilder:
 
     @property
     def num_lines(self) -> int:
-        """Lines that were added."""
+        """Number of lines added so far."""
         return int(self._counted[1])
 
     def add(self, part: int, text: bytes, drop: npt.NDArray[np.bool_]) -> None:
         """Parse whole lines of a part.
 
         Args:
-            part: of the lines.
+            part: the part that the lines belong to.
             text: n lines.
             drop: (n,) or (0,): True leaves the line out if its label is 0.
 
         Raises:
-            RankError: a bad line is one more than the rules allow.
+            RankError: there are more bad lines than the rules allow.
         """
         columns = np.empty((NUM_FIELDS, text.count(b"\n")), np.int32)
         counted = np.zeros(3 + NUM_FIELDS, np.int64)
@@ -134,7 +134,7 @@ class PieceBuilder:
         self._append(part, np.ascontiguousarray(columns[:, : counted[0]]))
 
     def _skip(self, status: int, line: int, fault: str) -> None:
-        """Count a bad line."""
+        """Count a bad line; raise a RankError if the rules allow no more of them."""
         most = self._rules.max_bad_lines
         self._bad[BAD_KINDS[status]] += 1
         self._first_bad = self._first_bad or f"{self._name_line(line)}: {fault}"
@@ -158,7 +158,7 @@ class PieceBuilder:
         """Write the piece's sections.
 
         Args:
-            writer: of the piece's file.
+            writer: writes the piece's file.
             index_categories: replace categories by indices; False: they are ids already.
 
         Returns:
@@ -195,7 +195,7 @@ class PieceBuilder:
 
 
 def _advice(name: str, most: int) -> str:
-    """How a run with this bad line can go on."""
+    """What the user can do about a bad line."""
     if most:
         return f" (--max-bad-lines={most} allows no more)"
     if name.endswith(", line 1"):

@@ -25,7 +25,7 @@ class PieceRows:
 
     Attributes:
         rows: (n, bytes of a row).
-        layout: of `rows`.
+        layout: how `rows` are packed.
         ids: 26 arrays; ids[column][value] is the id of a category `value` of `rows`. None if the
             rows hold ids already.
     """
@@ -74,10 +74,10 @@ class IdStore:
     """The ids of all categories: a file for each table, with a section for each piece.
 
     Args:
-        folder: of the files.
-        pieces: whose categories get ids.
+        folder: the work folder that holds the files.
+        pieces: the pieces whose categories get ids.
         max_ind_range: bound of the values, or -1; see IdMap.
-        key: of all pieces.
+        key: the key of all pieces.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class Totals:
     """Sums over all pieces.
 
     Attributes:
-        text: counted in all files.
+        text: the counts over all files.
         lines_per_file: lines of each file.
-        runs: of each piece: parts and their rows, in the order of the piece's rows.
+        runs: for each piece its (part, number of rows), in the order of the piece's rows.
     """
 
     text: TextCounts

@@ -1,4 +1,4 @@
-"""Makes finished data appear under its final name, synced to disk, and announces it."""
+"""Syncs finished data to disk, gives it its final name, and announces it."""
 
 import json
 import os
@@ -22,10 +22,10 @@ def publish_files(
     """Write meta.json and report.json beside the rows, sync everything and rename it.
 
     Args:
-        spec: of the data; it has the final names.
-        files: of the rows, complete.
+        spec: which data it is; it has the final names.
+        files: the files of rows, with all rows written.
         meta: what readers must know; see docs/preparation.md.
-        report: of criteo.report.
+        report: what criteo.report.make_report returned.
     """
     write_synced(files.folder / "report.json", json.dumps(report, indent=1).encode())
     write_synced(files.folder / "meta.json", json.dumps(meta, indent=1).encode())
@@ -41,7 +41,7 @@ def publish_files(
 def _rename_flat(spec: DataSpec, folder: Path, counts: Sequence[int]) -> None:
     """Give the files the original's flat names.
 
-    The rows come last: find_flat_files takes data that has them as prepared.
+    The rows come last, because find_flat_files takes data as prepared once its rows are there.
     """
     path = Path(f"{spec.raw}_fea_count.npz")
     if path.exists() or not os.access(path.parent, os.W_OK):  # not ours to overwrite
@@ -77,10 +77,10 @@ def announce(spec: DataSpec, names: Sequence[str], report: dict[str, Any], secon
     """Print that the data is prepared, and warn of what looks wrong.
 
     Args:
-        spec: of the data.
-        names: of the raw files, in order.
-        report: of criteo.report.
-        seconds: that preparation took.
+        spec: which data it is.
+        names: the raw files' names, in order.
+        report: what criteo.report.make_report returned.
+        seconds: how long preparation took.
     """
     rows, total = report["rows"], report["rows_kept"]
     print(

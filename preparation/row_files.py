@@ -14,7 +14,7 @@ from criteo.columns import Bytes
 from criteo.row_layout import Layout
 from preparation.sizes import DEFAULT_SIZES, Sizes
 
-READ_BYTES = 16 << 20  # that are checked at a time
+READ_BYTES = 16 << 20  # bytes that are checked at a time
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class RowFiles:
     Rows that are shuffled together form a group: all training rows, or those of a part.
 
     Attributes:
-        folder: of the files.
-        layout: of a row.
-        order: of the training rows: file, day (shuffled within each part) or total.
-        seed: of the shuffle.
+        folder: where the files are.
+        layout: how a row is packed.
+        order: how the training rows are ordered: file, day (shuffled within each part) or total.
+        seed: decides the shuffle.
         rows_per_part: rows of each part. The last part is for evaluation: its first half is test,
             the rest val.
-        sizes: of buckets.
+        sizes: how large buckets are.
     """
 
     folder: Path
@@ -60,14 +60,14 @@ class RowFiles:
         return 0 if self.order == "total" else part
 
     def num_buckets(self, group: int) -> int:
-        """Buckets of a group; its size alone decides how many."""
+        """Number of buckets of a group, which depends on its size alone."""
         sizes, group_bytes = self.sizes, self.group_rows[group] * self.layout.row_bytes
         bucket = max(group_bytes // sizes.num_buckets, sizes.smallest_bucket)
         return int(-(-group_bytes // min(bucket, sizes.largest_bucket))) or 1
 
     @property
     def bucket_bytes(self) -> int:
-        """Expected bytes of a bucket, of the group with the largest ones."""
+        """Expected bytes of a bucket in the group that has the largest ones."""
         rows = [rows / self.num_buckets(group) for group, rows in enumerate(self.group_rows)]
         return int(max(rows, default=0) * self.layout.row_bytes)
 

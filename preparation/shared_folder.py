@@ -32,7 +32,7 @@ class SharedFolder:
     """A folder whose users agree on one result.
 
     Args:
-        path: of the folder.
+        path: where the folder is.
         stages: names of the folders in it that hold finished files.
     """
 
@@ -41,12 +41,12 @@ class SharedFolder:
 
     @contextlib.contextmanager
     def joined(self, key: str) -> Iterator[None]:
-        """Make the folder if it is missing and work in it, with all others who want that result.
+        """Make the folder if it is missing and join all others who work for that result there.
 
         The last one to leave removes the folder if it holds LAST_FILE or no finished file at all.
 
         Args:
-            key: of the result; see checked_file.key_of.
+            key: the key of the result; see checked_file.key_of.
 
         Raises:
             UserError: others work there for another result.
@@ -96,7 +96,7 @@ class SharedFolder:
 
     @contextlib.contextmanager
     def _alone_at_the_door(self) -> Iterator[None]:
-        """Hold the lock of those who come, go or remove the folder.
+        """Hold the door's lock, so that nobody else comes, goes or removes the folder.
 
         Raises:
             FileNotFoundError: the folder was removed before the lock was taken.
@@ -143,7 +143,7 @@ class SharedFolder:
 
 
 def has_locks(folder: Path) -> bool:
-    """True if the folder's file system has locks; tried on a file without a name."""
+    """True if the folder's file system has locks; a file without a name is tried."""
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,7 +163,7 @@ def try_lock(file: IO[bytes], kind: int) -> bool:
     """Take a lock, or change its kind, without waiting.
 
     Returns:
-        False if somebody else's lock is in the way, which cannot be on a file system without locks.
+        False if somebody else's lock is in the way; always True if the file system has no locks.
     """
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Writes rows to their positions in the files; shuffles more of them than fit into memory.
+"""Writes rows to their positions in the files; shuffles more rows than fit into memory.
 
 Two passes (Sanders, "Random permutations on distributed, external and hierarchical memory", 1998):
 `scatter` sends each row of a piece to a random bucket, `gather` permutes each bucket. Each order of
@@ -45,14 +45,14 @@ class Shuffle:
     """The tasks of both passes.
 
     Args:
-        folder: of the tasks' files.
-        files: that rows are written to.
-        runs: of each piece: parts and their rows, in the order of the piece's rows.
-        read: returns a piece's rows by its number.
-        key: of everything that `read` returns.
+        folder: the work folder that holds the tasks' files.
+        files: the files that rows are written to.
+        runs: for each piece its (part, number of rows), in the order of the piece's rows.
+        read: takes a piece's number and returns its rows.
+        key: the key of everything that `read` returns.
 
     Attributes:
-        scatter_tasks: the first pass, a task a piece.
+        scatter_tasks: the tasks of the first pass, one for each piece.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Shuffle:
         self._sections = [self._find_sections(group) for group in range(len(num_buckets))]
 
     def _find_first_rows(self) -> list[list[int]]:
-        """For each run of each piece the position of its first row among those of its part."""
+        """For each run of each piece, the position of its first row among the rows of its part."""
         seen = [0] * len(self._files.rows_per_part)
         first_rows: list[list[int]] = []
         for runs in self._runs:
@@ -84,7 +84,7 @@ class Shuffle:
     # ------------------------------------------------------------ first pass
 
     def _make_scatter_tasks(self) -> list[Task]:
-        """A task a piece, whose file has a section for each bucket of each run to be shuffled."""
+        """A task for each piece; its file has a section for each bucket of each shuffled run."""
         row_bytes = self._files.layout.row_bytes
         return [
             Task(
@@ -114,7 +114,7 @@ class Shuffle:
         return rows.layout.repack(rows.rows, rows.ids, self._files.layout, positions)
 
     def _write_buckets(self, part: int, first_row: int, rows: PieceRows, writer: Writer) -> None:
-        """Write consecutive rows of a part, from its row `first_row` on, as a section a bucket."""
+        """Write rows of a part, beginning with row `first_row` of it, a section for each bucket."""
         num_buckets = self._files.num_buckets(self._files.group(part))
         random = np.random.default_rng([self._files.seed, SCATTER, part, first_row])
         ends = np.zeros(num_buckets, np.int64)
@@ -123,7 +123,7 @@ class Shuffle:
             writer.section([bucket])
 
     def _write_in_order(self, part: int, first_row: int, rows: Bytes) -> list[Any]:
-        """Write consecutive rows of a part, from its row `first_row` on; returns the receipts."""
+        """Write rows of a part, beginning with its row `first_row`; returns the receipts."""
         files = self._files
         if part < len(files.rows_per_part) - 1:
             return [files.write("train", sum(files.rows_per_part[:part]) + first_row, rows)]
@@ -137,7 +137,7 @@ class Shuffle:
     # ------------------------------------------------------------ second pass
 
     def gather_tasks(self) -> list[Task]:
-        """The second pass, a task a bucket; the first one must be done."""
+        """The tasks of the second pass, one for each bucket; the first pass must be done."""
         tasks = []
         for group in range(len(self._files.group_rows)):
             first_row = sum(self._files.group_rows[:group])

@@ -10,8 +10,8 @@ class Sizes:
     Attributes:
         piece_bytes: text of a parsed piece.
         block_bytes: text of a file that is in memory at a time.
-        smallest_bucket: bytes of a shuffle's bucket, at least, if the rows fill one.
-        largest_bucket: bytes of a shuffle's bucket, at most, on average.
+        smallest_bucket: fewest bytes of a shuffle's bucket, if there are enough rows to fill it.
+        largest_bucket: most bytes of a shuffle's bucket, on average.
         num_buckets: buckets of a shuffle whose size is between these two.
         rows_per_write: rows of a bucket that are permuted and written at a time.
     """

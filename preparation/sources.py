@@ -26,8 +26,8 @@ class CutFile:
 
     Attributes:
         raw: the file.
-        number: of the file among all files.
-        sizes: of pieces and blocks.
+        number: the file's number among all files.
+        sizes: how large pieces and blocks are.
     """
 
     raw: RawFile
@@ -36,7 +36,7 @@ class CutFile:
 
     @property
     def num_pieces(self) -> int:
-        """Pieces of a file that is not packed; that of a packed one is known once it is read."""
+        """Number of pieces of a plain file; that of a packed one is known only once it is read."""
         return -(-self.raw.size // self.sizes.piece_bytes)
 
     def begin(self, piece: int) -> int:
@@ -44,7 +44,7 @@ class CutFile:
         return piece * self.sizes.piece_bytes
 
     def size(self, piece: int) -> int:
-        """Bytes of the piece in a file that is not packed."""
+        """Bytes of the piece in a plain file."""
         return min(self.sizes.piece_bytes, max(self.raw.size - self.begin(piece), 0))
 
     def key(self, *facts: Any) -> str:
@@ -54,7 +54,7 @@ class CutFile:
 
 @dataclass(frozen=True)
 class LinePosition:
-    """Where a file's lines are among the lines of all files; -1 and () if nobody counted lines.
+    """Where a file's lines are among the lines of all files; -1 and () if they were not counted.
 
     Attributes:
         first_line: number of the file's first line among all lines.
@@ -72,7 +72,7 @@ class LinePosition:
 
 
 def count_tasks(file: CutFile) -> list[Task]:
-    """Tasks whose metas hold `lines`: the number of lines of each of some pieces, in order."""
+    """Tasks that count lines: a task's meta has `lines`, a number for each of its pieces."""
     name = f"lines/{file.number:03}"
     if file.raw.is_gzip:
         return [Task(name, file.key("lines"), lambda _: _count(file, 0, None), file.raw.size)]
@@ -128,11 +128,11 @@ class TextPieces:
     """Makes the pieces of one file of text.
 
     Args:
-        file: of the text.
-        position: of its lines.
+        file: the file of text.
+        position: where its lines are among all lines.
         rules: how lines become rows.
-        folder: of the pieces' files.
-        progress: is told of finished pieces.
+        folder: the work folder that holds the pieces' files.
+        progress: shows how many pieces are finished.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class TextPieces:
         self._name = f"parsed/{file.number:03}"
 
     def tasks(self) -> list[Task]:
-        """The tasks that make the pieces: one a piece, but a single one for a packed file."""
+        """The tasks that make the pieces: one for each, or a single one for a packed file."""
         if not self._file.raw.is_gzip:
             return [self._task(piece) for piece in range(self._file.num_pieces)]
         return [Task(self._name, self._key("all"), self._make_all, self._file.raw.size)]
@@ -182,7 +182,7 @@ class TextPieces:
         return meta
 
     def _make_all(self, _: Writer) -> dict[str, Any]:
-        """Make all pieces of a packed file in order; it is unpacked once, whatever is there."""
+        """Make all pieces of a packed file in order; it is read whole, even if one is missing."""
         file, piece, num_lines = self._file, 0, 0
         with file.raw.lines(0, file.sizes.block_bytes) as lines:
             while not lines.is_at_end:
@@ -208,10 +208,10 @@ class TextPieces:
         """Write a piece.
 
         Args:
-            blocks: its lines.
-            begin: its first byte in the file's text.
-            line: number of lines of the file before it; -1 if nobody counted them.
-            writer: of the piece's file.
+            blocks: the piece's lines.
+            begin: the piece's first byte in the file's text.
+            line: number of the file's lines before the piece; -1 if they were not counted.
+            writer: writes the piece's file.
         """
         builder = PieceBuilder(self._rules, lambda n: self._name_line(begin, line, n))
         first = self._position.first_line + line if self._position.first_line >= 0 else -1
@@ -252,7 +252,7 @@ class TextPieces:
 
 
 class _CountedBlocks:
-    """Counts the lines of blocks as they are read, once and by one reader after another."""
+    """Blocks that are read once, perhaps by two readers in turn; counts their lines meanwhile."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self.num_lines = blocks, 0
@@ -277,8 +277,8 @@ class OriginalPieces:
 
     Args:
         original: the arrays' files.
-        folder: of the pieces' files.
-        progress: is told of finished rows.
+        folder: the work folder that holds the pieces' files.
+        progress: shows how many rows are finished.
     """
 
     def __init__(self, original: Original, folder: WorkFolder, progress: Progress) -> None:

@@ -23,7 +23,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the preparation began."""
+        """Seconds since the preparation began."""
         return time.perf_counter() - self._start
 
     @contextlib.contextmanager
@@ -62,9 +62,9 @@ def run_stage(
     """Have all tasks done by the crew and by whoever shares the folder.
 
     Args:
-        name: of the stage, for the progress bar.
-        tasks: of the stage.
-        folder: of the tasks' files.
+        name: the stage's name, for the progress bar.
+        tasks: the tasks of the stage.
+        folder: the work folder that holds the tasks' files.
         crew: its threads work on the tasks.
         progress: shows the stage's bar.
         done: called for each task whose file is there.

@@ -23,7 +23,7 @@ from preparation.checked_file import CheckedFile, DamagedError, Writer
 from preparation.crew import Crew
 from preparation.shared_folder import UNFINISHED, FolderGoneError, is_at_its_path, means_no_locks
 
-MAX_TRIES = 5  # to make a file that can be read
+MAX_TRIES = 5  # attempts to make a file that can be read
 PAUSE = 0.05  # seconds between looks at files that others are making
 
 Make = Callable[[Writer], dict[str, Any]]
@@ -35,8 +35,8 @@ class Task:
     """A file of the work folder and how it is made.
 
     Attributes:
-        name: of the file, relative to the folder.
-        key: of what the file is made from; see checked_file.key_of.
+        name: the path of the file, relative to the folder.
+        key: the key of what the file is made from; see checked_file.key_of.
         make: writes the file's sections and returns its meta.
         size: amount of work, in the unit of the stage's progress bar.
     """
@@ -51,7 +51,7 @@ class WorkFolder:
     """The finished files of a folder.
 
     Attributes:
-        path: of the folder.
+        path: where the folder is.
         built: names of the files that this process made.
     """
 
@@ -73,8 +73,8 @@ class WorkFolder:
         """Read a finished file; if it is damaged or missing, have it made again first.
 
         Args:
-            task: whose file is read.
-            read: the reading, such as CheckedFile.meta; raises DamagedError.
+            task: the task whose file is read.
+            read: reads the file, as CheckedFile.meta does; raises DamagedError if it is damaged.
             maker: the task that makes the file, if it is not `task` itself.
 
         Raises:
@@ -132,9 +132,9 @@ class WorkFolder:
 
     @contextlib.contextmanager
     def _claim(self, path: Path) -> Iterator[IO[bytes] | None]:
-        """A locked temporary file that becomes `path` by a rename; None if another one has it.
+        """A locked temporary file that becomes `path` by a rename; None if somebody else has it.
 
-        On leaving it is deleted unless it was renamed.
+        At the end of the block it is deleted unless it was renamed.
         """
         name = f"{path}{UNFINISHED}"
         try:
@@ -168,7 +168,7 @@ class WorkFolder:
         """Have the files of all tasks made, by this process and by those that share the folder.
 
         Args:
-            tasks: in any order.
+            tasks: the tasks; their order does not matter.
             crew: this process starts at its share of the tasks, so that few processes meet.
             done: called for each task whose file is there, in this thread.
 

@@ -26,7 +26,7 @@ def gather_on_first(
 
     Args:
         process: this rank.
-        values: of this rank, num_rows[rank] rows.
+        values: this rank's tensor, of num_rows[rank] rows.
         num_rows: rows of each rank's tensor; the shape of a row is the same on all ranks.
     """
     if process.world_size == 1:
@@ -49,9 +49,9 @@ def send_to_first(
 
     Args:
         process: this rank.
-        tensor: of the owner; other ranks' are ignored.
-        like: a tensor of its shape and type, which rank 0 receives into.
-        owner: a rank.
+        tensor: the owner's tensor; what other ranks pass is ignored.
+        like: a tensor of the same shape and type; rank 0 receives into it.
+        owner: the rank that has the tensor.
     """
     if owner == 0 or process.world_size == 1:
         return tensor if process.is_first else None
@@ -65,7 +65,7 @@ def send_to_first(
 
 
 def numbers_from_first(process: Process, numbers: Sequence[float]) -> list[float]:
-    """Rank 0's numbers on every rank, which passes as many."""
+    """Rank 0's numbers on every rank; every rank passes a list of the same length."""
     values = torch.tensor(list(numbers), dtype=torch.float64)
     if process.world_size > 1:
         dist.broadcast(values, 0)

@@ -10,9 +10,9 @@ class Part:
 
     Attributes:
         table: number of the table that it belongs to.
-        key: name of the matrix in a state dict, beside the other tables' (`3.weight`).
-        begin: first row [begin, end) of the table that it holds: id i is its row i - begin.
-        end: see begin.
+        key: the matrix's name in the state dict of all tables (`3.weight`).
+        begin: first row of the table that it holds: id i is its row i - begin.
+        end: the row after the last one that it holds.
         dim: D, numbers in a row.
         rank: the rank that holds it.
     """

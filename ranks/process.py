@@ -25,7 +25,7 @@ class Process:
         world_size: number of ranks.
         local_rank: its number among the ranks of its machine.
         device: where it computes.
-        backend: of torch.distributed, which joins the ranks.
+        backend: what joins the ranks in torch.distributed: gloo, nccl, hccl or mpi.
     """
 
     rank: int
@@ -36,7 +36,7 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """Is it rank 0, which prints, measures and saves?"""
+        """Whether this is rank 0, which prints, measures and saves."""
         return self.rank == 0
 
 
@@ -46,7 +46,7 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
     Args:
         device_type: cpu, cuda or npu.
         card: number of the card; -1: the launcher's LOCAL_RANK.
-        backend: of torch.distributed; empty: the one made for the device.
+        backend: the same as in Process; empty: the device's own.
 
     Raises:
         UserError: the device is not there, or the backend does not serve it.
@@ -92,7 +92,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         yield
         return
     own = process.device.type
-    # nccl and hccl take no CPU tensors, and what is saved or scored travels as such
+    # nccl and hccl take no CPU tensors, but tables to be saved and scores travel as CPU tensors
     mixed = process.backend in ("nccl", "hccl")
     backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
     if profiles or own == "npu":
@@ -113,6 +113,6 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
 
 
 def says_that_a_rank_has_gone(error: BaseException) -> bool:
-    """Is it an error that a collective raises when another rank has ended?"""
+    """Whether a collective raised the error because another rank has ended."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

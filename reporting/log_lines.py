@@ -1,4 +1,4 @@
-"""Log lines of training and evaluation: frozen, scripts cut them with awk."""
+"""Log lines of training and evaluation; they are frozen, because scripts cut them with awk."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class StepPosition:
 
 
 def training_line(where: StepPosition, ms_per_it: float, loss: float, wall_time: str = "") -> str:
-    """A line of training: comma-field 2 holds ms/it, 3 the loss."""
+    """A line of training; split at commas, its field 2 holds ms/it and field 3 the loss."""
     clock = f" ({wall_time})" if wall_time else ""
     return f"Finished training it {where}, {ms_per_it:.2f} ms/it, loss {loss:.6f}{clock}"
 
@@ -39,7 +39,7 @@ def accuracy_line(metrics: Metrics, best_accuracy: float) -> str:
 
 
 def metrics_line(metrics: Metrics, best_accuracy: float, best_auc: float) -> str:
-    """The metrics of an evaluation with --mlperf-logging: blank-field 10 holds the AUC."""
+    """The metrics of an evaluation with --mlperf-logging; the 10th word is the AUC."""
     return (
         f"recall {metrics.recall:.4f}, precision {metrics.precision:.4f},"
         f" f1 {metrics.f1:.4f}, ap {metrics.ap:.4f},"

@@ -8,10 +8,11 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of predictions against labels; accuracy and base rate as fractions.
+    """Metrics of predictions against labels, as fractions; nan if one is not computed or undefined.
 
-    ap and auc are scikit-learn's average_precision_score and roc_auc_score of the raw predictions,
-    log_loss the mean negative log likelihood in nats, base_rate the share of label 1.
+    Accuracy, recall, precision and f1 take predictions above 0.5 for label 1. ap and auc are
+    scikit-learn's average_precision_score and roc_auc_score of the raw predictions, log_loss is the
+    mean negative log likelihood in nats, base_rate the share of label 1.
     """
 
     accuracy: float

@@ -23,7 +23,7 @@ class Range:
     end: float
 
     def within(self, whole: "Range") -> "Range":
-        """The part of it in `whole`; if there is none, its end is not after its begin."""
+        """The part of the range inside `whole`; if there is none, it ends before it begins."""
         return Range(self.name, max(self.begin, whole.begin), min(self.end, whole.end))
 
 
@@ -33,7 +33,7 @@ class Recording:
 
     Attributes:
         steps: whole steps, in order.
-        calls: of phases, on any thread.
+        calls: the times of phases, on any thread.
         launches: (when an operator began, device time of the kernels that it launched) in us; none
             on a CPU.
     """
@@ -45,7 +45,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: calls in the mean step (None: it is no phase), host and device ms."""
+    """A row of the table: calls (None if it is not a phase), host and device ms of a mean step."""
 
     name: str
     calls: float | None
@@ -102,7 +102,7 @@ def _device_times(recording: Recording, parts: Sequence[Range], whole: Range) ->
 def phase_rows(recording: Recording) -> list[Row]:
     """A row for each of PHASES, one for all other time, and one for the step, which is their sum.
 
-    They are means over the steps after the first one, which warms up; over that one if it is alone.
+    They are means over the steps after the first one, which warms up. A single step counts itself.
     """
     steps = recording.steps[1:] or recording.steps
     whole = Range("step", steps[0].begin, steps[-1].end)

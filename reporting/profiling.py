@@ -1,4 +1,4 @@
-"""--enable-profiling: a chrome trace and a table of the phases of the first steps."""
+"""--enable-profiling writes a chrome trace and a table of the phases of the first steps."""
 
 import contextlib
 import shutil
@@ -54,7 +54,10 @@ def profiled(
 
 
 def _check_writable(path: Path) -> None:
-    """Before the steps, not after them: the profiler would log that it cannot write, and go on."""
+    """Raise a RankError now if the file cannot be written.
+
+    The profiler would only log that, after all steps, and go on.
+    """
     try:
         path.write_text("")
     except OSError as error:
@@ -98,7 +101,7 @@ def _make_profiler(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with warnings.catch_warnings():
-        # it asks for a warm-up step, which a run of one step cannot give
+        # torch asks for a warm-up step, which a run of one step cannot give
         warnings.simplefilter("ignore")
         schedule = torch.profiler.schedule(wait=0, warmup=0, active=num_steps, repeat=1)
     return torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write)
@@ -156,7 +159,7 @@ def _find_traces(folder: str) -> set[Path]:
 def _profiled_npu(
     device: torch.device, name: str, say: Callable[[str], Any], num_steps: int
 ) -> Iterator[Callable[[], None]]:
-    """torch_npu's own files, with operators and kernels, are in the folder {name}_npu."""
+    """Profile by torch_npu, whose own files (operators, kernels) go to the folder {name}_npu."""
     watch = Stopwatch()
     folder, trace_file, table_file = f"{name}_npu", Path(f"{name}.json"), Path(f"{name}.prof")
     earlier = _find_traces(folder)

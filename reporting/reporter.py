@@ -19,7 +19,7 @@ from reporting.metrics import Metrics, remark
 
 
 class Reporter:
-    """Silent: the reporter of every rank but the first, which has a Console."""
+    """Reports nothing: the reporter of every rank but the first, which has a Console."""
 
     def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
         """Begin an epoch of `num_batches` steps, of which `num_done` are done."""
@@ -41,7 +41,7 @@ class Reporter:
 
         Args:
             where: the step that it follows.
-            metrics: of the evaluation.
+            metrics: the evaluation's metrics.
             best: accuracy and AUC of the best evaluations so far, this one included.
         """
 

@@ -19,13 +19,13 @@ from common.flags import ArgumentParser, number_in
 
 @dataclass
 class LogSummary:
-    """Numbers of a log.
+    """The numbers in a log.
 
     Attributes:
-        steps: of the training lines, counted over epochs.
-        losses, ms_per_it: of the training lines.
+        steps: numbers of the steps with a training line, counted over epochs.
+        losses, ms_per_it: the values in the training lines.
         test_steps: steps that an evaluation follows.
-        aucs, accuracies: of the evaluations, as fractions; an AUC that was not printed is nan.
+        aucs, accuracies: those of the evaluations, as fractions; an AUC not printed is nan.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -104,7 +104,7 @@ def result_lines(facts: dict[str, Any]) -> str:
 
 
 def final_result(fps: float, accuracy: float, seconds: int) -> str:
-    """The 8-way scripts' last lines."""
+    """The last lines that the 8-way scripts print: rows a second, accuracy, duration in s."""
     return (
         "------------------ Final result ------------------\n"
         f"Final Performance images/sec : {fps:.2f}\n"
