@@ -52,7 +52,7 @@ from preparation.sources import (
     line_positions,
     read_counts,
 )
-from preparation.stage import Progress, run_stage
+from preparation.stage import StageProgress, run_stage
 from preparation.work_folder import PAUSE, Task, WorkFolder
 
 STAGES = ("lines", "parsed", "ids", "scattered", "gathered")  # folders of finished files
@@ -130,7 +130,7 @@ class Job:
     raw: Sequence[RawFile]
     original: Original | None
     sizes: Sizes
-    progress: Progress = field(default_factory=Progress)
+    progress: StageProgress = field(default_factory=StageProgress)
 
     @cached_property
     def folder(self) -> WorkFolder:

@@ -66,7 +66,7 @@ from engine.step_graph import check_graphs
 from model.batch import Batch, Features
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
-from model.interaction import CatInteraction, DotInteraction
+from model.interaction import CatInteraction, DotInteraction, num_pairs
 from model.losses import make_loss
 from model.mlp import MLP
 from optim.dense import make_dense_optimizer
@@ -325,7 +325,7 @@ class Architecture:
                 " the bottom MLP's last width must equal the embedding dimension"
             )
         vectors = len(num_rows) + 1
-        pairs = vectors * (vectors + 1 if options.arch_interaction_itself else vectors - 1) // 2
+        pairs = num_pairs(vectors, options.arch_interaction_itself)
         width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
         return cls(
             num_rows=tuple(num_rows),
@@ -689,6 +689,15 @@ def print_debug(trainer: Trainer, title: str) -> None:
             print(name, value.numpy(), sep="\n")
 
 
+def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
+    """Finish a --dry-run: check that the model fits the data; returns the exit status."""
+    if prepared is None:
+        Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
+    else:
+        Architecture.from_options(options, prepared.counts, NUM_DENSE)
+    return 0
+
+
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with --inference-only; returns the exit status."""
@@ -716,15 +725,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with profiling as after_step:
             trainer.train(after_step)
         print_debug(trainer, "updated")
-    return 0
-
-
-def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
-    """Finish a --dry-run: check that the model fits the data; returns the exit status."""
-    if prepared is None:
-        Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
-    else:
-        Architecture.from_options(options, prepared.counts, NUM_DENSE)
     return 0
 
 

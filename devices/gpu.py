@@ -70,7 +70,7 @@ def triton_kernels() -> Any:
     return importlib.import_module("devices.triton_kernels")
 
 
-def capture(device: torch.device, work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
+def capture(work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
     """Record the kernels of `work` without running them.
 
     Returns:

@@ -25,6 +25,10 @@ from ranks.collectives import send_to_first
 from ranks.placement import Part
 from ranks.process import Process
 
+_WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
+# what reading the content of a damaged or foreign file can raise
+_DAMAGES = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState:
@@ -170,9 +174,6 @@ def _optimizer_state(model_state: ModelState, progress: Progress) -> dict[str, A
     }
 
 
-_WEIGHTS = ("weight", "pooling")
-
-
 def _row_states(model_state: ModelState) -> list[tuple[str, list[str]]]:
     """(prefix, names) of the optimiser's row tensors: for the tables, then for pooling weights."""
     prefixes = [""] if model_state.tables.matrix.pooling is None else ["", "pooling."]
@@ -221,9 +222,6 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int, resume:
     except _DAMAGES as error:
         raise UserError(f"--load-model={path} is damaged or foreign ({_reason(error)})") from error
     return progress
-
-
-_DAMAGES = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from reporting.metrics import Metrics
-
-NAN = float("nan")
+from reporting.metrics import NAN, Metrics
 
 
 @dataclass

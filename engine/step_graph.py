@@ -81,7 +81,7 @@ class StepGraph:
     def _record(self, batch: Batch, num_rows: int) -> _Recorded:
         block = batch.block.clone()
         with_own_block = replace(batch, block=block)
-        graph, loss = capture(self._device, lambda: self._step(with_own_block, num_rows))
+        graph, loss = capture(lambda: self._step(with_own_block, num_rows))
         return _Recorded(block, graph, loss)
 
 

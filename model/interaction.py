@@ -9,6 +9,11 @@ from devices import cpu_kernels
 from devices.gpu import triton_kernels
 
 
+def num_pairs(num_vectors: int, itself: bool) -> int:
+    """How many pairs of V vectors there are, with `itself` also pairs of a vector with itself."""
+    return num_vectors * (num_vectors + 1 if itself else num_vectors - 1) // 2
+
+
 class DotInteraction(nn.Module):
     """The first vector of each row, then the products of pairs of the row's vectors.
 

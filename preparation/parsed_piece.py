@@ -172,7 +172,10 @@ class PieceBuilder:
                 local.replace([block[column] for block in blocks])
                 for column in range(FIRST_SPARSE, NUM_FIELDS)
             ]
-        largest = [max((int(b[c].max(initial=0)) for b in blocks), default=0) for c in range(40)]
+        largest = [
+            max((int(block[column].max(initial=0)) for block in blocks), default=0)
+            for column in range(NUM_FIELDS)
+        ]
         layout = Layout.holding(largest)
         writer.section(layout.pack(block) for block in blocks)
         for values in distinct:

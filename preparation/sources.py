@@ -16,7 +16,7 @@ from criteo.raw_files import RawFile
 from preparation.checked_file import CheckedFile, Writer, key_of
 from preparation.parsed_piece import VERSION, ParseRules, Piece, PieceBuilder
 from preparation.sizes import Sizes
-from preparation.stage import Progress
+from preparation.stage import StageProgress
 from preparation.work_folder import Make, Task, WorkFolder
 
 
@@ -141,7 +141,7 @@ class TextPieces:
         position: LinePosition,
         rules: ParseRules,
         folder: WorkFolder,
-        progress: Progress,
+        progress: StageProgress,
     ) -> None:
         self._file, self._position, self._rules = file, position, rules
         self._folder, self._progress = folder, progress
@@ -281,7 +281,7 @@ class OriginalPieces:
         progress: shows how many rows are finished.
     """
 
-    def __init__(self, original: Original, folder: WorkFolder, progress: Progress) -> None:
+    def __init__(self, original: Original, folder: WorkFolder, progress: StageProgress) -> None:
         self._original, self._folder, self._progress = original, folder, progress
         self._files = [RawFile.at(path) for path in original.files]
 

@@ -12,7 +12,7 @@ from preparation.crew import Crew
 from preparation.work_folder import Task, WorkFolder
 
 
-class Progress:
+class StageProgress:
     """The progress bar of the stage that runs; the stage's tasks report to it from any thread."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def run_stage(
     tasks: Sequence[Task],
     folder: WorkFolder,
     crew: Crew,
-    progress: Progress,
+    progress: StageProgress,
     done: Callable[[Task], None] = lambda _: None,
 ) -> None:
     """Have all tasks done by the crew and by whoever shares the folder.

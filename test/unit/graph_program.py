@@ -77,7 +77,7 @@ def flat(found):
     return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
 
 
-def capture(device, work):
+def capture(work):
     graph = Graph()
     with graph:
         result = work().detach()
