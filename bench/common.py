@@ -40,9 +40,9 @@ def finish(program: "subprocess.Popen[str]") -> str:
     return text
 
 
-def output(*words: object) -> str:
-    """What a program prints."""
-    return finish(start(*words))
+def output(*words: object, root: Path = ROOT) -> str:
+    """What a program of this repository, or of another checkout, prints."""
+    return finish(start(root / str(words[0]), *words[1:], folder=root))
 
 
 def row(what: str, ours: str, yardstick: str = "", ratio: str = "", wanted: str = "") -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import output  # noqa: E402
+from bench.common import ROOT, output  # noqa: E402
 from bench.yardstick import ROWS, Rows  # noqa: E402
 from criteo.columns import FIRST_SPARSE, Columns
 from criteo.prepared import FORMAT_VERSION, SPLITS
@@ -111,8 +111,8 @@ def yardstick_ms(case: Case) -> float:
     return float(YARDSTICK.findall(text)[-1])
 
 
-def our_ms(case: Case, data: Path) -> float:
-    """Ms a step of the program, of the second of two log lines."""
+def our_ms(case: Case, data: Path, root: Path = ROOT) -> float:
+    """Ms a step of the program in the checkout `root`, from the second of two log lines."""
     text = output(
         "dlrm_s_pytorch.py",
         f"--data_path={data}",
@@ -127,6 +127,7 @@ def our_ms(case: Case, data: Path) -> float:
         f"--print-freq={case.steps}",
         "--print-time",
         "--tensor-board-filename=",
+        root=root,
     )
     return float(PROGRAM.findall(text)[-1])
 

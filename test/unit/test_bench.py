@@ -53,3 +53,10 @@ def test_quality_is_told_in_pairs():
     assert [float(told) for *_, told in pairs] == pytest.approx(differences, rel=0.06, abs=2e-6)
     mean = float(re.search(r"mean difference +([-+][\d.e-]+)", text)[1])
     assert mean == pytest.approx(sum(differences) / 2, rel=0.06, abs=2e-6)
+
+
+def test_a_checkout_is_measured_against_another():
+    text = bench("against.py", ROOT, "--pairs=1", "--only=data_utils.py --help")
+    (line,) = text.splitlines()[1:]
+    other, this, ratio = (float(word) for word in line.split()[-3:])
+    assert 0.05 < other < 60 and ratio == pytest.approx(this / other, rel=0.05)
