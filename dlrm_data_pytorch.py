@@ -341,7 +341,7 @@ class CriteoDataset:
         rows = copied.numpy()
         np.copyto(rows, self._rows[begin:end])
         sizes = [end - begin for begin, end in ranges]
-        self._check_ids(rows, numbers, sizes)
+        self._check_ids(rows, numbers)
         self._rows_of_thread[threading.get_ident()] += len(rows)
         blocks = copied.split(sizes)
         return [
@@ -361,30 +361,28 @@ class CriteoDataset:
     def _rows_per_rank(self, number: int) -> tuple[int, ...]:
         return tuple(split_evenly(self._size(number), self._process.world_size))
 
-    def _share(self, num_rows: int) -> tuple[int, int]:
-        """(begin, end) of this rank's rows among `num_rows` of a batch."""
-        return share_of_rows(num_rows, self._process.rank, self._process.world_size)
+    def _share_of_epoch(self, number: int) -> tuple[int, int]:
+        """(begin, end) of this rank's share of a batch among the rows of an epoch."""
+        rank, world_size = self._process.rank, self._process.world_size
+        begin, end = share_of_rows(self._size(number), rank, world_size)
+        return number * self._batch_size + begin, number * self._batch_size + end
 
     def _range_of_share(self, number: int) -> tuple[int, int]:
         """(begin, end) of this rank's share of a batch within `rows`."""
-        begin, end = self._share(self._size(number))
-        first = number * self._batch_size + begin
-        if self._shares_only:
-            begin_of_whole, end_of_whole = self._share(self._batch_size)
-            first = number * (end_of_whole - begin_of_whole)
+        begin, end = self._share_of_epoch(number)
+        if not self._shares_only:
+            return begin, end
+        first_begin, first_end = self._share_of_epoch(0)  # earlier shares are all as long
+        first = number * (first_end - first_begin)
         return first, first + end - begin
 
-    def _check_ids(self, rows: Bytes, numbers: Sequence[int], sizes: Sequence[int]) -> None:
+    def _check_ids(self, rows: Bytes, numbers: Sequence[int]) -> None:
         """Raise a RankError if a bad id is in `rows`, which are this rank's shares of batches."""
         found = self._layout.first_id_outside(rows, self._counts)
         if found is None:
             return
         row, table, outside = found
-        shares = zip(numbers, sizes, strict=True)
-        rows_of_epoch = [
-            number * self._batch_size + self._share(self._size(number))[0] + np.arange(size)
-            for number, size in shares
-        ]
+        rows_of_epoch = [np.arange(*self._share_of_epoch(number)) for number in numbers]
         raise RankError(
             f"row {np.concatenate(rows_of_epoch)[row]} of the epoch in {self._file}:"
             f" id {outside} of table {table} is outside its {self._counts[table]} rows;"

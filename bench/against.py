@@ -14,13 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import ROOT, output  # noqa: E402
-from bench.training import CASES, make_rows, our_ms  # noqa: E402
+from bench.training import CASES, Case, make_rows, our_ms  # noqa: E402
 
 METRICS_ROWS, DEMO_ROWS = 20_000_000, 1_000_000
 ONE_STEP = ("dlrm_s_pytorch.py", "--mini-batch-size=2", "--data-size=2", "--tensor-board-filename=")
@@ -35,21 +36,28 @@ STARTS = {
 Measurement = Callable[[Path], float]  # of the checkout in a folder
 
 
-def seconds(root: Path, *words: object) -> float:
-    """Seconds that a program of a checkout runs."""
+def step_ms(case: Case, data: Path, root: Path) -> float:
+    """Ms a training step; the rows are made in `data` if they are not there."""
+    if not data.exists():
+        make_rows(data)
+    return our_ms(case, data, root)
+
+
+def program_seconds(words: Sequence[str], root: Path) -> float:
+    """Seconds that a program runs, given its path in the checkout and its flags."""
     begin = time.perf_counter()
     output(*words, root=root)
     return time.perf_counter() - begin
 
 
-def metric_work(root: Path) -> float:
+def metrics_seconds(root: Path) -> float:
     """Seconds of the metrics of METRICS_ROWS scores."""
     text = output("bench/evaluation.py", f"--rows={METRICS_ROWS}", root=root)
     return float(re.findall(r"^metric work +([\d.]+) s$", text, re.M)[0])
 
 
-def preparation(root: Path, folder: Path) -> float:
-    """Seconds to prepare DEMO_ROWS rows, on all cores."""
+def preparation_seconds(folder: Path, root: Path) -> float:
+    """Seconds to prepare DEMO_ROWS rows on all cores; the files are in `folder`."""
     raw, prepared = folder / "raw", folder / "prepared"
     if not raw.exists():
         output("data_utils.py", f"--make-demo={raw}", f"--demo-rows={DEMO_ROWS}")
@@ -57,27 +65,17 @@ def preparation(root: Path, folder: Path) -> float:
     prepared.mkdir()
     flags = ("--memory-map", "--max-ind-range=10000000", "--dataset-multiprocessing")
     where = (f"--data_path={raw}", f"--processed-data-file={prepared}/x.npz")
-    return seconds(root, "data_utils.py", *where, *flags)
+    return program_seconds(("data_utils.py", *where, *flags), root)
 
 
 def measurements(folder: Path) -> dict[str, Measurement]:
-    """What is measured, by name; its files go to `folder`."""
-    data = folder / "steps"
-
-    def step(case: object, root: Path) -> float:
-        if not data.exists():
-            make_rows(data)
-        return our_ms(case, data, root)  # type: ignore[arg-type]
-
-    steps = {f"step, batch {case.name}, ms": case for case in CASES}
+    """The measurements by name; their files go to `folder`."""
     found: dict[str, Measurement] = {
-        name: lambda root, case=case: step(case, root)  # type: ignore[misc]
-        for name, case in steps.items()
+        f"step, batch {case.name}, ms": partial(step_ms, case, folder / "steps") for case in CASES
     }
-    for name, words in STARTS.items():
-        found[name] = lambda root, words=words: seconds(root, *words)  # type: ignore[misc]
-    found[f"metrics of {METRICS_ROWS:,} rows, s"] = metric_work
-    found[f"preparation of {DEMO_ROWS:,} rows, s"] = lambda root: preparation(root, folder)
+    found |= {name: partial(program_seconds, words) for name, words in STARTS.items()}
+    found[f"metrics of {METRICS_ROWS:,} rows, s"] = metrics_seconds
+    found[f"preparation of {DEMO_ROWS:,} rows, s"] = partial(preparation_seconds, folder)
     return found
 
 

@@ -137,7 +137,7 @@ class DenseAdagrad(DenseOptimizer):
 
 
 class NpuFusedSGD(DenseOptimizer):
-    """SGD by torch_npu's kernel that updates all parameters at once.
+    """SGD by torch_npu's kernel that updates all parameters at once; its rate is a number.
 
     See torch_npu.optim in the API reference of the Ascend Extension for PyTorch.
     """
@@ -149,9 +149,6 @@ class NpuFusedSGD(DenseOptimizer):
 
     def update(self, lr: Rate) -> None:
         """Update the parameters that have gradients, and forget these."""
-        if isinstance(lr, torch.Tensor):  # a recorded kernel would keep the number of its recording
-            super().update(lr)
-            return
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
