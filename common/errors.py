@@ -6,10 +6,12 @@ A UserError is a mistake that every rank finds; a RankError is one that a single
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+SECONDS_FOR_FIRST_RANK = 60.0
 
 Program = Callable[..., int]
 
@@ -40,8 +42,10 @@ def reports_errors(program: Program) -> Program:
         try:
             return program(argv)
         except UserError as error:
-            is_ours = isinstance(error, RankError) or _is_first_of_machine()
-            return _report(str(error)) if is_ours else EXIT_USER_ERROR
+            if not isinstance(error, RankError) and not _is_first_of_machine():
+                _let_first_rank_report()
+                return EXIT_USER_ERROR
+            return _report(str(error))
         except OSError as error:
             return _report(f"{error.filename or 'a file'}: {error.strerror or error}")
         except MemoryError as error:
@@ -59,6 +63,16 @@ def _is_first_of_machine() -> bool:
     The launcher's variables are read as text, because they may be the mistake that is reported.
     """
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+
+
+def _let_first_rank_report() -> None:
+    """Wait until torchrun ends this rank, which it does as soon as the first one has reported.
+
+    It ends all ranks as soon as one has failed, so a rank that is ahead of the first one would
+    keep the error from being printed. Under other launchers there is nothing to wait for.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(SECONDS_FOR_FIRST_RANK)
 
 
 def _report(message: str) -> int:

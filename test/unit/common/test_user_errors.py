@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from common import errors
 from common.errors import RankError, UserError, reports_errors
 
 
@@ -61,6 +62,18 @@ def test_what_all_ranks_find_is_printed_once_a_machine(environment, is_first, mo
     assert capsys.readouterr().err == ("error: all find it\n" if is_first else "")
     assert end_with(RankError("one finds it")) == 2
     assert capsys.readouterr().err == "error: one finds it\n"
+
+
+def test_torchruns_other_ranks_wait_for_the_first_one_to_print(monkeypatch, capsys):
+    """It ends all ranks when one ends: one that ends first would keep the error from the user."""
+    waited = []
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for local_rank, is_first in (("0", True), ("1", False)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert end_with(UserError("all find it")) == 2 and end_with(RankError("one")) == 2
+        assert waited == ([] if is_first else [errors.SECONDS_FOR_FIRST_RANK])
+    assert capsys.readouterr().err.count("all find it") == 1
 
 
 @pytest.mark.parametrize("kind", [UserError, RankError])
