@@ -4,13 +4,15 @@
 
 Each arrow is a stage of many tasks. Threads, processes and machines share them through a folder of
 finished files (preparation.work_folder), so a run that was stopped continues where it ended.
-This module is also a program:
+docs/preparation.md describes stages and format. This module is also a program:
 
     python data_utils.py --data_path=DIR --max-ind-range=10000000 --memory-map
     python data_utils.py --make-demo=DIR --demo-rows=1000000
-
-docs/preparation.md describes the stages and the format.
 """
+
+from common.versions import demand
+
+demand(__name__, "numpy", "numba")
 
 import json
 import sys

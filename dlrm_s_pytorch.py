@@ -8,6 +8,10 @@ torchrun --nproc_per_node=8 dlrm_s_pytorch.py --data_path=DIR --use-gpu ...
 
 import os
 
+from common.versions import demand
+
+demand(__name__, "torch", "numpy", "numba")
+
 # Importing torch must not import torch_npu, which fails if CANN is broken; --use-npu imports it.
 # This line has to come before the first import of torch.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")

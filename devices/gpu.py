@@ -1,7 +1,8 @@
 """NVIDIA GPUs: precision of products, Triton, CUDA graphs, the driver."""
 
+import contextlib
 import importlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import sysconfig
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.versions import release
 
+OLDEST_TRITON = (3, 6)  # the kernels are tested from this version on; it comes with torch 2.11
 COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
 
 
@@ -38,6 +41,7 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
     """Whether Triton's kernels can run: on a GPU or, with TRITON_INTERPRET=1, on the CPU.
 
     On the CPU they are interpreted, but not in bfloat16, which Triton's interpreter gets wrong.
+    Where Triton is missing or old, operators do their work.
 
     Raises:
         UserError: there is no C compiler or no Python.h. Triton builds the code that starts its
@@ -45,7 +49,7 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
     """
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     interpreted = interpreted and lower is not torch.bfloat16
-    if not (interpreted or device.type == "cuda") or importlib.util.find_spec("triton") is None:
+    if not (interpreted or device.type == "cuda") or triton_version() < OLDEST_TRITON:
         return False
     missing = "" if interpreted else _missing_for_triton()
     if missing:
@@ -54,6 +58,14 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
             " --triton=false"
         )
     return True
+
+
+def triton_version() -> tuple[int, ...]:
+    """Numbers of the version of Triton that is installed, such as (3, 6, 0); () if none is."""
+    for name in ("triton", "pytorch-triton"):  # the second one comes with torch's nightly builds
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return release(importlib.metadata.version(name))
+    return ()
 
 
 def _missing_for_triton() -> str:

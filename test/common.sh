@@ -22,8 +22,8 @@ missing_packages() { # PYTHON REQUIREMENTS_FILE...: prints what that Python lack
 
 find_python() { # prints the first Python of a version that works
     local candidate
-    for candidate in python3 python3.12 python3.11 python3.10; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    for candidate in python3 python3.12 python3.11 python3.13 python3.10 python3.14; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
@@ -33,7 +33,7 @@ find_python() { # prints the first Python of a version that works
 
 set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
     local own venv=$ROOT/.venv missing system=()
-    own=$(find_python) || fail "no Python 3.10, 3.11 or 3.12 found; python3 is $(python3 --version 2>&1)"
+    own=$(find_python) || fail "no Python 3.10 to 3.14 found; python3 is $(python3 --version 2>&1)"
     if missing=$(missing_packages "$own" "$@") && [ -z "$missing" ]; then
         PYTHON=$own
         return

@@ -84,6 +84,8 @@ def test_main_is_about_forty_lines_and_nothing_below_it_exits():
         tree = ast.parse(path.read_text())
         assert not any(isinstance(node, ast.Global) for node in ast.walk(tree)), path.name
         for node, _ in functions(path):
+            if node.name == "demand":  # it comes before main, in a Python that cannot run main
+                continue
             assert "sys.exit" not in ast.unparse(node), f"{path.name}:{node.name}"
 
 

@@ -3,7 +3,7 @@
 bfloat16 is wrong in the interpreter, so its cases want a GPU.
 """
 
-import importlib.util
+import importlib
 import json
 import sys
 
@@ -14,10 +14,13 @@ from conftest import GOLDEN, ROOT, losses_of, metrics_of, shell, train
 from naive_interaction import draw, naive, num_pairs
 
 from criteo.row_layout import Layout
+from devices.gpu import OLDEST_TRITON, triton_version
 from model.losses import cross_entropy
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("no triton here: pip install -r requirements-test.txt", allow_module_level=True)
+if triton_version() < OLDEST_TRITON:
+    here, oldest = (".".join(map(str, one)) for one in (triton_version(), OLDEST_TRITON))
+    reason = f"the kernels want triton {oldest} or newer, here: {here or 'none'}"
+    pytest.skip(reason, allow_module_level=True)
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

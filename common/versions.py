@@ -1,0 +1,68 @@
+"""The oldest Python and packages that this program runs with, checked before anything else.
+
+A Python that is too old has to get through this module, so it uses nothing new.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+OLDEST_PYTHON = (3, 10)
+EXIT_USER_ERROR = 2  # as in common/errors.py, which older Pythons cannot import
+
+
+def demand(program: str, *packages: str) -> None:
+    """End a program in one line if Python or a package is missing or too old for it.
+
+    Args:
+        program: `__name__` of the module that asks: a program ends with status 2.
+        packages: what it cannot do without, by names in requirements.txt.
+
+    Raises:
+        ImportError: the module is imported by another program.
+    """
+    problem = _problem_of_python() or next(filter(None, map(_problem_of, packages)), "")
+    if not problem:
+        return
+    if program != "__main__":
+        raise ImportError(problem)
+    print("error: " + problem, file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def release(version: str) -> "tuple[int, ...]":
+    """The numbers of a version: (2, 13, 0) for `2.13.0+cpu`, `2.13.0.post2` and `2.13.0a0`."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found.group().split("."))) if found else ()
+
+
+def _problem_of_python() -> str:
+    if sys.version_info >= OLDEST_PYTHON:
+        return ""
+    here, oldest = _dotted(tuple(sys.version_info[:3])), _dotted(OLDEST_PYTHON)
+    return f"Python {here} is too old: expected {oldest} or newer; this one is {sys.executable}"
+
+
+def _problem_of(package: str) -> str:
+    """What is wrong with a package; empty if it is here and new enough."""
+    from importlib import metadata, util  # Python 3.7 has no metadata
+
+    oldest = _oldest(package)
+    ask = f"expected {oldest} or newer: {sys.executable} -m pip install -r {REQUIREMENTS}"
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        # a package that was not installed by pip may have no metadata
+        return "" if util.find_spec(package) else f"{package} is not installed: {ask}"
+    return f"{package} {version} is too old: {ask}" if release(version) < release(oldest) else ""
+
+
+def _oldest(package: str) -> str:
+    """The version that requirements.txt asks for at least."""
+    found = re.search(rf"^{package}>=([\d.]+)", REQUIREMENTS.read_text(), re.M)
+    return found.group(1) if found else "0"
+
+
+def _dotted(numbers: "tuple[int, ...]") -> str:
+    return ".".join(map(str, numbers))

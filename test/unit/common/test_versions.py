@@ -1,0 +1,85 @@
+"""A Python or a torch that is missing or too old is one line and status 2; newer ones are taken."""
+
+import shutil
+import sys
+
+import pytest
+from conftest import ROOT, shell
+
+from common import versions
+
+OLD_PYTHONS = ("python3.9", "python3.8", "python3.7")
+
+
+def write_package(folder, name, version):
+    """What pip leaves of a package: its metadata, here without the package itself."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def run(program, python=sys.executable, **environment):
+    return shell(python, *program, "--help", env=environment)
+
+
+@pytest.mark.parametrize(
+    "version", ["2.6.0+cpu", "2.6.0a0+df5bbc09d1.nv24.12", "2.13.0.post1", "2.16.0", "10.0"]
+)
+def test_newer_torches_are_taken(version, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write_package(tmp_path, "torch", version)
+    versions.demand("__main__", "torch", "numpy", "numba")
+
+
+@pytest.mark.parametrize("version", ["1.13.1+cpu", "2.5.1", "2.5.1+cu124"])
+def test_an_old_torch_is_one_line_for_the_program_and_an_import_error_for_others(
+    version, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    write_package(tmp_path, "torch", version)
+    with pytest.raises(ImportError, match="torch .* is too old"):
+        versions.demand("dlrm_s_pytorch", "torch")
+    with pytest.raises(SystemExit) as stop:
+        versions.demand("__main__", "numpy", "torch", "numba")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: torch {version} is too old: expected 2.6 or newer: ")
+    assert err.count("\n") == 1 and "pip install -r" in err and "requirements.txt" in err
+
+
+def test_the_program_itself_says_that_torch_is_old(tmp_path):
+    write_package(tmp_path, "torch", "2.5.1")
+    done = run([ROOT / "dlrm_s_pytorch.py"], PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: torch 2.5.1 is too old") and done.stderr.count("\n") == 1
+    assert run([ROOT / "data_utils.py"], PYTHONPATH=str(tmp_path)).returncode == 0, "needs no torch"
+
+
+@pytest.mark.parametrize("script", ["dlrm_s_pytorch.py", "data_utils.py"])
+def test_a_python_without_packages_is_told_what_to_install(script):
+    """-S leaves out the folder of installed packages."""
+    done = run(["-S", ROOT / script])
+    first = "torch" if script == "dlrm_s_pytorch.py" else "numpy"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {first} is not installed: expected ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["dlrm_s_pytorch.py", "data_utils.py"])
+def test_an_old_python_is_one_line(script):
+    found = [python for python in map(shutil.which, OLD_PYTHONS) if python]
+    working = [python for python in found if shell(python, "-c", "").returncode == 0]
+    if not working:
+        pytest.skip(f"none of {', '.join(OLD_PYTHONS)} here")
+    done = run([ROOT / script], python=working[0])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Python 3.") and done.stderr.count("\n") == 1
+    assert "expected 3.10 or newer" in done.stderr
+
+
+def test_an_old_python_gets_one_line_wherever_the_tests_run(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    with pytest.raises(SystemExit) as stop:
+        versions.demand("__main__", "torch")
+    line = f"error: Python 3.9.18 is too old: expected 3.10 or newer; this one is {sys.executable}"
+    assert stop.value.code == 2 and capsys.readouterr().err == line + "\n"
