@@ -48,17 +48,17 @@ def _problem_of(package: str) -> str:
     """What is wrong with a package; empty if it is here and new enough."""
     from importlib import metadata, util  # Python 3.7 has no metadata
 
-    oldest = _oldest(package)
-    ask = f"expected {oldest} or newer: {sys.executable} -m pip install -r {REQUIREMENTS}"
+    least = oldest(package)
+    ask = f"expected {least} or newer: {sys.executable} -m pip install -r {REQUIREMENTS}"
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
         # a package that was not installed by pip may have no metadata
         return "" if util.find_spec(package) else f"{package} is not installed: {ask}"
-    return f"{package} {version} is too old: {ask}" if release(version) < release(oldest) else ""
+    return f"{package} {version} is too old: {ask}" if release(version) < release(least) else ""
 
 
-def _oldest(package: str) -> str:
+def oldest(package: str) -> str:
     """The version that requirements.txt asks for at least."""
     found = re.search(rf"^{package}>=([\d.]+)", REQUIREMENTS.read_text(), re.M)
     return found.group(1) if found else "0"

@@ -15,7 +15,7 @@ import torch
 from common.errors import UserError
 from common.versions import release
 
-OLDEST_TRITON = (3, 6)  # the kernels are tested from this version on; it comes with torch 2.11
+OLDEST_TRITON = (3, 6)  # the kernels are tested from this version on; it comes with torch 2.10
 COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
 
 

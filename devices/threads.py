@@ -1,7 +1,8 @@
 """The CPU's threads: numba and torch share one OpenMP pool.
 
 common/compiled.py loads the pool before torch does. If numba and torch cannot share one, numba's
-kernels run on one thread.
+kernels run on one thread: so it is with torch 2.6 for x86_64, which brings a libgomp of its own
+under another name.
 """
 
 import contextlib

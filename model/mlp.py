@@ -1,7 +1,6 @@
 """A multilayer perceptron: torch's modules, and on the CPU one hand-written pass each way."""
 
 import itertools
-import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from devices.older_torch import onednn_linear
+
 ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
 NARROW = 64  # oneDNN gains nothing in layers with fewer inputs or outputs than this
 FEW_ROWS = 512  # and nothing in batches of fewer rows: it packs the weights anew each time
-
-# The operator of oneDNN that torch.compile emits: it does these products a tenth faster than MKL,
-# torch's default, on the machines that were measured. None if this torch does not have it.
-onednn_linear: Any = None
-if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
-    onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class MLP(nn.Sequential):

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from common.errors import RankError, UserError
 from common.launch import Launch
 from devices.find import find_device
+from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -109,6 +111,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         if says_that_a_rank_has_gone(error):
             raise RankError("another rank has ended: its own log says why") from error
         raise
+    time.sleep(SECONDS_BEFORE_GROUP_ENDS)
     dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
 
 

@@ -10,7 +10,7 @@ SOURCE = "def twice(values):\n    return values * 2\n"
 
 
 def twice_of(file):
-    names = {}
+    names = {"__name__": "twice"}  # numba writes the module's name into its cache
     exec(compile(SOURCE, file, "exec"), names)
     return names["twice"]
 

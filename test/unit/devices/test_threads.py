@@ -1,8 +1,10 @@
 """numba's kernels and torch's operators run on one pool of threads, or the kernels on one."""
 
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, shell
 
 IMPORTS = """
@@ -36,6 +38,8 @@ def one_pool():
         pytest.skip("numba.np.ufunc.omppool cannot be imported: no libgomp on this system?")
     if run("import numba; print(numba.config.NUMBA_NUM_THREADS)") == ["1"]:
         pytest.skip("this machine has one thread")
+    if [*(Path(torch.__file__).parent / "lib").glob("libgomp-*")]:
+        pytest.skip("this torch takes a libgomp of its own name only, as 2.6 for x86_64 does")
 
 
 def test_the_program_and_its_kernels_share_torchs_threads(one_pool):
