@@ -5,7 +5,8 @@ import torch
 from common.errors import RankError, UserError
 from devices.card import count_cards, device_name
 from devices.gpu import cuda_driver
-from devices.npu import import_torch_npu, npu_versions, torch_npu_version
+from devices.npu import import_torch_npu, npu_versions
+from devices.npu_pairs import package_version
 
 DEVICE_FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
 
@@ -40,7 +41,8 @@ def find_device(device_type: str, card: int) -> torch.device:
 
 def _looked_with(device_type: str) -> str:
     if device_type == "npu":
-        return f"torch_npu {torch_npu_version()}; `npu-smi info` shows the cards and the driver"
+        version = package_version("torch_npu")
+        return f"torch_npu {version}; `npu-smi info` shows the cards and the driver"
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return f"torch {torch.__version__}, {cuda}"
 

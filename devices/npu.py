@@ -5,7 +5,6 @@ The names are those of torch_npu 2.13.0; docs/npu.md has the versions that go to
 
 import contextlib
 import importlib
-import importlib.metadata
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,45 +13,33 @@ import torch
 
 from common.errors import UserError
 from devices.card import device_name
+from devices.npu_pairs import Installed, package_version
 
 
 def import_torch_npu() -> None:
     """Import torch_npu, which makes the npu device known to torch.
 
     Raises:
-        UserError: torch_npu is not installed, is built for another torch, or does not find CANN.
+        UserError: torch_npu is not installed, is built for another torch, or does not find CANN;
+            or CANN is too old for it, or for numpy.
     """
-    version = torch_npu_version()
-    if version and _release(version) != _release(torch.__version__):
-        raise UserError(
-            f"--use-npu: torch_npu {version} and torch {torch.__version__} do not go together:"
-            f" expected torch {_release(version)}; requirements-npu.txt has a pair that does"
-        )
+    installed = Installed.find()
+    problem = installed.cann_is_too_old or installed.torch_differs or installed.numpy_is_too_new
+    if problem:
+        raise UserError(f"--use-npu: {problem}")
     try:
         importlib.import_module("torch_npu")
     except Exception as error:  # an incomplete CANN raises a plain Exception
         raise UserError(f"--use-npu: {_why_not_imported(error)}") from error
 
 
-def torch_npu_version() -> str:
-    """The version of torch_npu that is installed; empty if none is."""
-    try:
-        return importlib.metadata.version("torch_npu")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _release(version: str) -> str:
-    """`2.13.0` for `2.13.0+cpu` and for `2.13.0.post1`."""
-    found = re.match(r"\d+(\.\d+){0,2}", version)
-    return found[0] if found else version
-
-
 def _why_not_imported(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
-        return "torch_npu is not installed: pip install -r requirements-npu.txt"
+        return (
+            "torch_npu is not installed: `source test/env_npu.sh` names the one that goes with CANN"
+        )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    installed = f"torch_npu {torch_npu_version()}".strip()
+    installed = f"torch_npu {package_version('torch_npu')}".strip()
     if "undefined symbol" in reason:
         return (
             f"{installed} and the CANN that is here do not go together ({reason}):"
@@ -123,14 +110,17 @@ class OverflowFlag:
 
 
 def npu_versions() -> dict[str, str]:
-    """Versions of torch_npu, CANN and the driver, by name; `unknown` if one is not found."""
+    """Versions of torch_npu, CANN and the driver, by name; `unknown` if one is not found.
+
+    `pair` says whether Ascend's table has this torch, torch_npu and CANN together.
+    """
     torch_npu = importlib.import_module("torch_npu")
     found = {"torch_npu": torch_npu.__version__}
     for name, module in (("CANN", "CANN"), ("driver", "DRIVER")):
         with contextlib.suppress(RuntimeError, AttributeError):
             found[name] = torch_npu.utils.get_cann_version(module)
         found[name] = found.get(name) or "unknown"
-    return found
+    return found | {"pair": Installed.find().pair}
 
 
 @contextlib.contextmanager

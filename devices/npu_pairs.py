@@ -1,9 +1,10 @@
 """Which torch and torch_npu go with the CANN that is here, and the command that installs them.
 
 npu_pairs.tsv beside this file has the pairs that Ascend documents, for each CANN the newest first
-(COMPATIBILITY.en.md of the Ascend Extension for PyTorch). test/env_npu.sh runs this file:
+(COMPATIBILITY.en.md and the release notes of the Ascend Extension for PyTorch; docs/npu.md has the
+links). test/env_npu.sh runs this module in a shell that has just sourced CANN:
 
-    python3 devices/npu_pairs.py CANN_FOLDER
+    python3 -m devices.npu_pairs FOLDER...
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ import platform
 import re
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for one that runs this file
 
 from common.versions import oldest, release
 
 TABLE = Path(__file__).with_name("npu_pairs.tsv")
-# Where CANN says its version, below its folder, and how: the first one that is there counts.
-VERSION_FILES = (
-    ("{arch}-linux/ascend_toolkit_install.info", r"^version=(.+)$"),
-    ("{arch}-linux/ascend_nnae_install.info", r"^version=(.+)$"),
-    ("version.cfg", r"^\w+_running_version=\[.*:(.+)\]$"),
+# Where a CANN says its version: files below its folder, in this order, and the line. Up to 8.3 some
+# files have an internal number in `Version` and the usual one in `version_dir`, later ones the
+# other way round. The last of version.cfg's numbers is the usual one.
+VERSION_LINES = (
+    ("*-linux/ascend_toolkit_install.info", r"^version=(.+)$"),
+    ("ascend_nnae_install.info", r"^version=(.+)$"),
+    ("share/info/runtime/version.info", r"^Version=(.+)$"),
+    ("opp/version.info", r"^version_dir=(\d.*)$"),
+    ("opp/version.info", r"^Version=(.+)$"),
+    ("version.cfg", r"^toolkit_running_version=\[(?:.*:)?(.+)\]$"),
 )
+FOLDERS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # set_env.sh sets them
+FIRST_CANN_WITH_NUMPY_2 = (9, 0)  # by its installation guide
+LAST_CANN_THAT_NUMPY_2_BREAKS = (8, 2)  # reported: AclSetCompileopt, error code 500001
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,6 @@ class Pair:
     torch: str
     torch_npu: str
 
-    def __str__(self) -> str:
-        return f"torch {self.torch} with torch_npu {self.torch_npu}"
-
     @property
     def fits(self) -> bool:
         """Whether this program runs with the pair's torch."""
@@ -48,105 +51,170 @@ class Pair:
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed here.
+    """Versions of what is installed here; an empty one is not installed, or not known.
 
     Attributes:
-        cann: its version, such as 8.5.0 or 8.3.RC1; empty if unknown.
-        torch: its version, such as 2.9.0+cpu; empty if it is not installed.
-        torch_npu: the same.
+        cann: such as 8.5.0 or 8.3.RC1.
+        torch: such as 2.9.0+cpu.
+        torch_npu: such as 2.9.0.post2.
+        numpy: such as 1.26.4.
     """
 
     cann: str
     torch: str
     torch_npu: str
+    numpy: str
 
     @classmethod
-    def find(cls, folder: str | None = None) -> Installed:
-        """Look into CANN's folder (default: the environment's) and at this Python's packages."""
-        folder = folder or os.environ.get("ASCEND_HOME_PATH", "")
-        cann = cann_version(Path(folder)) if folder else ""
-        return cls(cann, *map(_package_version, ("torch", "torch_npu")))
+    def find(cls, *folders: str) -> Installed:
+        """Look at this Python's packages, and for CANN in the environment's folders, then these."""
+        places = [*(os.environ.get(name, "") for name in FOLDERS), *folders]
+        cann = next(filter(None, (cann_version(Path(one)) for one in places if one)), "")
+        return cls(cann, *map(package_version, ("torch", "torch_npu", "numpy")))
+
+    @property
+    def torch_differs(self) -> str:
+        """Why torch_npu does not go with this torch; empty if it does, or is not installed."""
+        wants = ".".join(map(str, release(self.torch_npu)[:3]))
+        if not self.torch_npu or release(self.torch_npu)[:3] == release(self.torch)[:3]:
+            return ""
+        return (
+            f"torch_npu {self.torch_npu} and torch {self.torch} do not go together: expected torch"
+            f" {wants}; `source test/env_npu.sh` names the pair that goes with CANN"
+        )
+
+    @property
+    def pair(self) -> str:
+        """`known` if the table has this torch, torch_npu and CANN together, else `unknown`."""
+        if self.pair_is_known:
+            return "known"
+        return f"unknown ({self.advice()[0]})"
 
     @property
     def pair_is_known(self) -> bool:
-        """Whether the table has all three together."""
-        torch = self.torch.partition("+")[0]
-        return Pair(self.cann, torch, self.torch_npu) in known_pairs()
+        """Whether the table has this torch, torch_npu and CANN together."""
+        return Pair(self.cann, self.torch.partition("+")[0], self.torch_npu) in known_pairs()
+
+    @property
+    def cann_is_too_old(self) -> str:
+        """Why no torch that this program runs with goes with the CANN; empty if one may."""
+        first = min(release(pair.cann) for pair in known_pairs() if pair.fits)
+        if not self.cann or release(self.cann) >= first:
+            return ""
+        best, pairs = recommended(), pairs_of(self.cann)
+        goes = f"it goes with {_listed(pairs)}" if pairs else "no torch_npu for it is known here"
+        return (
+            f"CANN {self.cann} is too old: {goes}; this program wants torch {oldest('torch')} or"
+            f" newer: expected CANN {_dotted(first)} or newer, best {best.cann}, with"
+            f" {_listed([best])}"
+        )
+
+    @property
+    def numpy_is_too_new(self) -> str:
+        """Why the CANN breaks with this numpy; empty if it does not, or is not known to."""
+        breaks = () < release(self.cann)[:2] <= LAST_CANN_THAT_NUMPY_2_BREAKS
+        if breaks and release(self.numpy) >= (2,):
+            return (
+                f"numpy {self.numpy} and CANN {self.cann} do not go together: expected numpy 1,"
+                " which CANN's compiler of operators asks for: pip install 'numpy<2'"
+            )
+        return ""
+
+    def advice(self) -> list[str]:
+        """What to tell somebody who has just sourced CANN, in lines."""
+        if not self.cann:
+            return ["CANN does not say its version: docs/npu.md has the pairs of each version"]
+        if self.cann_is_too_old:
+            return [self.cann_is_too_old]
+        pairs = [pair for pair in pairs_of(self.cann) if pair.fits]
+        if not pairs:
+            newest = known_pairs()[0].cann
+            return [f"CANN {self.cann}: no pair is known; the newest CANN in the table is {newest}"]
+        of = "" if pairs[0].cann == self.cann else f" is not in the table; CANN {pairs[0].cann}"
+        older = _listed([pair for pair in pairs_of(self.cann) if not pair.fits])
+        too_old = f"; too old for this program: {older}" if older else ""
+        lines = [f"CANN {self.cann}{of} goes with {_listed(pairs)}{too_old}"]
+        if self.numpy_is_too_new:
+            lines.append(self.numpy_is_too_new)
+        elif release(self.cann) < FIRST_CANN_WITH_NUMPY_2 and release(self.numpy) >= (2,):
+            lines.append(
+                f"numpy {self.numpy}: the guide of CANN {self.cann} asks for numpy 1 (Python 3.13:"
+                " 2); if operators fail: pip install 'numpy<2'"
+            )
+        here = f"installed: torch {self.torch or 'none'}, torch_npu {self.torch_npu or 'none'}"
+        if self.pair_is_known:
+            return [*lines, f"{here}: pair known"]
+        return [*lines, f"{here}: pair unknown; this installs one: {install_command(pairs[0])}"]
 
 
 def known_pairs() -> list[Pair]:
-    """All lines of the table: newest CANN first, for each the newest torch first."""
+    """All lines of the table: newest CANN first, and for each the newest torch first."""
     _, *lines = TABLE.read_text().splitlines()
     return [Pair(*line.split("\t")) for line in lines]
 
 
 def pairs_of(cann: str) -> list[Pair]:
-    """The pairs that go with a CANN, of whatever torch; those of its release if it has none."""
+    """The pairs that go with a CANN, of whatever torch; if it has none, those of its release."""
     pairs = known_pairs()
     same = [pair for pair in pairs if pair.cann == cann]
     return same or [pair for pair in pairs if release(pair.cann)[:2] == release(cann)[:2]]
 
 
+def recommended() -> Pair:
+    """The pair of requirements-npu.txt."""
+    text = (TABLE.parent.parent / "requirements-npu.txt").read_text()
+    return next(pair for pair in known_pairs() if f"\ntorch-npu=={pair.torch_npu}\n" in text)
+
+
 def cann_version(folder: Path) -> str:
     """The version of the CANN in a folder, such as 8.5.0 or 8.3.RC1; empty if it does not say."""
-    for name, pattern in VERSION_FILES:
-        for place in (folder, folder / "latest"):
-            path = place / name.format(arch=platform.machine())
-            found = path.is_file() and re.search(pattern, path.read_text(errors="replace"), re.M)
+    for name, line in VERSION_LINES:
+        for path in sorted(folder.glob(name)):
+            found = re.search(line, path.read_text(errors="replace"), re.M)
             if found:
                 return found[1].strip()
-    return ""
+    # the folder itself: /usr/local/Ascend/cann-8.5.0, /usr/local/Ascend/ascend-toolkit/8.2.RC1
+    named = re.fullmatch(r"(?:cann-)?(\d+\.\d.*)", folder.resolve().name)
+    return named[1] if named else ""
 
 
-def problem_of_cann(cann: str) -> str:
-    """Why no torch that this program runs with goes with a CANN; empty if one does, or may."""
-    first = min(release(pair.cann)[:2] for pair in known_pairs() if pair.fits)
-    if not cann or release(cann)[:2] >= first:
-        return ""
-    pairs = pairs_of(cann)
-    goes = f"it goes with {', '.join(map(str, pairs))}" if pairs else "no pair for it is known"
-    best = known_pairs()[0]
-    return (
-        f"CANN {cann} is too old: {goes}, and this program wants torch {oldest('torch')} or newer:"
-        f" install CANN {'.'.join(map(str, first))} or newer, best {best.cann} for {best}"
-    )
+def install_command(pair: Pair) -> str:
+    """The command that installs a pair into this Python.
 
-
-def install_line(pair: Pair) -> str:
-    """The command that installs a pair: on x86_64 pip's torch would be the large one for CUDA."""
+    On x86_64 pip would take the torch for CUDA, of several GB, which most versions of torch_npu
+    refuse. uv knows where the one for the CPU is.
+    """
     packages = f"torch=={pair.torch} torch-npu=={pair.torch_npu}"
+    python = sys.executable
     if platform.machine() != "x86_64":
-        return f"python3 -m pip install {packages}"
-    return f"python3 -m pip install uv && python3 -m uv pip install --torch-backend=cpu {packages}"
+        return f"{python} -m pip install {packages}"
+    uv = f"{python} -m uv pip install --python {python} --torch-backend=cpu {packages}"
+    return f"{python} -m pip install uv && {uv}"
 
 
-def advice(found: Installed) -> list[str]:
-    """What to tell somebody who has just sourced CANN."""
-    if not found.cann:
-        return ["CANN: its folder does not name its version: docs/npu.md has the pairs of each"]
-    problem = problem_of_cann(found.cann)
-    if problem:
-        return [problem]
-    pairs = [pair for pair in pairs_of(found.cann) if pair.fits]
-    if not pairs:
-        newest = known_pairs()[0].cann
-        return [f"CANN {found.cann}: no pair is documented for it (the newest is {newest})"]
-    of = "" if pairs[0].cann == found.cann else f" is not in the table; CANN {pairs[0].cann}"
-    lines = [f"CANN {found.cann}{of} goes with {'; '.join(map(str, pairs))}"]
-    here = f"torch {found.torch or 'none'}, torch_npu {found.torch_npu or 'none'}"
-    if found.pair_is_known:
-        return [*lines, f"installed: {here}: pair known"]
-    return [*lines, f"installed: {here}: pair unknown; to install one: {install_line(pairs[0])}"]
+def package_version(name: str) -> str:
+    """The version of a package that is installed; empty if none is."""
+    from importlib import metadata  # Python 3.7 has none
 
-
-def _package_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
 
 
+def _listed(pairs: list[Pair]) -> str:
+    """`torch 2.9.0 (torch_npu 2.9.0.post8 or 2.9.0.post6), torch 2.7.1 (...)`."""
+    by_torch: dict[str, list[str]] = {}
+    for pair in pairs:
+        by_torch.setdefault(pair.torch, []).append(pair.torch_npu)
+    return ", ".join(f"torch {one} (torch_npu {' or '.join(of)})" for one, of in by_torch.items())
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
 if __name__ == "__main__":
-    found_here = Installed.find(sys.argv[1])
-    print(*advice(found_here), sep="\n", file=sys.stderr)
-    sys.exit(bool(problem_of_cann(found_here.cann)))
+    here = Installed.find(*sys.argv[1:])
+    print(*here.advice(), sep="\n", file=sys.stderr)
+    sys.exit(bool(here.cann_is_too_old))

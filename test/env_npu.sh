@@ -1,5 +1,6 @@
 # Makes CANN, Ascend's software for the NPU, usable in this shell: `source test/env_npu.sh`; the scripts do so themselves.
-# Returns 1 if CANN is missing or incomplete, and prints a line on stderr for each part that is missing.
+# Returns 1 if CANN is missing, incomplete or too old. Prints on stderr what is missing, which torch and torch_npu go with
+# this CANN, and whether those of python3 ($PYTHON, if set) do.
 # shellcheck shell=bash
 
 # Seconds, 120 to 7200, that a rank waits for the others before their first exchange. CANN's default of 120 is short for
@@ -47,6 +48,13 @@ lacking_libraries() { # LIBRARY...: prints those that are in no folder of LD_LIB
     done
 }
 
+say_pairs() { # says which torch and torch_npu go with this CANN; returns 1 if none does that this program can use
+    local python=${PYTHON:-python3} root
+    root=$(dirname "${BASH_SOURCE[0]}")/..
+    command -v "$python" >/dev/null || return 0
+    (cd "$root" && "$python" -m devices.npu_pairs "$CANN_FOLDER" "$CANN_FOLDER/latest")
+}
+
 look_for_driver() { # FOLDER: says if there is no driver; a container may have npu-smi alone
     [ -d "$1" ] || command -v npu-smi >/dev/null ||
         echo "CANN: the NPU's driver is not here (neither $1 nor npu-smi): no NPU can be used until it is installed" >&2
@@ -64,7 +72,10 @@ use_cann() { # INSTALL_INFO ROOT...: the file that may name one more root, and t
     fi
     source_set_env
     lacking=$(lacking_libraries libhccl.so libascendcl.so)
-    [ -n "$lacking" ] || return 0
+    if [ -z "$lacking" ]; then
+        say_pairs
+        return
+    fi
     echo "CANN: incomplete: after $CANN_FOLDER/set_env.sh no folder of LD_LIBRARY_PATH has ${lacking//$'\n'/ or }:" \
         "install CANN again" >&2
     return 1

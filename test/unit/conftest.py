@@ -190,6 +190,13 @@ def kaggle_copy(tmp_path):
     return folder
 
 
+def write_package(folder, name, version):
+    """What pip leaves of a package: its metadata, here without the package itself."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
 def rows_of(prepared, split):
     """The split's rows, however they lie on disk, as int32 (n, 40)."""
     return prepared.layout.unpack(np.asarray(prepared.rows(split)))

@@ -4,18 +4,11 @@ import shutil
 import sys
 
 import pytest
-from conftest import ROOT, shell
+from conftest import ROOT, shell, write_package
 
 from common import versions
 
 OLD_PYTHONS = ("python3.9", "python3.8", "python3.7")
-
-
-def write_package(folder, name, version):
-    """What pip leaves of a package: its metadata, here without the package itself."""
-    info = folder / f"{name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 def run(program, python=sys.executable, **environment):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import RELEASE
+from conftest import RELEASE, write_package
 
 from common.errors import UserError
 from devices.npu import import_torch_npu
@@ -20,9 +20,7 @@ def refusal(tmp_path, monkeypatch):
         if source is not None:
             (tmp_path / "torch_npu.py").write_text(source)
         if version is not None:
-            information = tmp_path / f"torch_npu-{version}.dist-info"
-            information.mkdir()
-            (information / "METADATA").write_text(f"Name: torch_npu\nVersion: {version}\n")
+            write_package(tmp_path, "torch_npu", version)
         with pytest.raises(UserError) as caught:
             import_torch_npu()
         assert str(caught.value).startswith("--use-npu: ")
@@ -32,7 +30,7 @@ def refusal(tmp_path, monkeypatch):
 
 
 def test_without_torch_npu_the_line_says_how_to_install_it(refusal):
-    assert "not installed: pip install -r requirements-npu.txt" in refusal(None)
+    assert "not installed: `source test/env_npu.sh` names the one" in refusal(None)
 
 
 NOT_IMPORTED = {
@@ -55,4 +53,4 @@ def test_torch_npu_has_to_be_of_torchs_release(version, fits, refusal):
     line = refusal("raise ImportError('as far as this')", version)
     assert version in line and ("as far as this" in line) == fits
     if not fits:
-        assert torch.__version__ in line and "requirements-npu.txt" in line
+        assert torch.__version__ in line and "test/env_npu.sh" in line
