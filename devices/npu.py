@@ -6,6 +6,7 @@ The names are those of torch_npu 2.13.0; docs/npu.md has the versions that go to
 import contextlib
 import importlib
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,7 +58,7 @@ def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
     """Let an NPU compile each operator for the shapes at hand, or take a ready kernel.
 
     The default is the chip's: on for Ascend 910, off for Atlas A2 and A3 (set_compile_mode in the
-    Ascend Extension for PyTorch's API reference). The newest chips refuse to compile.
+    Ascend Extension for PyTorch's API reference). On Ascend 950 torch_npu warns and keeps it off.
 
     Args:
         device: any; only an NPU is changed.
@@ -70,10 +71,12 @@ def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
         return
     module = torch.get_device_module("npu")
     reason = "it stays off"
-    try:
-        module.set_compile_mode(jit_compile=compiles)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch_npu's: the line below says the same
+        try:
+            module.set_compile_mode(jit_compile=compiles)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
     if compiles == module.is_jit_compile_false():
         raise UserError(
             f"--jit-compile={str(compiles).lower()}: {device_name(device)} refuses it ({reason}):"
@@ -87,6 +90,9 @@ class OverflowFlag:
     Ascend 910 is such a chip (INF_NAN_MODE_ENABLE in torch_npu's environment variables): no tensor
     shows an overflow there, only the float status register does. On other devices the flag is
     never set.
+
+    Raises:
+        UserError: the environment asks for a mode that the chip does not have.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -94,7 +100,12 @@ class OverflowFlag:
         self._torch_npu: Any = None
         if device.type == "npu":
             torch_npu = importlib.import_module("torch_npu")
-            if not torch_npu.npu.utils.is_support_inf_nan():
+            try:
+                saturates = not torch_npu.npu.utils.is_support_inf_nan()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"INF_NAN_MODE_ENABLE: unset it ({reason})") from error
+            if saturates:
                 self._torch_npu = torch_npu
 
     def clear(self) -> None:

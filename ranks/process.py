@@ -111,8 +111,13 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         if says_that_a_rank_has_gone(error):
             raise RankError("another rank has ended: its own log says why") from error
         raise
+    end_group()  # not after an error: other ranks may be inside a collective
+
+
+def end_group() -> None:
+    """Leave the process group, in a way in which no torch waits for ever."""
     time.sleep(SECONDS_BEFORE_GROUP_ENDS)
-    dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
+    dist.destroy_process_group()
 
 
 def says_that_a_rank_has_gone(error: BaseException) -> bool:

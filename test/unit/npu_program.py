@@ -92,6 +92,7 @@ def run(argv, environment=None, fault="", first_scale=loss_scale.FIRST_SCALE):
     for name in [name for name in os.environ if name.startswith("EMULATED_NPU_")]:
         del os.environ[name]
     os.environ.update(environment or {})
+    torch_npu.npu._settings["jit_compile"] = None
     loss_scale.FIRST_SCALE = first_scale
     Watched.early = frozenset()
     record.clear()

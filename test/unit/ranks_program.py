@@ -26,6 +26,7 @@ from forked_ranks import run_ranks
 
 from engine import step
 from optim import loss_scale
+from ranks.process import end_group
 
 
 class Watched(dlrm.Trainer):
@@ -103,7 +104,7 @@ def main():
         found = run_cases(json.loads(Path(cases).read_text()))
         if dist.get_rank() == 0:
             Path(results).write_text(json.dumps(found))
-        dist.destroy_process_group()
+        end_group()
         assert_gloo_has_ended()
 
     run_ranks(int(num_ranks), work)

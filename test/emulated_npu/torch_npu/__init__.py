@@ -9,9 +9,8 @@ that the program uses exist, with the limits of the real ones. A tensor on the d
 around a host tensor; operators run on what is wrapped. `torch_npu.record` holds what was called,
 copied and waited for.
 
-Environment: EMULATED_NPU_CARDS (8), EMULATED_NPU_BF16 (1; 0: a chip without bfloat16),
-EMULATED_NPU_INF (1; 0: one whose float16 has no infinity), EMULATED_NPU_JIT (1; 0: one that refuses
-to compile operators).
+Environment: EMULATED_NPU_CARDS (8), EMULATED_NPU_CHIP (A2; 910, A3 and 950 are the others of
+_chip.py).
 """
 
 import torch

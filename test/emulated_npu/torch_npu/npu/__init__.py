@@ -1,9 +1,11 @@
 """The names of torch.npu that torch or the program uses, as in torch_npu 2.13.0."""
 
 import os
+import warnings
 
 import torch
 
+from torch_npu._chip import chip
 from torch_npu._record import record
 from torch_npu._streams import (
     Event,
@@ -20,10 +22,6 @@ __all__ = ["Event", "Stream", "StreamContext", "current_stream", "default_stream
 __all__ += ["stream", "utils"]
 
 _settings = {"device": 0, "jit_compile": None}
-
-
-def _is_on(name):
-    return os.environ.get(name, "1") != "0"
 
 
 def device_count():
@@ -58,11 +56,11 @@ def current_device():
 
 
 def get_device_name(device_name=None):
-    return "Ascend emulated on the CPU"
+    return f"{chip().name}, emulated on the CPU"
 
 
 def is_bf16_supported(including_emulation=False):
-    return _is_on("EMULATED_NPU_BF16")
+    return chip().has_bfloat16
 
 
 def get_amp_supported_dtype():
@@ -70,13 +68,15 @@ def get_amp_supported_dtype():
 
 
 def set_compile_mode(jit_compile=False):
-    if jit_compile and not _is_on("EMULATED_NPU_JIT"):
-        raise RuntimeError("Current device only support aclnn operator, and jitCompile is enabled")
+    if jit_compile and not chip().may_compile:
+        warnings.warn("Current device only support jit_compile=False", stacklevel=2)
+        jit_compile = False
     _settings["jit_compile"] = jit_compile
 
 
 def is_jit_compile_false():
-    return not _settings["jit_compile"]
+    own = _settings["jit_compile"]
+    return not (chip().compiles if own is None else own)
 
 
 def synchronize(device=None):

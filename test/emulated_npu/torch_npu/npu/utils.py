@@ -1,8 +1,8 @@
 """The name of torch_npu.npu.utils that the program uses."""
 
-import os
+from torch_npu._chip import chip
 
 
 def is_support_inf_nan():
     """Whether float16 has infinity; on Ascend 910 it saturates, and only a register tells."""
-    return os.environ.get("EMULATED_NPU_INF", "1") != "0"
+    return chip().has_infinity
