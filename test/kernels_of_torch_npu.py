@@ -3,9 +3,10 @@
     pip download --no-deps --dest .wheels torch-npu==2.13.0
     python test/kernels_of_torch_npu.py .wheels/torch_npu-2.13.0-*.whl
 
-It needs gcc, no NPU and no CANN, and a Python that has torch of the wheel's release. torch_npu is
-imported beside empty libraries that take CANN's place, and torch's dispatcher is asked what each
-operator does with tensors on an NPU:
+It needs gcc, no NPU and no CANN, and a Python that has torch of the wheel's release; from 2.13 on
+one that is built for the CPU, because beside one built for CUDA the import of torch_npu ends the
+process ("Duplicated key"). torch_npu is imported beside empty libraries that take CANN's place, and
+torch's dispatcher is asked what each operator does with tensors on an NPU:
 
     kernel      torch_npu has a kernel of its own
     default     one piece of code for all devices, made of operators that the device has
