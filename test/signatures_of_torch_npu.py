@@ -1,11 +1,12 @@
-"""Writes signatures_of_torch_npu.tsv: what the emulated torch_npu has of the real one.
+"""Writes columns of signatures_of_torch_npu.tsv: what torch_npu has of the names that we use.
 
     pip download --no-deps --dest .wheels torch-npu==2.13.0
-    python test/signatures_of_torch_npu.py .wheels/torch_npu-2.13.0-*.whl
+    python test/signatures_of_torch_npu.py .wheels/torch_npu-*.whl
 
-The wheel's Python source is read and not imported, because an import needs CANN. A line is a name
-that the emulation defines, and what the wheel has under that name: the parameters of a function or
-class, or the words module, value, outside (of the Python source) or missing.
+The wheels' Python source is read and not imported, because an import needs CANN; wheels for another
+Python or machine do. A line is a name that the emulation or the program has, and what each version
+has under that name: the parameters of a function or class, or the words module, value, outside (of
+the Python source) or missing.
 """
 
 import ast
@@ -17,11 +18,20 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tables_of_torch_npu import read, text_of, version_of
+
 PACKAGE = "torch_npu"
 TABLE = Path(__file__).with_suffix(".tsv")
 EMULATION = Path(__file__).with_name("emulated_npu")
 MODULES = [PACKAGE, *(f"{PACKAGE}.{name}" for name in "npu npu.utils utils optim profiler".split())]
 ONLY_EMULATED = {f"{PACKAGE}.is_emulated", f"{PACKAGE}.record"}
+NOT_LOOKED_AT = "?"
+ROOT = Path(__file__).parents[1]
+# what the program does with objects that it has got from the names in its text
+OF_OBJECTS = """
+npu.Event.record npu.Event.synchronize npu.Stream.wait_event npu.Stream.wait_stream
+optim.NpuFusedSGD.step optim.NpuFusedSGD.zero_grad profiler.profile.step
+""".split()
 
 
 class Found(NamedTuple):
@@ -225,12 +235,54 @@ def emulated() -> dict[str, str]:
     return {name: source.describe(name) for name in names if name not in ONLY_EMULATED}
 
 
-def table_of(wheel: Path) -> str:
-    """The text of the table for a wheel, torch_npu-VERSION-*.whl."""
+def uses_of(text: str) -> dict[str, list[ast.Call]]:
+    """{name in torch_npu: the calls of it} of a program's text.
+
+    Variables and attributes are followed from torch.get_device_module and import_module.
+    """
+    names = {f"importlib.import_module('{PACKAGE}')": PACKAGE}
+    found: dict[str, list[ast.Call]] = {}
+
+    def name_of(node: ast.AST) -> str | None:
+        if isinstance(node, ast.Attribute) and name_of(node.value):
+            return f"{name_of(node.value)}.{node.attr}"
+        is_module = ast.unparse(node).startswith("torch.get_device_module(")
+        own = f"{PACKAGE}.npu" if is_module and isinstance(node, ast.Call) else None
+        return names.get(ast.unparse(node), own)
+
+    for _ in range(2):  # a method may use what a later one assigns
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Assign) and name_of(node.value):
+                names[ast.unparse(node.targets[0])] = name_of(node.value)
+            if isinstance(node, ast.Attribute) and name_of(node) not in (None, PACKAGE):
+                found.setdefault(name_of(node), [])
+            if isinstance(node, ast.Call) and name_of(node.func):
+                found.setdefault(name_of(node.func), []).append(node)
+    return found
+
+
+@cache
+def program_uses() -> dict[str, list[ast.Call]]:
+    """{name in torch_npu: the calls of it} of the whole program."""
+    found: dict[str, list[ast.Call]] = {f"{PACKAGE}.{name}": [] for name in OF_OBJECTS}
+    for path in sorted(ROOT.rglob("*.py")):
+        if not {"test", "bench", ".venv"} & set(path.relative_to(ROOT).parts):
+            for name, calls in uses_of(path.read_text()).items():
+                found[name] = found.get(name, []) + calls
+    return found
+
+
+@cache
+def names_of_lines() -> list[str]:
+    return list(dict.fromkeys([*emulated(), *sorted(program_uses())]))
+
+
+def column_of(wheel: Path) -> dict[str, str]:
+    """{name: what the wheel has under it}."""
     source = Source.of_wheel(wheel)
-    lines = [f"name\ttorch_npu_{wheel.name.split('-')[1]}"]
-    return "\n".join([*lines, *(f"{name}\t{source.describe(name)}" for name in emulated())]) + "\n"
+    return {name: source.describe(name) for name in names_of_lines()}
 
 
 if __name__ == "__main__":
-    TABLE.write_text(table_of(Path(sys.argv[1])))
+    columns = read(TABLE) | {version_of(path): column_of(path) for path in map(Path, sys.argv[1:])}
+    TABLE.write_text(text_of(columns, names_of_lines(), NOT_LOOKED_AT))

@@ -1,49 +1,51 @@
-"""The real torch_npu has what the program and the emulation take from it, and fails as expected.
+"""torch_npu has what the program and the emulation take from it, and fails as expected.
 
-test/signatures_of_torch_npu.tsv holds the real names. If a wheel lies in .wheels, the table is
-compared with it, and the program runs beside the wheel's content.
+test/signatures_of_torch_npu.tsv holds the names of several versions, test/operators.tsv what they
+have kernels for. They are compared with the wheels that lie in .wheels, and the program runs beside
+the content of one.
 """
 
-import ast
 import inspect
 import platform
+import shutil
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import RELEASE, ROOT, SMALL_MODEL, losses_of, shell
 
+from devices.npu import npu_versions
+
 sys.path.insert(0, str(ROOT / "test"))
-from signatures_of_torch_npu import PACKAGE, TABLE, emulated, table_of
+import kernels_of_torch_npu as kernels
+import signatures_of_torch_npu as signatures
+from tables_of_torch_npu import read, version_of
 
-VERSION = "2.13.0"
+VERSION = "2.13.0"  # the emulation's
+COLUMNS = read(signatures.TABLE)
+PYTHON = f"-cp{sys.version_info.major}{sys.version_info.minor}-"
 NO_CANN = {"LD_LIBRARY_PATH": ""}
-# the files that name torch_npu's functions; objects such as streams are used in further ones
-PROGRAM = "devices/npu.py devices/card.py devices/find.py devices/execution.py optim/dense.py"
+GET_ONE = "pip download --no-deps --dest .wheels torch-npu=="
 
 
-@pytest.fixture(scope="module")
-def signatures():
-    """{name: parameters, or module, value, outside}."""
-    header, *lines = TABLE.read_text().splitlines()
-    assert header == f"name\ttorch_npu_{VERSION}"
-    return dict(line.split("\t") for line in lines)
+def wheels():
+    return sorted((ROOT / ".wheels").glob("torch_npu-*.whl"))
 
 
 @pytest.fixture(scope="module")
 def wheel():
-    found = [*(ROOT / ".wheels").glob(f"torch_npu-{VERSION}-*.whl")]
+    found = [path for path in wheels() if version_of(path) == VERSION]
     if not found:
-        pytest.skip(f"no wheel: pip download --no-deps --dest .wheels torch-npu=={VERSION}")
-    return found[0]
+        pytest.skip(f"no wheel: {GET_ONE}{VERSION}")
+    return max(found, key=lambda path: PYTHON in path.name)
 
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """A folder for PYTHONPATH with the wheel's content, as pip installs it."""
-    python = f"-cp{sys.version_info.major}{sys.version_info.minor}-"
-    if python not in wheel.name or platform.machine() not in wheel.name:
+    if PYTHON not in wheel.name or platform.machine() not in wheel.name:
         pytest.skip(f"{wheel.name} is for another Python or platform")
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
@@ -60,63 +62,95 @@ def agree(ours, theirs):
     return ours == theirs or theirs == "outside" or (has_kwargs and theirs.startswith(beginning))
 
 
-def test_the_emulation_has_only_what_the_real_one_has(signatures):
-    found = emulated()
-    assert found.keys() == signatures.keys() and len(found) > 50
-    assert [(name, ours) for name, ours in found.items() if not agree(ours, signatures[name])] == []
+def test_the_emulation_has_only_what_the_real_one_has():
+    found, real = signatures.emulated(), COLUMNS[VERSION]
+    assert len(found) > 50
+    assert [(name, ours) for name, ours in found.items() if not agree(ours, real[name])] == []
 
 
-def test_the_table_is_the_wheels(wheel):
-    assert table_of(wheel) == TABLE.read_text()
+def test_the_table_has_the_names_of_the_emulation_and_the_program():
+    for column in COLUMNS.values():
+        assert list(column) == signatures.names_of_lines()
+        assert signatures.NOT_LOOKED_AT not in column.values()
 
 
-def uses_of(text):
-    """{name in torch_npu: the calls of it} of a program's text.
-
-    Variables and attributes are followed from torch.get_device_module and import_module.
-    """
-    names = {"importlib.import_module('torch_npu')": PACKAGE}
-    found = {}
-
-    def name_of(node):
-        if isinstance(node, ast.Attribute) and name_of(node.value):
-            return f"{name_of(node.value)}.{node.attr}"
-        is_module = ast.unparse(node).startswith("torch.get_device_module(")
-        own = f"{PACKAGE}.npu" if is_module and isinstance(node, ast.Call) else None
-        return names.get(ast.unparse(node), own)
-
-    for _ in range(2):  # a method may use what a later one assigns
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Assign) and name_of(node.value):
-                names[ast.unparse(node.targets[0])] = name_of(node.value)
-            if isinstance(node, ast.Attribute) and name_of(node) not in (None, PACKAGE):
-                found.setdefault(name_of(node), [])
-            if isinstance(node, ast.Call) and name_of(node.func):
-                found.setdefault(name_of(node.func), []).append(node)
-    return found
+@pytest.mark.parametrize("version", COLUMNS)
+def test_the_table_is_the_wheels(version):
+    found = [path for path in wheels() if version_of(path) == version]
+    if not found:
+        pytest.skip(f"no wheel: {GET_ONE}{version}")
+    assert signatures.column_of(found[0]) == COLUMNS[version]
 
 
-def problems_of(text, signatures):
-    """What a program's text takes from torch_npu that the table does not have."""
+def function_of(signature):
+    return inspect.signature(eval(f"lambda {signature[1:-1]}: 0", {"required": None}))
+
+
+def problems_of(uses, column):
+    """What a program's uses take from torch_npu that a column of the table does not have."""
     problems = set()
-    for name, calls in uses_of(text).items():
-        if name not in signatures:
+    for name, calls in uses.items():
+        if column.get(name, "missing") == "missing":
             problems.add(f"{name}: missing")
-        elif signatures[name].startswith("("):
-            function = eval(f"lambda {signatures[name][1:-1]}: 0", {"required": None})
+        elif column[name].startswith("("):
             for call in calls:
                 try:
                     keywords = {one.arg: 0 for one in call.keywords}
-                    inspect.signature(function).bind(*call.args, **keywords)
+                    function_of(column[name]).bind(*call.args, **keywords)
                 except TypeError as error:
                     problems.add(f"{name}: {error}")
     return problems
 
 
-@pytest.mark.parametrize("file", PROGRAM.split())
-def test_what_the_program_uses_is_in_the_real_one(file, signatures):
-    text = (ROOT / file).read_text()
-    assert uses_of(text) and problems_of(text, signatures) == set()
+# what the program does without, as a test below shows
+COPES = {"2.6.0": {"torch_npu.utils.get_cann_version: missing"}}
+NO_KEYWORD = ("2.6.0", "2.6.0.post5", "2.7.1", "2.8.0.post4")
+FAILS = pytest.mark.xfail(strict=True, reason="is_bf16_supported takes no including_emulation")
+
+
+@pytest.mark.parametrize(
+    "version",
+    [pytest.param(one, marks=FAILS if one in NO_KEYWORD else ()) for one in COLUMNS],
+)
+def test_what_the_program_uses_is_in_each_version(version):
+    uses = signatures.program_uses()
+    assert len(uses) > 30
+    assert problems_of(uses, COLUMNS[version]) == COPES.get(version, set())
+
+
+@pytest.mark.parametrize("version", COLUMNS)
+def test_each_version_has_the_names_of_the_emulation(version):
+    missing = {f"{name}: missing" for name, cell in COLUMNS[version].items() if cell == "missing"}
+    assert missing == COPES.get(version, set())
+
+
+# what the program leaves out of its calls, and relies on
+DEFAULTS = {
+    "torch_npu.optim.NpuFusedSGD": {
+        "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False,
+    },
+    "torch_npu.optim.NpuFusedSGD.zero_grad": {"set_to_none": False},
+    "torch_npu.npu.Stream": {"device": None, "priority": 0},
+    "torch_npu.npu.Event": {"enable_timing": False, "blocking": False, "interprocess": False},
+    "torch_npu.npu.current_stream": {"device": None},
+    "torch_npu.profiler.schedule": {"skip_first": 0},
+    "torch_npu.profiler.profile": {"record_shapes": False, "with_stack": False, "use_cuda": None},
+    "torch_npu.profiler.tensorboard_trace_handler": {"analyse_flag": True, "async_mode": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", COLUMNS)
+def test_the_defaults_are_those_that_the_program_counts_on(version):
+    for name, defaults in DEFAULTS.items():
+        parameters = function_of(COLUMNS[version][name]).parameters
+        assert {key: parameters[key].default for key in defaults} == defaults, name
+
+
+def test_the_program_does_without_the_versions_of_cann(monkeypatch):
+    """torch_npu 2.6.0 has no torch_npu.utils.get_cann_version."""
+    old = SimpleNamespace(__version__="2.6.0", utils=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch_npu", old)
+    assert npu_versions() == {"torch_npu": "2.6.0", "CANN": "unknown", "driver": "unknown"}
 
 
 MISTAKES = {
@@ -128,14 +162,55 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("text", MISTAKES)
-def test_a_use_that_the_real_one_lacks_is_found(text, signatures):
-    (problem,) = problems_of(text, signatures)
-    assert MISTAKES[text] in problem
+def test_a_use_that_the_real_one_lacks_is_found(text):
+    for column in COLUMNS.values():
+        (problem,) = problems_of(signatures.uses_of(text), column)
+        assert MISTAKES[text] in problem
 
 
 def test_the_table_is_of_the_version_that_is_pinned():
     pins = (ROOT / "requirements-npu.txt").read_text().splitlines()
     assert {f"torch-npu=={VERSION}", f"torch=={VERSION}"} <= set(pins)
+
+
+# ---------------------------------------------------------------- kernels
+
+
+def test_the_operators_are_of_the_same_versions():
+    assert read(kernels.TABLE).keys() == COLUMNS.keys()
+
+
+def test_the_operators_are_the_wheels():
+    """Wheels that go with the torch that is here are imported beside libraries without code."""
+    known = [path for path in wheels() if version_of(path) in COLUMNS]
+    reasons = {path: kernels.why_not(path) for path in known}
+    fit = [path for path, reason in reasons.items() if not reason]
+    if not fit:
+        reason = next(iter(reasons.values()), "no wheel")
+        pytest.skip(f"{reason}; one that fits: {GET_ONE}{RELEASE}")
+    for path in fit:
+        column = read(kernels.TABLE)[version_of(path)]
+        has = {name: kind for name, kind in column.items() if kind != kernels.ABSENT}
+        try:
+            assert kernels.kinds_of(path) == has
+        except RuntimeError as error:
+            if "Duplicated key" not in str(error):
+                raise
+            pytest.skip(f"torch {torch.__version__} is built for CUDA ({error})")
+
+
+def test_a_wheel_for_another_torch_or_python_is_refused_in_one_line(tmp_path):
+    machine = f"linux_{platform.machine()}.whl"
+    script = ROOT / "test" / "kernels_of_torch_npu.py"
+    for wheel, words in {
+        f"torch_npu-1.2.3{PYTHON}none-{machine}": "another torch",
+        f"torch_npu-{RELEASE}-cp27-none-{machine}": "another Python",
+    }.items():
+        if shutil.which("gcc") is None:
+            words = "gcc is not installed"
+        done = shell(sys.executable, script, tmp_path / wheel)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert words in done.stderr
 
 
 # ---------------------------------------------------------------- a machine without CANN
