@@ -21,6 +21,13 @@ def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device.type).get_device_name(device))
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a card computes in bfloat16 itself, not through float32."""
+    if device.type == "cuda":  # torch.cuda also counts what it emulates, unless asked not to
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.get_device_module(device.type).is_bf16_supported())
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done everything that was asked of it."""
     torch.get_device_module(device.type).synchronize(device)

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import UserError
 from common.flags import number_in, true_or_false
-from devices.card import device_name
+from devices.card import device_name, has_bfloat16
 from devices.gpu import has_triton
 
 LOWER_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -118,10 +118,8 @@ def lower_precision(device: torch.device, amp: str) -> torch.dtype | None:
     Raises:
         UserError: the device has no bfloat16.
     """
-    if amp == "bf16" and device.type != "cpu":
-        module = torch.get_device_module(device.type)
-        if not module.is_bf16_supported(including_emulation=False):
-            raise UserError(
-                f"--amp=bf16: {device} ({device_name(device)}) has no bfloat16; --amp=fp16 works"
-            )
+    if amp == "bf16" and device.type != "cpu" and not has_bfloat16(device):
+        raise UserError(
+            f"--amp=bf16: {device} ({device_name(device)}) has no bfloat16; --amp=fp16 works"
+        )
     return LOWER_PRECISION[amp]

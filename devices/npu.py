@@ -13,8 +13,12 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.versions import release
 from devices.card import device_name
-from devices.npu_pairs import Installed, package_version
+from devices.npu_pairs import Installed, Pair, install_command, package_version
+
+# it registers settings of the allocator that torch's build for CUDA has too (C++'s terminate)
+FIRST_THAT_ABORTS_BESIDE_CUDA = (2, 13)
 
 
 def import_torch_npu() -> None:
@@ -25,13 +29,29 @@ def import_torch_npu() -> None:
             or CANN is too old for it, or for numpy.
     """
     installed = Installed.find()
-    problem = installed.cann_is_too_old or installed.torch_differs or installed.numpy_is_too_new
+    problem = (
+        installed.cann_is_too_old
+        or installed.torch_differs
+        or installed.numpy_is_too_new
+        or _torch_is_for_cuda(installed)
+    )
     if problem:
         raise UserError(f"--use-npu: {problem}")
     try:
         importlib.import_module("torch_npu")
     except Exception as error:  # an incomplete CANN raises a plain Exception
         raise UserError(f"--use-npu: {_why_not_imported(error)}") from error
+
+
+def _torch_is_for_cuda(installed: Installed) -> str:
+    """Why a torch that is built for CUDA cannot be used; empty if it can, or is another."""
+    if not torch.version.cuda or release(installed.torch_npu) < FIRST_THAT_ABORTS_BESIDE_CUDA:
+        return ""
+    pair = Pair(installed.cann, torch.__version__.partition("+")[0], installed.torch_npu)
+    return (
+        f"torch {torch.__version__} is built for CUDA, and torch_npu {installed.torch_npu} would"
+        f" end the process: expected torch's build for the CPU: {install_command(pair)}"
+    )
 
 
 def _why_not_imported(error: Exception) -> str:
@@ -129,7 +149,7 @@ def npu_versions() -> dict[str, str]:
     found = {"torch_npu": torch_npu.__version__}
     for name, module in (("CANN", "CANN"), ("driver", "DRIVER")):
         with contextlib.suppress(RuntimeError, AttributeError):
-            found[name] = torch_npu.utils.get_cann_version(module)
+            found[name] = torch_npu.npu.utils.get_cann_version(module)
         found[name] = found.get(name) or "unknown"
     return found | {"pair": Installed.find().pair}
 

@@ -150,7 +150,13 @@ class EmbeddingMatrix:
         """
         row_gradients = gradient
         if bags.lengths is not None:
-            bag_of_id = torch.repeat_interleave(bags.lengths.reshape(-1), output_size=len(bags.ids))
+            lengths = bags.lengths.reshape(-1)
+            # with one argument, torch_npu before 2.13 has no kernel for it
+            bag_of_id = torch.repeat_interleave(
+                torch.arange(len(lengths), device=lengths.device),
+                lengths,
+                output_size=len(bags.ids),
+            )
             row_gradients = F.embedding(bag_of_id, gradient)
         if self.pooling is not None and self.pooling_optimizer is not None:
             vectors = F.embedding(bags.ids, self.weight)

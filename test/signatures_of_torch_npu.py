@@ -23,7 +23,7 @@ from tables_of_torch_npu import read, text_of, version_of
 PACKAGE = "torch_npu"
 TABLE = Path(__file__).with_suffix(".tsv")
 EMULATION = Path(__file__).with_name("emulated_npu")
-MODULES = [PACKAGE, *(f"{PACKAGE}.{name}" for name in "npu npu.utils utils optim profiler".split())]
+MODULES = [PACKAGE, *(f"{PACKAGE}.{name}" for name in "npu npu.utils optim profiler".split())]
 ONLY_EMULATED = {f"{PACKAGE}.is_emulated", f"{PACKAGE}.record"}
 NOT_LOOKED_AT = "?"
 ROOT = Path(__file__).parents[1]

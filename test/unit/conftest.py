@@ -175,6 +175,7 @@ def copy(tmp_path_factory):
     target = tmp_path_factory.mktemp("copy") / "dlrm"
     test = ROOT / "test"
     ours = [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"), *ROOT.glob("[a-z]*/*.py")]
+    ours += ROOT.glob("devices/*.tsv")
     kernels = [*ROOT.glob("*/__pycache__/*.nbi"), *ROOT.glob("*/__pycache__/*.nbc")]
     for path in [*ours, *test.glob("*.sh"), *kernels]:
         own = target / path.relative_to(ROOT)

@@ -21,7 +21,7 @@ from torch_npu._record import record
 
 _setup_privateuseone_for_python_backend("npu", backend_module=npu)
 
-from torch_npu import _collectives, _tensors, optim, profiler, utils  # noqa: E402
+from torch_npu import _collectives, _tensors, optim, profiler  # noqa: E402
 
 __version__ = torch.__version__.partition("+")[0]
 is_emulated = True
@@ -31,4 +31,4 @@ npu_get_float_status = _tensors.npu_get_float_status
 _tensors.install()
 _collectives.install()
 
-__all__ = ["is_emulated", "npu", "optim", "profiler", "record", "utils"]
+__all__ = ["is_emulated", "npu", "optim", "profiler", "record"]

@@ -180,6 +180,10 @@ def _to(self, *, dtype=None, non_blocking=False, device=None, **_):
     return NpuTensor(self.to(dtype=dtype, copy=True))
 
 
+def _not_reached(*_, **__):
+    raise AssertionError("NpuTensor runs its operators itself")
+
+
 def is_pinned(tensor, device=None):
     return getattr(tensor, "_is_pinned", False)
 
@@ -198,5 +202,7 @@ def install():
     library.impl("empty.memory_format", _empty, "PrivateUse1")
     library.impl("empty_strided", _empty_strided, "PrivateUse1")
     library.impl("_copy_from", _copy_from, "PrivateUse1")
+    # torch_npu has a kernel for it; without one it would be split into two other operators
+    library.impl("repeat_interleave.self_Tensor", _not_reached, "PrivateUse1")
     _kept.append(library)
     torch.Tensor.pin_memory, torch.Tensor.is_pinned = _pin_memory, is_pinned

@@ -8,6 +8,7 @@ from conftest import RELEASE, write_package
 
 from common.errors import UserError
 from devices.npu import import_torch_npu
+from devices.npu_pairs import Installed
 
 
 @pytest.fixture
@@ -54,3 +55,18 @@ def test_torch_npu_has_to_be_of_torchs_release(version, fits, refusal):
     assert version in line and ("as far as this" in line) == fits
     if not fits:
         assert torch.__version__ in line and "test/env_npu.sh" in line
+
+
+@pytest.mark.parametrize(
+    "version, cuda, aborts",
+    [("2.14.0", "13.0", True), ("2.13.0", "13.0", True), ("2.12.0.post2", "12.8", False)]
+    + [("2.14.0", None, False)],
+)
+def test_a_torch_for_cuda_that_torch_npu_cannot_stand(version, cuda, aborts, monkeypatch, refusal):
+    """The import would end the process with C++'s terminate, before Python could say anything."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    here = Installed("9.2.0", version.partition(".post")[0], version, "2.2.6")
+    monkeypatch.setattr(Installed, "find", classmethod(lambda cls: here))
+    line = refusal("raise ImportError('as far as this')")
+    assert ("is built for CUDA" in line and f"torch-npu=={version}" in line) == aborts
+    assert ("as far as this" in line) != aborts

@@ -17,6 +17,7 @@ import torch
 from conftest import RELEASE, ROOT, SMALL_MODEL, losses_of, shell
 
 from devices.npu import npu_versions
+from devices.npu_pairs import recommended
 
 sys.path.insert(0, str(ROOT / "test"))
 import kernels_of_torch_npu as kernels
@@ -102,26 +103,16 @@ def problems_of(uses, column):
     return problems
 
 
-# what the program does without, as a test below shows
-COPES = {"2.6.0": {"torch_npu.utils.get_cann_version: missing"}}
-NO_KEYWORD = ("2.6.0", "2.6.0.post5", "2.7.1", "2.8.0.post4")
-FAILS = pytest.mark.xfail(strict=True, reason="is_bf16_supported takes no including_emulation")
-
-
-@pytest.mark.parametrize(
-    "version",
-    [pytest.param(one, marks=FAILS if one in NO_KEYWORD else ()) for one in COLUMNS],
-)
+@pytest.mark.parametrize("version", COLUMNS)
 def test_what_the_program_uses_is_in_each_version(version):
     uses = signatures.program_uses()
     assert len(uses) > 30
-    assert problems_of(uses, COLUMNS[version]) == COPES.get(version, set())
+    assert problems_of(uses, COLUMNS[version]) == set()
 
 
 @pytest.mark.parametrize("version", COLUMNS)
 def test_each_version_has_the_names_of_the_emulation(version):
-    missing = {f"{name}: missing" for name, cell in COLUMNS[version].items() if cell == "missing"}
-    assert missing == COPES.get(version, set())
+    assert [name for name, cell in COLUMNS[version].items() if cell == "missing"] == []
 
 
 # what the program leaves out of its calls, and relies on
@@ -146,11 +137,16 @@ def test_the_defaults_are_those_that_the_program_counts_on(version):
         assert {key: parameters[key].default for key in defaults} == defaults, name
 
 
-def test_the_program_does_without_the_versions_of_cann(monkeypatch):
-    """torch_npu 2.6.0 has no torch_npu.utils.get_cann_version."""
-    old = SimpleNamespace(__version__="2.6.0", utils=SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "torch_npu", old)
-    assert npu_versions() == {"torch_npu": "2.6.0", "CANN": "unknown", "driver": "unknown"}
+def test_versions_that_cann_does_not_tell_are_unknown(monkeypatch):
+    def refuse(module):
+        raise RuntimeError(module)
+
+    utils = SimpleNamespace(get_cann_version=refuse)
+    real = SimpleNamespace(__version__="2.6.0", npu=SimpleNamespace(utils=utils))
+    monkeypatch.setitem(sys.modules, "torch_npu", real)
+    found = npu_versions()
+    assert found.pop("pair").startswith("unknown")
+    assert found == {"torch_npu": "2.6.0", "CANN": "unknown", "driver": "unknown"}
 
 
 MISTAKES = {
@@ -168,9 +164,8 @@ def test_a_use_that_the_real_one_lacks_is_found(text):
         assert MISTAKES[text] in problem
 
 
-def test_the_table_is_of_the_version_that_is_pinned():
-    pins = (ROOT / "requirements-npu.txt").read_text().splitlines()
-    assert {f"torch-npu=={VERSION}", f"torch=={VERSION}"} <= set(pins)
+def test_the_pair_that_is_pinned_is_in_the_table():
+    assert recommended().torch_npu in COLUMNS
 
 
 # ---------------------------------------------------------------- kernels
