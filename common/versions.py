@@ -51,9 +51,10 @@ def _problem_of(package: str) -> str:
     least = oldest(package)
     ask = f"expected {least} or newer: {sys.executable} -m pip install -r {REQUIREMENTS}"
     try:
-        version = metadata.version(package)
+        version = metadata.version(package) or ""
     except metadata.PackageNotFoundError:
-        # a package that was not installed by pip may have no metadata
+        version = ""
+    if not version:  # a package that was not installed by pip may have no metadata
         return "" if util.find_spec(package) else f"{package} is not installed: {ask}"
     return f"{package} {version} is too old: {ask}" if release(version) < release(least) else ""
 

@@ -197,7 +197,7 @@ def package_version(name: str) -> str:
     from importlib import metadata  # Python 3.7 has none
 
     try:
-        return metadata.version(name)
+        return metadata.version(name) or ""
     except metadata.PackageNotFoundError:
         return ""
 
