@@ -52,6 +52,15 @@ set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
     [ -z "$missing" ] || fail "$venv still lacks ${missing//$'\n'/, }: delete it and try again"
 }
 
+look_for_torch_npu() { # fails if no Python here has it, before a torch is installed that may not go with CANN
+    local python
+    for python in "$(find_python)" "$ROOT/.venv/bin/python"; do
+        "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch_npu"))' 2>/dev/null && return
+    done
+    PYTHON=$(find_python) source_cann
+    fail "--device=npu: torch_npu is not installed: install one that goes with CANN (the lines above name it), then try again"
+}
+
 install_packages() { # LINES: torch first, and a version that is tested, or pip takes the newest
     local packages
     mapfile -t packages <<<"$1"
@@ -267,6 +276,7 @@ report_failure() { # prints the error of the rank that failed, and the end of it
 begin_case() { # DEFAULT_NPROC ARGUMENT...: does everything that comes before the ranks
     BEGAN=$SECONDS
     parse_options "$@"
+    [ "$DEVICE" != npu ] || look_for_torch_npu
     set_up "$ROOT/requirements.txt"
     choose_device
     [ -z "$DEMO" ] || make_demo_data

@@ -5,8 +5,8 @@ import shlex
 import sys
 
 import pytest
-from conftest import ROOT, shell, write_package
-from test_env_npu import make_cann, without_driver
+from conftest import PYTHON_FIRST, ROOT, shell, write_package
+from test_env_npu import make_cann, without_ascend, without_driver
 
 from devices import npu_pairs
 from devices.npu_pairs import Installed, Pair, cann_version, known_pairs, pairs_of, recommended
@@ -244,3 +244,17 @@ def test_the_program_ends_in_one_line(version, numpy, words, cann, tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: --use-npu: {words}") and done.stderr.count("\n") == 1
+
+
+@without_ascend
+def test_a_script_installs_no_torch_where_a_torch_npu_is_missing(cann, copy, tmp_path):
+    """It would be a torch that may not go with CANN, and several GB."""
+    cann("8.5.0")
+    settings = PYTHON_FIRST | {"HOME": str(tmp_path / "home")}
+    command = ["bash", copy / "test" / "train_full_8p.sh", "--demo", "--device=npu"]
+    done = shell(*command, cwd=tmp_path, env=settings)
+    assert done.returncode == 2 and not (copy / ".venv").exists()
+    *advice, error = without_driver(done.stderr)
+    assert advice[0].startswith("CANN 8.5.0 goes with torch 2.9.0 (")
+    assert "torch==2.9.0 torch-npu==2.9.0" in advice[-1]
+    assert error.startswith("error: --device=npu: torch_npu is not installed")
