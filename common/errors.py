@@ -3,6 +3,7 @@
 A UserError is a mistake that every rank finds; a RankError is one that a single rank may find.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -42,10 +43,9 @@ def reports_errors(program: Program) -> Program:
         try:
             return program(argv)
         except UserError as error:
-            if not isinstance(error, RankError) and not _is_first_of_machine():
-                _let_first_rank_report()
-                return EXIT_USER_ERROR
-            return _report(str(error))
+            if isinstance(error, RankError) or _is_first_of_machine():
+                return _report(str(error))
+            return _let_first_rank_report(str(error))
         except OSError as error:
             return _report(f"{error.filename or 'a file'}: {error.strerror or error}")
         except MemoryError as error:
@@ -65,14 +65,18 @@ def _is_first_of_machine() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
-def _let_first_rank_report() -> None:
+def _let_first_rank_report(message: str) -> int:
     """Wait until torchrun ends this rank, which it does as soon as the first one has reported.
 
     It ends all ranks as soon as one has failed, so a rank that is ahead of the first one would
-    keep the error from being printed. Under other launchers there is nothing to wait for.
+    keep the error from being printed. A first rank that says nothing has not found the mistake.
+    Under other launchers there is nothing to wait for.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return EXIT_USER_ERROR
+    with contextlib.suppress(KeyboardInterrupt):
         time.sleep(SECONDS_FOR_FIRST_RANK)
+    return _report(message)
 
 
 def _report(message: str) -> int:

@@ -22,7 +22,7 @@ def demand(program: str, *packages: str) -> None:
     Raises:
         ImportError: the module is imported by another program.
     """
-    problem = _problem_of_python() or next(filter(None, map(_problem_of, packages)), "")
+    problem = problem_of_python() or next(filter(None, map(_problem_of, packages)), "")
     if not problem:
         return
     if program != "__main__":
@@ -31,39 +31,47 @@ def demand(program: str, *packages: str) -> None:
     sys.exit(EXIT_USER_ERROR)
 
 
+def problem_of_python() -> str:
+    """Why this Python cannot be used; empty if it can."""
+    if sys.version_info >= OLDEST_PYTHON:
+        return ""
+    here, least = dotted(tuple(sys.version_info[:3])), dotted(OLDEST_PYTHON)
+    return f"Python {here} is too old: expected {least} or newer; this one is {sys.executable}"
+
+
+def oldest(package: str) -> str:
+    """The version of a package that requirements.txt asks for at least."""
+    found = re.search(rf"^{package}>=([\d.]+)", REQUIREMENTS.read_text(), re.M)
+    return found.group(1) if found else "0"
+
+
+def installed_version(package: str) -> str:
+    """The version of a package; empty if it is not installed, or its metadata does not say."""
+    from importlib import metadata  # Python 3.7 has none
+
+    try:
+        return metadata.version(package) or ""
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def release(version: str) -> "tuple[int, ...]":
     """The numbers of a version: (2, 13, 0) for `2.13.0+cpu`, `2.13.0.post2` and `2.13.0a0`."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found.group().split("."))) if found else ()
 
 
-def _problem_of_python() -> str:
-    if sys.version_info >= OLDEST_PYTHON:
-        return ""
-    here, oldest = _dotted(tuple(sys.version_info[:3])), _dotted(OLDEST_PYTHON)
-    return f"Python {here} is too old: expected {oldest} or newer; this one is {sys.executable}"
+def dotted(numbers: "tuple[int, ...]") -> str:
+    """`2.13.0` for (2, 13, 0)."""
+    return ".".join(map(str, numbers))
 
 
 def _problem_of(package: str) -> str:
     """What is wrong with a package; empty if it is here and new enough."""
-    from importlib import metadata, util  # Python 3.7 has no metadata
+    from importlib import util
 
-    least = oldest(package)
+    least, version = oldest(package), installed_version(package)
     ask = f"expected {least} or newer: {sys.executable} -m pip install -r {REQUIREMENTS}"
-    try:
-        version = metadata.version(package) or ""
-    except metadata.PackageNotFoundError:
-        version = ""
     if not version:  # a package that was not installed by pip may have no metadata
         return "" if util.find_spec(package) else f"{package} is not installed: {ask}"
     return f"{package} {version} is too old: {ask}" if release(version) < release(least) else ""
-
-
-def oldest(package: str) -> str:
-    """The version that requirements.txt asks for at least."""
-    found = re.search(rf"^{package}>=([\d.]+)", REQUIREMENTS.read_text(), re.M)
-    return found.group(1) if found else "0"
-
-
-def _dotted(numbers: "tuple[int, ...]") -> str:
-    return ".".join(map(str, numbers))

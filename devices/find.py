@@ -3,10 +3,10 @@
 import torch
 
 from common.errors import RankError, UserError
+from common.versions import installed_version
 from devices.card import count_cards, device_name
 from devices.gpu import cuda_driver
 from devices.npu import import_torch_npu, npu_versions
-from devices.npu_pairs import package_version
 
 DEVICE_FLAGS = {"cuda": "--use-gpu", "npu": "--use-npu"}
 
@@ -41,7 +41,7 @@ def find_device(device_type: str, card: int) -> torch.device:
 
 def _looked_with(device_type: str) -> str:
     if device_type == "npu":
-        version = package_version("torch_npu")
+        version = installed_version("torch_npu")
         return f"torch_npu {version}; `npu-smi info` shows the cards and the driver"
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return f"torch {torch.__version__}, {cuda}"

@@ -1,8 +1,6 @@
 """NVIDIA GPUs: precision of products, Triton, CUDA graphs, the driver."""
 
-import contextlib
 import importlib
-import importlib.metadata
 import os
 import shutil
 import sysconfig
@@ -13,9 +11,9 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.versions import release
+from common.versions import installed_version, release
+from devices.older_torch import OLDEST_TRITON
 
-OLDEST_TRITON = (3, 6)  # the kernels are tested from this version on; it comes with torch 2.10
 COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
 
 
@@ -62,10 +60,8 @@ def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
 
 def triton_version() -> tuple[int, ...]:
     """Numbers of the version of Triton that is installed, such as (3, 6, 0); () if none is."""
-    for name in ("triton", "pytorch-triton"):  # the second one comes with torch's nightly builds
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return release(importlib.metadata.version(name))
-    return ()
+    # the second one comes with torch's nightly builds
+    return release(installed_version("triton") or installed_version("pytorch-triton"))
 
 
 def _missing_for_triton() -> str:

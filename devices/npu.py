@@ -1,6 +1,6 @@
 """Ascend NPUs: everything that this program asks of torch_npu but its optimiser (optim/dense.py).
 
-The names are those of torch_npu 2.13.0; docs/npu.md has the versions that go together.
+The names are in torch_npu 2.6.0 to 2.14.0 (test/signatures_of_torch_npu.tsv).
 """
 
 import contextlib
@@ -13,12 +13,9 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.versions import release
+from common.versions import installed_version
 from devices.card import device_name
-from devices.npu_pairs import Installed, Pair, install_command, package_version
-
-# it registers settings of the allocator that torch's build for CUDA has too (C++'s terminate)
-FIRST_THAT_ABORTS_BESIDE_CUDA = (2, 13)
+from devices.npu_pairs import Installed
 
 
 def import_torch_npu() -> None:
@@ -33,7 +30,7 @@ def import_torch_npu() -> None:
         installed.cann_is_too_old
         or installed.torch_differs
         or installed.numpy_is_too_new
-        or _torch_is_for_cuda(installed)
+        or installed.aborts_beside(torch.version.cuda)
     )
     if problem:
         raise UserError(f"--use-npu: {problem}")
@@ -43,24 +40,13 @@ def import_torch_npu() -> None:
         raise UserError(f"--use-npu: {_why_not_imported(error)}") from error
 
 
-def _torch_is_for_cuda(installed: Installed) -> str:
-    """Why a torch that is built for CUDA cannot be used; empty if it can, or is another."""
-    if not torch.version.cuda or release(installed.torch_npu) < FIRST_THAT_ABORTS_BESIDE_CUDA:
-        return ""
-    pair = Pair(installed.cann, torch.__version__.partition("+")[0], installed.torch_npu)
-    return (
-        f"torch {torch.__version__} is built for CUDA, and torch_npu {installed.torch_npu} would"
-        f" end the process: expected torch's build for the CPU: {install_command(pair)}"
-    )
-
-
 def _why_not_imported(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "torch_npu":
         return (
             "torch_npu is not installed: `source test/env_npu.sh` names the one that goes with CANN"
         )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    installed = f"torch_npu {package_version('torch_npu')}".strip()
+    installed = f"torch_npu {installed_version('torch_npu')}".strip()
     if "undefined symbol" in reason:
         return (
             f"{installed} and the CANN that is here do not go together ({reason}):"
@@ -90,7 +76,7 @@ def set_jit_compile(device: torch.device, compiles: bool | None) -> None:
     if device.type != "npu" or compiles is None:
         return
     module = torch.get_device_module("npu")
-    reason = "it stays off"
+    reason = "it stays as it is"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch_npu's: the line below says the same
         try:

@@ -1,7 +1,7 @@
 """What some of the torches that the program runs with lack: the only place that knows.
 
-docs/npu.md has the versions that were tried. Each name here is the newer torch's way, or says
-whether it is there; the code that uses it has a slower way.
+docs/npu.md has the versions that were tried. The code that uses a name from here has a slower way
+for a torch without it.
 """
 
 import platform
@@ -13,6 +13,9 @@ from common.versions import release
 
 _RELEASE = release(torch.__version__)
 
+# The kernels are tested from this version on, which comes with torch 2.10.
+OLDEST_TRITON = (3, 6)
+
 # The operator of oneDNN that torch.compile emits: it does these products a tenth faster than MKL,
 # torch's default, on the machines that were measured. None if this torch does not have it.
 onednn_linear: Any = None
@@ -20,5 +23,6 @@ if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
     onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 # Until 2.7 the end of a process group holds Python's lock while it waits for gloo's threads. One
-# that has still to free a tensor waits for the lock, and the process for ever (pytorch#154976).
+# that has still to free a tensor waits for the lock, and the process for ever (pytorch#154976). A
+# thread frees its last tensor within microseconds if it gets the lock.
 SECONDS_BEFORE_GROUP_ENDS = 0.0 if _RELEASE >= (2, 8) else 0.2

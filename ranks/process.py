@@ -115,7 +115,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
 
 
 def end_group() -> None:
-    """Leave the process group, in a way in which no torch waits for ever."""
+    """Leave the process group, after gloo's threads have freed what they hold."""
     time.sleep(SECONDS_BEFORE_GROUP_ENDS)
     dist.destroy_process_group()
 

@@ -16,6 +16,8 @@ fail() { # MESSAGE [STATUS]
 
 # ---------------------------------------------------------------- set-up
 
+NO_PYTHON="no Python 3.10 to 3.14 found; python3 is $(python3 --version 2>&1)"
+
 missing_packages() { # PYTHON REQUIREMENTS_FILE...: prints what that Python lacks
     "$1" "$ROOT/test/missing_packages.py" "${@:2}" 2>/dev/null
 }
@@ -33,7 +35,7 @@ find_python() { # prints the first Python of a version that works
 
 set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
     local own venv=$ROOT/.venv missing system=()
-    own=$(find_python) || fail "no Python 3.10 to 3.14 found; python3 is $(python3 --version 2>&1)"
+    own=$(find_python) || fail "$NO_PYTHON"
     if missing=$(missing_packages "$own" "$@") && [ -z "$missing" ]; then
         PYTHON=$own
         return
@@ -53,12 +55,24 @@ set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
 }
 
 look_for_torch_npu() { # fails if no Python here has it, before a torch is installed that may not go with CANN
-    local python
-    for python in "$(find_python)" "$ROOT/.venv/bin/python"; do
-        "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch_npu"))' 2>/dev/null && return
+    local own python
+    own=$(find_python) || fail "$NO_PYTHON"
+    for python in "$own" "$ROOT/.venv/bin/python"; do
+        has_torch_npu "$python" && return
     done
-    PYTHON=$(find_python) source_cann
-    fail "--device=npu: torch_npu is not installed: install one that goes with CANN (the lines above name it), then try again"
+    PYTHON=$own source_cann # it names the pairs
+    fail "--device=npu: $own has no torch_npu with torch 2.6 or newer: install a pair that goes with CANN (docs/npu.md, section 2)"
+}
+
+has_torch_npu() { # PYTHON
+    "$1" - "$ROOT" 2>/dev/null <<'PY'
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from devices.npu_pairs import has_torch_npu
+
+sys.exit(not has_torch_npu())
+PY
 }
 
 install_packages() { # LINES: torch first, and a version that is tested, or pip takes the newest

@@ -48,11 +48,13 @@ lacking_libraries() { # LIBRARY...: prints those that are in no folder of LD_LIB
     done
 }
 
-say_pairs() { # says which torch and torch_npu go with this CANN; returns 1 if none does that this program can use
-    local python=${PYTHON:-python3} root
+say_pairs() { # says which torch and torch_npu go with this CANN; returns 1 if CANN is too old for any
+    local python=${PYTHON:-python3} root status=0
     root=$(dirname "${BASH_SOURCE[0]}")/..
-    command -v "$python" >/dev/null || return 0
-    (cd "$root" && "$python" -m devices.npu_pairs "$CANN_FOLDER" "$CANN_FOLDER/latest")
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || return 0
+    "$python" -c 'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module("devices.npu_pairs", None, "__main__", True)' \
+        "$root" "$CANN_FOLDER" "$CANN_FOLDER/latest" || status=$?
+    [ $status -ne 3 ] # devices/npu_pairs.py: the CANN is too old
 }
 
 look_for_driver() { # FOLDER: says if there is no driver; a container may have npu-smi alone

@@ -12,20 +12,26 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 
 def is_met(line):
-    """Is the requirement installed, in a version that it allows, and torch importable?"""
+    """Is the requirement installed, in a version that it allows, and torch importable?
+
+    A vendor's 2.6.0a0+df5bbc0 counts as 2.6.0.
+    """
     from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.version import Version
 
     requirement = Requirement(line)
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         return False
+    if not version:
+        return False
     if requirement.name == "torch":
         try:
             import torch  # noqa: F401
         except (ImportError, OSError):
             return False
-    return requirement.specifier.contains(version.partition("+")[0], prereleases=True)
+    return requirement.specifier.contains(Version(version).base_version)
 
 
 def main():

@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):  # a CANN that is here is not the tests'
+    os.environ.pop(name, None)
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "test" / "golden"
 sys.path.insert(0, str(ROOT))

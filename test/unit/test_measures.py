@@ -84,7 +84,7 @@ def test_main_is_about_forty_lines_and_nothing_below_it_exits():
         tree = ast.parse(path.read_text())
         assert not any(isinstance(node, ast.Global) for node in ast.walk(tree)), path.name
         for node, _ in functions(path):
-            if node.name == "demand":  # it comes before main, in a Python that cannot run main
+            if (path.name, node.name) == ("versions.py", "demand"):  # it comes before main
                 continue
             assert "sys.exit" not in ast.unparse(node), f"{path.name}:{node.name}"
 
@@ -156,7 +156,7 @@ def test_the_command_line_is_the_contracts():
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_readmes_name_every_flag_and_no_other(name):
     text = (ROOT / name).read_text()
-    assert text.count("\n") < 250
+    assert text.count("\n") < 265
     told = set(re.findall(r"`(--[a-zA-Z][\w-]*)`", text))
     scripts = {"--demo", "--device", "--device_id", "--nproc", "--batch_size", "--help"}
     assert not all_flags() - told, "flags that the README does not name"

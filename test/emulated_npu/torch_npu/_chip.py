@@ -33,4 +33,7 @@ CHIPS = {
 
 def chip():
     """The chip of EMULATED_NPU_CHIP; A2 if it is not set."""
-    return CHIPS[os.environ.get("EMULATED_NPU_CHIP", "A2")]
+    name = os.environ.get("EMULATED_NPU_CHIP", "A2")
+    if name not in CHIPS:
+        raise RuntimeError(f"EMULATED_NPU_CHIP={name}: expected {', '.join(CHIPS)}")
+    return CHIPS[name]

@@ -73,7 +73,17 @@ def test_torchruns_other_ranks_wait_for_the_first_one_to_print(monkeypatch, caps
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         assert end_with(UserError("all find it")) == 2 and end_with(RankError("one")) == 2
         assert waited == ([] if is_first else [errors.SECONDS_FOR_FIRST_RANK])
-    assert capsys.readouterr().err.count("all find it") == 1
+    assert capsys.readouterr().err.count("all find it") == 2, "the first one has said nothing"
+
+
+def test_a_rank_that_waits_can_be_interrupted(monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(errors.time, "sleep", interrupt)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert end_with(UserError("all find it")) == 2
 
 
 @pytest.mark.parametrize("kind", [UserError, RankError])

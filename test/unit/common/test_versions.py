@@ -8,7 +8,7 @@ from conftest import ROOT, shell, write_package
 
 from common import versions
 
-OLD_PYTHONS = ("python3.9", "python3.8", "python3.7")
+OLD_PYTHONS = ("python3.9", "python3.8")
 
 
 def run(program, python=sys.executable, **environment):

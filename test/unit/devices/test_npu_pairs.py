@@ -1,13 +1,15 @@
 """The machine says which torch and torch_npu go with its CANN, and whether it has such a pair."""
 
+import os
 import re
 import shlex
 import sys
 
 import pytest
 from conftest import PYTHON_FIRST, ROOT, shell, write_package
-from test_env_npu import make_cann, without_ascend, without_driver
+from test_env_npu import SOURCE, make_cann, without_ascend, without_driver
 
+from common.versions import release
 from devices import npu_pairs
 from devices.npu_pairs import Installed, Pair, cann_version, known_pairs, pairs_of, recommended
 
@@ -69,21 +71,30 @@ def test_a_folder_that_does_not_tell(tmp_path):
     assert cann_version(tmp_path) == "" and cann_version(tmp_path / "gone") == ""
 
 
+@pytest.mark.parametrize("text", ["Version=V100R001\n", "Version=7.8.0.1.220\n", "version=\n"])
+def test_a_line_that_is_odd_tells_nothing(text, tmp_path):
+    for name in ("opp/version.info", "x86_64-linux/ascend_toolkit_install.info"):
+        write(tmp_path, name, text)
+    (tmp_path / "version.cfg").mkdir()
+    assert cann_version(tmp_path) == ""
+
+
 # ---------------------------------------------------------------- pairs
 
 
 def test_the_table():
     pairs = known_pairs()
     assert len(pairs) == len(set(pairs)) and {pair.cann for pair in pairs} == set(CANNS)
+    assert all(pair.newest_python.startswith("3.") for pair in pairs)
     for pair in pairs:
         assert pair.torch_npu.startswith(pair.torch), "built for that torch"
     assert sum(pair.fits for pair in pairs) == 29
-    canns = [pair.cann for pair in pairs]
+    canns = [release(pair.cann) for pair in pairs]
     assert canns == sorted(canns, reverse=True), "newest first"
 
 
 def test_the_recommended_pair_is_in_the_table_and_pinned():
-    assert recommended() == Pair("9.1.0", "2.12.0", "2.12.0.post2")
+    assert recommended() == Pair("9.1.0", "2.12.0", "2.12.0.post2", "3.13")
     pins = (ROOT / "requirements-npu.txt").read_text()
     assert "\ntorch==2.12.0\ntorch-npu==2.12.0.post2\n" in pins and "npu_pairs.tsv" in pins
 
@@ -96,11 +107,11 @@ def test_the_pages_have_the_tables_pairs(page):
         row = re.search(rf"^\| \**{re.escape(cann)}\** \| ([^|]*)\|", text, re.M)
         assert row, f"{page} lacks CANN {cann}"
         found = {
-            Pair(cann, torch.strip(" *"), one.strip(" *"))
+            (torch.strip(" *"), one.strip(" *"))
             for torch, _, those in (entry.partition(":") for entry in row[1].split("·"))
             for one in those.split(",")
         }
-        assert found == set(pairs_of(cann))
+        assert found == {(pair.torch, pair.torch_npu) for pair in pairs_of(cann)}
 
 
 NUMPY_2 = "2.2.6"
@@ -109,42 +120,86 @@ KNOWN = [
     Installed("8.5.0", "2.6.0", "2.6.0.post5", "1.26.4"),
     Installed("9.2.0", "2.14.0", "2.14.0", NUMPY_2),
 ]
-UNKNOWN = [
+COMPATIBLE = [
     Installed("9.1.0", "2.13.0", "2.13.0", NUMPY_2),
     Installed("8.5.0", "2.9.0", "2.9.0.post8", NUMPY_2),
-    Installed("8.5.1", "2.9.0", "2.9.0", NUMPY_2),
-    Installed("", "2.9.0", "2.9.0", NUMPY_2),
+    Installed("8.5.1", "2.9.0+cpu", "2.9.0", NUMPY_2),
+    Installed("8.3.RC2", "2.8.0", "2.8.0", NUMPY_2),
     Installed("9.3.0", "2.9.0", "2.9.0", NUMPY_2),
+]
+UNKNOWN = [
+    Installed("9.1.0", "2.12.0", "2.12.0.post77", NUMPY_2),
+    Installed("8.3.RC1", "2.9.0", "2.9.0", NUMPY_2),
+    Installed("", "2.9.0", "2.9.0", NUMPY_2),
     Installed("8.1.RC1", "2.6.0", "2.6.0", NUMPY_2),
     Installed("9.0.0", "", "", ""),
 ]
 
 
-@pytest.mark.parametrize("here", [*KNOWN, *UNKNOWN], ids=str)
-def test_a_pair_is_known_or_not(here):
+@pytest.fixture
+def python_3_11(monkeypatch):
+    """All versions of torch_npu have a wheel for it."""
+    monkeypatch.setattr(sys, "version_info", (3, 11, 7, "final", 0))
+
+
+@pytest.mark.parametrize("here", [*KNOWN, *COMPATIBLE, *UNKNOWN], ids=str)
+def test_a_pair_is_known_or_not(here, python_3_11, monkeypatch):
+    """What Ascend calls compatible is not to be replaced, so no command is given."""
+    monkeypatch.setattr(npu_pairs.platform, "machine", lambda: "aarch64")
     assert here.pair_is_known == (here in KNOWN) and here.pair.startswith("known") == (
         here in KNOWN
     )
     advice = here.advice()
     assert any("pair known" in line for line in advice) == (here in KNOWN)
     assert all(line and "\n" not in line for line in advice)
+    if not here.cann_is_too_old:
+        installs = bool(here.cann) and here in UNKNOWN
+        assert advice[-1].startswith("installed: torch ")
+        assert ("pip install torch==" in advice[-1]) == installs
+        assert ("were released for CANN" in advice[-1]) == (
+            here in COMPATIBLE or here.cann == "8.3.RC1"
+        )
+
+
+@pytest.mark.parametrize("torch, asks", [("2.12.0+cpu", False), ("2.12.0", True)])
+def test_on_x86_a_known_pair_wants_the_build_for_the_cpu(torch, asks, python_3_11, monkeypatch):
+    monkeypatch.setattr(npu_pairs.platform, "machine", lambda: "x86_64")
+    last = Installed("9.1.0", torch, "2.12.0.post2", NUMPY_2).advice()[-1]
+    assert "pair known" in last
+    assert ("torch==2.12.0+cpu torch-npu==2.12.0.post2" in last) == asks
 
 
 @pytest.mark.parametrize("cann", CANNS)
-def test_the_advice_names_every_pair_of_a_cann_and_installs_the_newest(cann, monkeypatch):
+def test_the_advice_names_every_pair_of_a_cann_and_installs_the_newest(
+    cann, python_3_11, monkeypatch
+):
     here = Installed(cann, "2.13.0", "", "1.26.4")
-    text = "\n".join(here.advice())
-    for pair in pairs_of(cann):
-        assert f"torch {pair.torch} (" in text and pair.torch_npu in text
     newest = pairs_of(cann)[0]
-    line = f"torch=={newest.torch} torch-npu=={newest.torch_npu}"
-    assert (line in text) == newest.fits == (cann != "8.1.RC1")
     for machine, words in {
-        "x86_64": "--torch-backend=cpu torch==",
-        "aarch64": "pip install torch==",
+        "x86_64": f"--torch-backend=cpu torch=={newest.torch}+cpu torch-npu=={newest.torch_npu}",
+        "aarch64": f"pip install torch=={newest.torch} torch-npu=={newest.torch_npu}",
     }.items():
         monkeypatch.setattr(npu_pairs.platform, "machine", lambda name=machine: name)
-        assert (words in "\n".join(here.advice())) == newest.fits
+        text = "\n".join(here.advice())
+        for pair in pairs_of(cann):
+            assert f"torch {pair.torch} (" in text and pair.torch_npu in text
+        assert (words in text) == newest.fits == (cann != "8.1.RC1")
+
+
+@pytest.mark.parametrize(
+    "cann, python, words",
+    [
+        ("9.1.0", (3, 14), "no wheel for Python 3.14: expected Python 3.13 or older"),
+        ("9.2.0", (3, 14), "torch-npu==2.14.0"),
+        ("8.5.0", (3, 13), "no wheel for Python 3.13: expected Python 3.12 or older"),
+        ("8.2.RC1", (3, 12), "no wheel for Python 3.12: expected Python 3.11 or older"),
+        ("9.0.0", (3, 13), "torch-npu==2.10.0"),
+        ("9.1.0", (3, 9), "Python 3.9.0 is too old: expected 3.10 or newer"),
+    ],
+)
+def test_a_pair_has_to_have_a_wheel_for_this_python(cann, python, words, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (*python, 0, "final", 0))
+    assert words in Installed(cann, "", "", "1.26.4").advice()[-1]
 
 
 def test_a_release_candidate_gets_the_pairs_of_its_release():
@@ -152,8 +207,8 @@ def test_a_release_candidate_gets_the_pairs_of_its_release():
     assert first.startswith(
         "CANN 8.3.RC2 is not in the table; CANN 8.3.RC1 goes with torch 2.8.0 ("
     )
-    (line,) = Installed("9.9.9", "", "", "").advice()
-    assert "no pair is known" in line and "9.2.0" in line
+    line, last = Installed("9.9.9", "", "", "").advice()
+    assert "no pair is known" in line and "9.2.0" in line and "torch none" in last
 
 
 @pytest.mark.parametrize("cann, is_old", [("8.1.RC1", True), ("8.0.0", True), ("8.2.RC1", False)])
@@ -177,7 +232,7 @@ def test_a_cann_that_is_too_old_is_one_line_with_its_pairs(cann, is_old):
         ("", "2.2.6", False, False),
     ],
 )
-def test_numpy_2_and_a_cann_that_wants_numpy_1(cann, numpy, breaks, warns):
+def test_numpy_2_and_a_cann_that_wants_numpy_1(cann, numpy, breaks, warns, python_3_11):
     here = Installed(cann, "2.6.0", "2.6.0", numpy)
     assert bool(here.numpy_is_too_new) == breaks
     assert any("numpy<2" in line for line in here.advice()) == warns
@@ -191,7 +246,7 @@ def cann(tmp_path):
     """Makes a CANN of a version, of a folder layout that this version has."""
 
     def make(version):
-        name = "cann" if version >= "8.5" else "ascend-toolkit"
+        name = "cann" if release(version) >= (8, 5) else "ascend-toolkit"
         folder = make_cann(tmp_path / "home" / "Ascend" / name)
         inner = folder if name == "cann" else folder / "latest"
         with open(folder / "set_env.sh", "a") as file:
@@ -202,6 +257,7 @@ def cann(tmp_path):
     return make
 
 
+@without_ascend
 @pytest.mark.parametrize("version", CANNS)
 def test_sourcing_env_npu_names_the_pairs(version, cann, tmp_path):
     cann(version)
@@ -210,7 +266,7 @@ def test_sourcing_env_npu_names_the_pairs(version, cann, tmp_path):
     for name, one in (("torch", f"{pair.torch}+cpu"), ("torch_npu", pair.torch_npu)):
         write_package(packages, name, one)
     done = shell(
-        "bash", "-c", f"source {ROOT}/test/env_npu.sh; echo status $? $ASCEND_HOME_PATH",
+        "bash", "-c", f"{SOURCE}; echo status $? $ASCEND_HOME_PATH",
         env={"HOME": str(tmp_path / "home"), "PYTHON": sys.executable, "PYTHONPATH": str(packages)},
     )  # fmt: skip
     first, *more = without_driver(done.stderr)
@@ -221,11 +277,26 @@ def test_sourcing_env_npu_names_the_pairs(version, cann, tmp_path):
         assert more[-1].endswith("pair known") and f"torch_npu {pair.torch_npu}" in more[-1]
 
 
-def test_a_python_that_is_not_there_is_no_error(cann, tmp_path):
+@without_ascend
+@pytest.mark.parametrize("python", ["no-python", "false"])
+def test_a_python_that_does_not_work_is_no_error(python, cann, tmp_path):
     cann("9.1.0")
-    settings = {"HOME": str(tmp_path / "home"), "PYTHON": "no-python"}
-    done = shell("bash", "-c", f"source {ROOT}/test/env_npu.sh", env=settings)
+    settings = {"HOME": str(tmp_path / "home"), "PYTHON": python}
+    done = shell("bash", "-c", f"set -e; {SOURCE}", env=settings)
     assert done.returncode == 0 and without_driver(done.stderr) == []
+
+
+@without_ascend
+def test_it_does_not_matter_where_one_is(cann, tmp_path):
+    """A relative Python, CDPATH and PYTHONSAFEPATH are common in shells."""
+    cann("9.1.0")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    settings = {"HOME": str(tmp_path / "home"), "PYTHON": "bin/python", "PYTHONSAFEPATH": "1"}
+    settings |= {"CDPATH": str(ROOT.parent), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = shell("bash", "-c", SOURCE, env=settings, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert without_driver(done.stderr)[0].startswith("CANN 9.1.0 goes with")
 
 
 @pytest.mark.parametrize(
@@ -256,5 +327,14 @@ def test_a_script_installs_no_torch_where_a_torch_npu_is_missing(cann, copy, tmp
     assert done.returncode == 2 and not (copy / ".venv").exists()
     *advice, error = without_driver(done.stderr)
     assert advice[0].startswith("CANN 8.5.0 goes with torch 2.9.0 (")
-    assert "torch==2.9.0 torch-npu==2.9.0" in advice[-1]
-    assert error.startswith("error: --device=npu: torch_npu is not installed")
+    assert advice[-1].startswith("installed: torch ")
+    assert error.startswith("error: --device=npu: ") and "no torch_npu with torch 2.6" in error
+
+
+@pytest.mark.parametrize("torch, fits", [("2.5.1", False), ("2.6.0+cpu", True)])
+def test_a_torch_npu_for_an_older_torch_does_not_count(torch, fits, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not npu_pairs.has_torch_npu()
+    write_package(tmp_path, "torch", torch)
+    (tmp_path / "torch_npu.py").touch()
+    assert npu_pairs.has_torch_npu() == fits

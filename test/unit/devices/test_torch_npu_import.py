@@ -16,6 +16,7 @@ def refusal(tmp_path, monkeypatch):
     """A function of the source of a made-up torch_npu, and its version: why it is refused."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)  # a test below has others
 
     def why(source, version=None):
         if source is not None:
@@ -68,5 +69,5 @@ def test_a_torch_for_cuda_that_torch_npu_cannot_stand(version, cuda, aborts, mon
     here = Installed("9.2.0", version.partition(".post")[0], version, "2.2.6")
     monkeypatch.setattr(Installed, "find", classmethod(lambda cls: here))
     line = refusal("raise ImportError('as far as this')")
-    assert ("is built for CUDA" in line and f"torch-npu=={version}" in line) == aborts
+    assert ("is built for CUDA 13.0" in line and f"torch-npu=={version}" in line) == aborts
     assert ("as far as this" in line) != aborts
