@@ -61,7 +61,7 @@ look_for_torch_npu() { # fails if no Python here has it, before a torch is insta
         has_torch_npu "$python" && return
     done
     PYTHON=$own source_cann # it names the pairs
-    fail "--device=npu: $own has no torch_npu with torch 2.6 or newer: install a pair that goes with CANN (docs/npu.md, section 2)"
+    fail "--device=npu: torch_npu is not installed beside torch 2.6 or newer in $own: install a pair that goes with CANN (docs/npu.md)"
 }
 
 has_torch_npu() { # PYTHON
