@@ -46,7 +46,7 @@ def wanted(scores, labels):
         precision=precision,
         f1=f1,
         ap=sk.average_precision_score(labels, scores),
-        auc=sk.roc_auc_score(labels, scores),
+        auc=sk.roc_auc_score(labels, scores) if np.ptp(labels) else np.nan,  # 1.4 raises
         log_loss=sk.log_loss(labels, scores.astype(np.float64), labels=[0, 1]),
         base_rate=labels.mean(dtype=np.float64),
     )
