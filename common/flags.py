@@ -102,4 +102,5 @@ def number_in(kind: type, low: float, high: float = float("inf")) -> Callable[[s
             raise argparse.ArgumentTypeError(f"{text!r} is not {whole} {bounds}")
         return number
 
+    parse.kind = kind  # type: ignore[attr-defined]  # test/flags_pages.py says it
     return parse

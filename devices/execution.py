@@ -33,7 +33,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def add_execution_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that turn off what makes an NPU or a GPU faster."""
-    group = parser.add_argument_group("NPU and GPU: to turn off what they are made faster with")
+    group = parser.add_argument_group("NPU and GPU: optimisations; =false disables one")
 
     def flag(name: str, help_text: str, default: bool | None = True) -> None:
         group.add_argument(name, type=true_or_false, default=default, help=help_text)
@@ -50,7 +50,11 @@ def add_gpu_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that only an NVIDIA GPU takes."""
     flag = parser.add_argument_group("NVIDIA GPU").add_argument
     flag("--cuda-graphs", action="store_true", help="record a step once, then replay it")
-    flag("--tf32", action="store_true", help="float32 products round their factors to 10 bits")
+    flag(
+        "--tf32",
+        action="store_true",
+        help="TF32: inputs of float32 products rounded to 10 mantissa bits",
+    )
     flag(
         "--triton",
         type=true_or_false,

@@ -22,7 +22,7 @@ def set_product_precision(device: torch.device, tf32: bool) -> None:
 
     Args:
         device: where the products are computed.
-        tf32: a GPU rounds the factors of float32 products to 10 bits (TensorFloat-32).
+        tf32: TensorFloat-32, inputs of float32 products rounded to 10 mantissa bits.
 
     Raises:
         UserError: tf32 is asked for on another device.
