@@ -40,6 +40,10 @@ MISTAKES = {
     "--plot-compute-graph": "--plot-compute-graph is not available yet",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
     "--arch-embedding-size=100000000000000-3-2": "GB of tables",
+    "--arch-mlp-bot=4-1000000-100000000000-2": (
+        "no memory for an MLP of 4-1000000-100000000000-2 (400000801 GB of weights) on cpu"
+    ),
+    "--arch-mlp-bot=4-10000000000000000000-2": "no memory for an MLP of 4-10000000000000000000-2",
     "--mini-batch-size=1000000000000 --num-batches=1": "error: out of memory",
 }
 
@@ -99,14 +103,28 @@ def test_a_loss_that_becomes_nan_stops_and_saves_nothing(tmp_path, loss):
     assert not result.losses and os.listdir(tmp_path) == []
 
 
-def test_predictions_that_are_nan_are_one_line(tmp_path):
-    path = tmp_path / "m.pth"
-    train(*SMALL_MODEL, f"--save-model={path}")
-    content = torch.load(path, weights_only=True)
-    content["state_dict"]["top_l.0.weight"].fill_(float("nan"))
-    torch.save(content, path)
-    result = train(*SMALL_MODEL, f"--load-model={path}", "--inference-only")
-    assert result.status == 2 and "predictions are nan" in result.err
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes. GPU 0 has ..."),
+    ],
+)
+def test_memory_that_a_step_lacks_is_one_line(monkeypatch, error):
+    def train_step(self, batch, it):
+        raise error
+
+    monkeypatch.setattr(dlrm.Trainer, "train_step", train_step)
+    result = train(*SMALL_MODEL)
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert "error: out of memory on cpu (asked for 9 bytes): a smaller --mini-batch" in result.err
+
+
+def test_predictions_that_are_nan_are_one_line():
+    """The loss of the first step is that of weights that were finite before it."""
+    result = train(*SMALL_MODEL, "--learning-rate=1e38", "--test-freq=1")
+    assert len(result.losses) == 1 and result.status == 2 and result.err.count("\n") == 1
+    assert "predictions are nan" in result.err
 
 
 def test_half_a_launch_environment_is_one_line(monkeypatch):
