@@ -28,8 +28,9 @@ from common.flags import ArgumentParser
 from common.launch import Launch
 from criteo.columns import KAGGLE_PARTS
 from criteo.demo import Demo, add_demo_options, make_demo
+from criteo.meta_file import FORMAT_VERSION, recipe
 from criteo.original_files import Original, find_original
-from criteo.prepared import FORMAT_VERSION, Prepared, check_range, find_prepared, recipe
+from criteo.prepared import Prepared, check_range, find_prepared
 from criteo.raw_files import RawFile, find_raw_files
 from criteo.report import make_report, report_table
 from criteo.row_layout import FLAT, Layout

@@ -24,7 +24,7 @@ from criteo.columns import (
     Rows,
 )
 
-_TYPES = {1: "|u1", 2: "<u2", 4: "<i4"}
+TYPES = {1: "|u1", 2: "<u2", 4: "<i4"}
 
 # Offsets are unsigned in the kernels: without a test for negative indices numba loads a column as
 # one word, which is three times as fast.
@@ -56,7 +56,7 @@ class Layout:
         widths = {name: np.dtype(kind).itemsize for name, kind in columns}
         layout = cls(tuple(widths[name] for name in NAMES))
         if layout.columns != [list(column) for column in columns]:
-            raise ValueError(f"columns {columns}")
+            raise ValueError("columns are not in the order of their widths")
         return layout
 
     @cached_property
@@ -106,7 +106,7 @@ class Layout:
 
         The names and types are frozen: meta.json of prepared data keeps them.
         """
-        return [[NAMES[column], _TYPES[self.widths[column]]] for column in self.order]
+        return [[NAMES[column], TYPES[self.widths[column]]] for column in self.order]
 
     @cached_property
     def _kernel_layout(self) -> Any:

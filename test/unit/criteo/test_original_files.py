@@ -1,5 +1,7 @@
 """Files that the original program left are read: npz, reordered npz, flat .bin with counts."""
 
+import os
+
 import numpy as np
 import pytest
 from by_hand import by_hand, prepare, spec
@@ -129,6 +131,22 @@ def test_flat_files_are_written_and_read_again(tmp_path):
     assert train(*wide, *flags, "--mlperf-bin-shuffle").losses != trained.losses
     loaded = train(*wide, f"--data_path={tmp_path}/raw", "--data-randomize=none")
     assert loaded.losses == trained.losses and loaded.tests == trained.tests
+
+
+@pytest.mark.parametrize("split, rows", [("train", 3), ("test", 25), ("val", 1)])
+def test_flat_files_without_all_of_their_rows_are_refused(tmp_path, split, rows):
+    """Cut at a row's boundary; the _meta.json beside them says how many rows there were."""
+    write_days(tmp_path / "raw", 3, 50)
+    flags = [f"--data_path={tmp_path}/raw", f"--processed-data-file={tmp_path}/x"]
+    assert prepare(*flags, "--mlperf-bin-loader").status == 0
+    path = tmp_path / f"x_{split}.bin"
+    size = path.stat().st_size
+    os.truncate(path, size - 160 * rows)
+    result = prepare(*flags, "--mlperf-bin-loader")
+    assert result.status == 2 and result.err.count("\n") == 1
+    sizes = f"expected {size} bytes, got {size - 160 * rows}"
+    assert f"x_{split}.bin is damaged ({sizes})" in result.err
+    assert f"delete {tmp_path}/x_train.bin to have it made again" in result.err
 
 
 def test_an_id_outside_its_table_names_file_row_and_table(made, tmp_path):

@@ -140,7 +140,7 @@ def changed(**changes):
     ids=range(15),
 )
 def test_columns_of_no_layout_are_refused(columns):
-    """With errors that tell criteo/prepared.py that meta.json is damaged."""
+    """criteo/meta_file.py looks at the columns of a meta.json before."""
     with pytest.raises((ValueError, KeyError, TypeError)):
         Layout.from_columns(columns)
 
