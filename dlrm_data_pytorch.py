@@ -10,7 +10,7 @@ import itertools
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,9 +273,20 @@ def open_criteo_split(
     rows = prepared.rows(split)
     if in_memory:
         wanted = _rows_of_rank(len(rows), batch_size, process)
-        loaded = rows[wanted if order is None else order[wanted]]
+        wanted = wanted if order is None else order[wanted]
+        loaded = rows[wanted]
+        _check_rows(prepared, loaded, prepared.files[split], lambda row: wanted[row])
         return CriteoDataset(prepared, loaded, len(rows), batch_size, process, shares_only=True)
     return CriteoDataset(prepared, rows, len(rows), batch_size, process)
+
+
+def _check_rows(
+    prepared: Prepared, rows: Bytes, file: object, row_in_file: Callable[[int], int]
+) -> None:
+    """Raise a RankError that names the first row with a label or an id that cannot be."""
+    if fault := prepared.layout.first_fault(rows, prepared.counts):
+        what_to_do = "delete the prepared data to have it made again"
+        raise RankError(f"row {row_in_file(fault[0])} of {file}: {fault[1]}; {what_to_do}")
 
 
 def _rows_of_rank(num_rows: int, batch_size: int, process: Process) -> Ints:
@@ -310,9 +321,8 @@ class CriteoDataset:
         process: Process,
         shares_only: bool = False,
     ) -> None:
-        self._layout, self._counts = prepared.layout, prepared.counts
+        self._prepared, self._file = prepared, getattr(rows, "filename", None) or "the epoch"
         self._rows, self._num_rows, self._batch_size = np.asarray(rows), num_rows, batch_size
-        self._file = getattr(rows, "filename", None) or "the data"
         self._process, self._shares_only = process, shares_only
         self._rows_of_thread: Counter[int] = Counter()
         self.num_batches_per_read = max(1, ROWS_PER_READ // batch_size)
@@ -329,7 +339,7 @@ class CriteoDataset:
         """The batches of these numbers; neighbours are read and checked at once.
 
         Raises:
-            RankError: a row of this rank's shares has an id outside its table.
+            RankError: a row of this rank's shares has a label or an id that cannot be.
         """
         ranges = [self._range_of_share(number) for number in numbers]
         are_neighbours = all(end == begin for (_, end), (begin, _) in itertools.pairwise(ranges))
@@ -341,11 +351,11 @@ class CriteoDataset:
         rows = copied.numpy()
         np.copyto(rows, self._rows[begin:end])
         sizes = [end - begin for begin, end in ranges]
-        self._check_ids(rows, numbers)
+        _check_rows(self._prepared, rows, self._file, lambda row: self._row_of_epoch(numbers, row))
         self._rows_of_thread[threading.get_ident()] += len(rows)
         blocks = copied.split(sizes)
         return [
-            CriteoBatch(block, len(block), self._rows_per_rank(number), self._layout)
+            CriteoBatch(block, len(block), self._rows_per_rank(number), self._prepared.layout)
             for number, block in zip(numbers, blocks, strict=True)
         ]
 
@@ -376,18 +386,10 @@ class CriteoDataset:
         first = number * (first_end - first_begin)
         return first, first + end - begin
 
-    def _check_ids(self, rows: Bytes, numbers: Sequence[int]) -> None:
-        """Raise a RankError if a bad id is in `rows`, which are this rank's shares of batches."""
-        found = self._layout.first_id_outside(rows, self._counts)
-        if found is None:
-            return
-        row, table, outside = found
-        rows_of_epoch = [np.arange(*self._share_of_epoch(number)) for number in numbers]
-        raise RankError(
-            f"row {np.concatenate(rows_of_epoch)[row]} of the epoch in {self._file}:"
-            f" id {outside} of table {table} is outside its {self._counts[table]} rows;"
-            " delete the prepared data to have it made again"
-        )
+    def _row_of_epoch(self, numbers: Sequence[int], row: int) -> int:
+        """Which row of the epoch a row of this rank's shares of batches is."""
+        rows = [np.arange(*self._share_of_epoch(number)) for number in numbers]
+        return int(np.concatenate(rows)[row])
 
 
 # ---------------------------------------------------------------- random and synthetic data

@@ -166,7 +166,7 @@ def test_an_id_outside_its_table_in_flat_files_is_found_when_it_is_read(made, tm
     flags = save_flat(tmp_path, parts, counts)
     result = train(*CRITEO_MODEL, "--data-generation=dataset", *flags)
     assert result.status == 2
-    assert "row 33 of the epoch" in result.err and "id -1 of table 0" in result.err
+    assert f"row 33 of {tmp_path}/x_train.bin" in result.err and "id -1 of table 0" in result.err
 
 
 def test_files_of_another_kind_are_refused(made, tmp_path):
