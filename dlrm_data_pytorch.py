@@ -7,6 +7,7 @@ batch. Data sets only read; data_utils.py prepares.
 
 import argparse
 import itertools
+import math
 import threading
 import warnings
 from collections import Counter, deque
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import RankError, UserError
 from common.shares import share_of_rows, split_evenly
+from common.stack_distances import StackDistances
 from criteo.columns import NUM_DENSE, NUM_SPARSE, Bytes
 from criteo.prepared import Prepared
 from devices.card import side_stream
@@ -418,7 +420,17 @@ class RandomSpec:
 
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> "RandomSpec":
-        """The trainer's flags for random and synthetic data as a record."""
+        """The trainer's flags for random and synthetic data as a record.
+
+        Raises:
+            UserError: no number can be drawn as they ask.
+        """
+        least, most = options.rand_data_min, options.rand_data_max
+        if not -math.inf < least <= most < math.inf:
+            got = f"--rand-data-min={least} and --rand-data-max={most}"
+            raise UserError(f"{got}: expected two numbers, the first at most the second")
+        if not math.isfinite(options.rand_data_mu):
+            raise UserError(f"--rand-data-mu={options.rand_data_mu}: expected a number")
         return cls(
             num_rows=options.arch_embedding_size,
             num_dense=options.arch_mlp_bot[0],
@@ -544,57 +556,3 @@ class RandomDataset:
         self.num_rows_read += end - begin
         widths = self._spec.num_dense, len(self._spec.num_rows)
         return BagBatch(torch.from_numpy(block), end - begin, tuple(shares), *widths, ids_per_rank)
-
-
-class StackDistances:
-    """Draws ids by LRU stack distance (a trace's profile), as the original's synthetic data does.
-
-    Args:
-        path: three comma-separated lines: ids by first use, stack distances, their cumulative
-            probabilities.
-        padding: leave new ids out of the draw once all distances can be drawn.
-
-    Raises:
-        UserError: the file is missing or its lines are wrong.
-    """
-
-    def __init__(self, path: Path, padding: bool) -> None:
-        try:
-            lines = path.read_text().splitlines()
-            self._ids = [int(word) for word in lines[0].split(",")]
-            self._distances = [int(word) for word in lines[1].split(",")]
-            self._probabilities = np.array([float(word) for word in lines[2].split(",")])
-        except (OSError, ValueError, IndexError) as error:
-            raise UserError(
-                f"--data-trace-file: {path}: {error}; expected three comma-separated lines"
-                " (ids, stack distances, cumulative probabilities), a file a table"
-            ) from error
-        distances = self._distances
-        fits = len(distances) == len(self._probabilities) and distances == sorted(distances)
-        if not fits or distances[0] < 0 or distances[-1] > len(self._ids):
-            raise UserError(
-                f"--data-trace-file: {path}: expected ascending distances from 0 to"
-                f" {len(self._ids)} (the number of ids) and as many probabilities"
-            )
-        self._padding = padding
-
-    def draw(self, size: int, random: np.random.RandomState) -> Ints:
-        """(size,) ids, which may repeat; every call begins with the ids in the file's order."""
-        recent = list(self._ids)
-        num_new = 0
-        drawn = np.empty(size, np.int64)
-        for i in range(size):
-            distance = self._draw_distance(num_new, float(random.rand(1)[0]))
-            num_new += distance == 0
-            drawn[i] = recent.pop(0 if distance == 0 else -distance)
-            recent.append(int(drawn[i]))
-        return drawn
-
-    def _draw_distance(self, num_new: int, number: float) -> int:
-        if num_new < self._distances[-1]:
-            reachable = int(np.searchsorted(self._distances, num_new, side="right")) - 1
-            number *= self._probabilities[max(reachable, 0)]
-        elif self._padding:
-            number = (1 - self._probabilities[0]) * number + self._probabilities[0]
-        index = int(np.searchsorted(self._probabilities, number, side="left"))
-        return self._distances[min(index, len(self._distances) - 1)]

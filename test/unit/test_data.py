@@ -10,6 +10,7 @@ from conftest import SMALL_MODEL, train
 
 import dlrm_s_pytorch as dlrm
 from common.errors import RankError, UserError
+from common.stack_distances import StackDistances
 from criteo.prepared import Prepared
 from criteo.row_layout import FLAT, Layout
 from data_utils import prepare
@@ -17,7 +18,6 @@ from dlrm_data_pytorch import (
     CriteoDataset,
     RandomDataset,
     RandomSpec,
-    StackDistances,
     draw_training_order,
     load_batches,
     make_criteo_data,
@@ -111,6 +111,21 @@ def test_the_flags_of_random_data_are_its_record():
     assert RandomSpec.from_options(options).trace == "t"
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--rand-data-min=5 --rand-data-max=2", "--rand-data-min=5.0 and --rand-data-max=2.0: exp"),
+        ("--rand-data-min=nan", "--rand-data-min=nan and --rand-data-max=1"),
+        ("--rand-data-max=inf", "--rand-data-min=0 and --rand-data-max=inf"),
+        ("--rand-data-mu=nan", "--rand-data-mu=nan: expected a number"),
+        ("--rand-data-mu=-inf", "--rand-data-mu=-inf: expected a number"),
+    ],
+)
+def test_random_data_that_cannot_be_drawn_is_refused(flags, words):
+    result = train("--rand-data-dist=gaussian", *flags.split())
+    assert result.status == 2 and result.err.count("\n") == 1 and words in result.err
+
+
 def test_gaussian_ids_outside_a_table_are_an_error():
     data = RandomDataset(random_spec(distribution="gaussian", maximum=90, mu=60), ALONE)
     with pytest.raises(UserError, match="for table 0 of 20 rows: let --rand-data-min and --rand-"):
@@ -118,7 +133,7 @@ def test_gaussian_ids_outside_a_table_are_an_error():
 
 
 def write_trace(path, text="3,1,2\n0,1,2\n0.5,0.75,1.0\n"):
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     return path
 
 
@@ -134,8 +149,14 @@ def test_each_table_has_a_trace_and_ids_beyond_it_are_taken_modulo_with_a_warnin
 
 
 @pytest.mark.parametrize(
-    "text", [None, "1,2\n0,1\n", "1,x\n0,1\n0.5,1\n", "1,2\n0,5\n0.5,1.0\n", "1,2\n0,1\n1.0\n"]
-)
+    "text",
+    [None, "", "1,2\n0,1\n", "1,x\n0,1\n0.5,1\n", "1,2\n0,5\n0.5,1.0\n", "1,2\n0,1\n1.0\n",
+     "1,99999999999999999999999\n0,1\n0.5,1\n", "1," + "9" * 400 + "\n0,1\n0.5,1\n",
+     "1," + "9" * 5000 + "\n0,1\n0.5,1\n", "1,2\n0," + "9" * 23 + "\n0.5,1\n",
+     "1,2\n0,1\n0.5,nan\n", "1,2\n0,1\n0.5,1e400\n", "1,2\n0,1\n0.5,0.4\n", "1,2\n0,1\n-1,1\n",
+     "1,2\n-1,1\n0.5,1\n", "\udcff"],
+    ids=range(16),
+)  # fmt: skip
 def test_a_bad_trace_file_is_named(tmp_path, text):
     if text is not None:
         write_trace(tmp_path / "t", text)
