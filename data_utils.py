@@ -14,7 +14,6 @@ from common.versions import demand
 
 demand(__name__, "numpy", "numba")
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,10 +27,11 @@ from common.flags import ArgumentParser
 from common.launch import Launch
 from criteo.columns import KAGGLE_PARTS
 from criteo.demo import Demo, add_demo_options, make_demo
+from criteo.meta_file import FORMAT_VERSION, recipe
 from criteo.original_files import Original, find_original
-from criteo.prepared import FORMAT_VERSION, Prepared, check_range, find_prepared, recipe
+from criteo.prepared import Prepared, check_range, find_prepared
 from criteo.raw_files import RawFile, find_raw_files
-from criteo.report import make_report, report_table
+from criteo.report import make_report, read_report_table
 from criteo.row_layout import FLAT, Layout
 from criteo.spec import DataSpec, add_data_options
 from preparation.checked_file import CheckedFile, key_of
@@ -306,8 +306,9 @@ def find_row_files(job: Job, totals: Totals, counts: Sequence[int]) -> RowFiles:
     files = RowFiles(folder, layout, order, spec.seed, totals.rows_per_part(num_parts), job.sizes)
     if not files.rows["train"] or not files.rows["test"]:
         raise UserError(
-            f"too few rows: {files.rows['train']} to train and {files.rows['test']} to test"
-            " are left"
+            f"too few rows: {files.rows['train']} to train and {files.rows['test']} to test are"
+            f" left, expected some of each (the last of {num_parts} parts is for tests):"
+            " add lines, or lower --data-sub-sample-rate"
         )
     return files
 
@@ -392,7 +393,7 @@ def _print_report(spec: DataSpec) -> None:
     """Print the table of the report, if there is one, by the first rank only."""
     path = Path(f"{spec.stem}_report.json") if spec.flat else spec.directory / "report.json"
     if Launch.from_environment().rank == 0 and path.is_file():
-        print(report_table(json.loads(path.read_text())), f"As JSON: {path}", sep="\n")
+        print(read_report_table(path), f"As JSON: {path}", sep="\n")
 
 
 if __name__ == "__main__":

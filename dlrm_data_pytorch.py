@@ -7,10 +7,11 @@ batch. Data sets only read; data_utils.py prepares.
 
 import argparse
 import itertools
+import math
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import RankError, UserError
 from common.shares import share_of_rows, split_evenly
+from common.stack_distances import StackDistances
 from criteo.columns import NUM_DENSE, NUM_SPARSE, Bytes
 from criteo.prepared import Prepared
 from devices.card import side_stream
@@ -273,9 +275,20 @@ def open_criteo_split(
     rows = prepared.rows(split)
     if in_memory:
         wanted = _rows_of_rank(len(rows), batch_size, process)
-        loaded = rows[wanted if order is None else order[wanted]]
+        wanted = wanted if order is None else order[wanted]
+        loaded = rows[wanted]
+        _check_rows(prepared, loaded, prepared.files[split], lambda row: wanted[row])
         return CriteoDataset(prepared, loaded, len(rows), batch_size, process, shares_only=True)
     return CriteoDataset(prepared, rows, len(rows), batch_size, process)
+
+
+def _check_rows(
+    prepared: Prepared, rows: Bytes, file: object, row_in_file: Callable[[int], int]
+) -> None:
+    """Raise a RankError that names the first row with a label or an id that cannot be."""
+    if fault := prepared.layout.first_fault(rows, prepared.counts):
+        what_to_do = "delete the prepared data to have it made again"
+        raise RankError(f"row {row_in_file(fault[0])} of {file}: {fault[1]}; {what_to_do}")
 
 
 def _rows_of_rank(num_rows: int, batch_size: int, process: Process) -> Ints:
@@ -310,9 +323,8 @@ class CriteoDataset:
         process: Process,
         shares_only: bool = False,
     ) -> None:
-        self._layout, self._counts = prepared.layout, prepared.counts
+        self._prepared, self._file = prepared, getattr(rows, "filename", None) or "the epoch"
         self._rows, self._num_rows, self._batch_size = np.asarray(rows), num_rows, batch_size
-        self._file = getattr(rows, "filename", None) or "the data"
         self._process, self._shares_only = process, shares_only
         self._rows_of_thread: Counter[int] = Counter()
         self.num_batches_per_read = max(1, ROWS_PER_READ // batch_size)
@@ -329,7 +341,7 @@ class CriteoDataset:
         """The batches of these numbers; neighbours are read and checked at once.
 
         Raises:
-            RankError: a row of this rank's shares has an id outside its table.
+            RankError: a row of this rank's shares has a label or an id that cannot be.
         """
         ranges = [self._range_of_share(number) for number in numbers]
         are_neighbours = all(end == begin for (_, end), (begin, _) in itertools.pairwise(ranges))
@@ -341,11 +353,11 @@ class CriteoDataset:
         rows = copied.numpy()
         np.copyto(rows, self._rows[begin:end])
         sizes = [end - begin for begin, end in ranges]
-        self._check_ids(rows, numbers)
+        _check_rows(self._prepared, rows, self._file, lambda row: self._row_of_epoch(numbers, row))
         self._rows_of_thread[threading.get_ident()] += len(rows)
         blocks = copied.split(sizes)
         return [
-            CriteoBatch(block, len(block), self._rows_per_rank(number), self._layout)
+            CriteoBatch(block, len(block), self._rows_per_rank(number), self._prepared.layout)
             for number, block in zip(numbers, blocks, strict=True)
         ]
 
@@ -376,18 +388,10 @@ class CriteoDataset:
         first = number * (first_end - first_begin)
         return first, first + end - begin
 
-    def _check_ids(self, rows: Bytes, numbers: Sequence[int]) -> None:
-        """Raise a RankError if a bad id is in `rows`, which are this rank's shares of batches."""
-        found = self._layout.first_id_outside(rows, self._counts)
-        if found is None:
-            return
-        row, table, outside = found
-        rows_of_epoch = [np.arange(*self._share_of_epoch(number)) for number in numbers]
-        raise RankError(
-            f"row {np.concatenate(rows_of_epoch)[row]} of the epoch in {self._file}:"
-            f" id {outside} of table {table} is outside its {self._counts[table]} rows;"
-            " delete the prepared data to have it made again"
-        )
+    def _row_of_epoch(self, numbers: Sequence[int], row: int) -> int:
+        """Which row of the epoch a row of this rank's shares of batches is."""
+        rows = [np.arange(*self._share_of_epoch(number)) for number in numbers]
+        return int(np.concatenate(rows)[row])
 
 
 # ---------------------------------------------------------------- random and synthetic data
@@ -416,7 +420,17 @@ class RandomSpec:
 
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> "RandomSpec":
-        """The trainer's flags for random and synthetic data as a record."""
+        """The trainer's flags for random and synthetic data as a record.
+
+        Raises:
+            UserError: no number can be drawn as they ask.
+        """
+        least, most = options.rand_data_min, options.rand_data_max
+        if not -math.inf < least <= most < math.inf:
+            got = f"--rand-data-min={least} and --rand-data-max={most}"
+            raise UserError(f"{got}: expected two numbers, the first at most the second")
+        if not math.isfinite(options.rand_data_mu):
+            raise UserError(f"--rand-data-mu={options.rand_data_mu}: expected a number")
         return cls(
             num_rows=options.arch_embedding_size,
             num_dense=options.arch_mlp_bot[0],
@@ -542,57 +556,3 @@ class RandomDataset:
         self.num_rows_read += end - begin
         widths = self._spec.num_dense, len(self._spec.num_rows)
         return BagBatch(torch.from_numpy(block), end - begin, tuple(shares), *widths, ids_per_rank)
-
-
-class StackDistances:
-    """Draws ids by LRU stack distance (a trace's profile), as the original's synthetic data does.
-
-    Args:
-        path: three comma-separated lines: ids by first use, stack distances, their cumulative
-            probabilities.
-        padding: leave new ids out of the draw once all distances can be drawn.
-
-    Raises:
-        UserError: the file is missing or its lines are wrong.
-    """
-
-    def __init__(self, path: Path, padding: bool) -> None:
-        try:
-            lines = path.read_text().splitlines()
-            self._ids = [int(word) for word in lines[0].split(",")]
-            self._distances = [int(word) for word in lines[1].split(",")]
-            self._probabilities = np.array([float(word) for word in lines[2].split(",")])
-        except (OSError, ValueError, IndexError) as error:
-            raise UserError(
-                f"--data-trace-file: {path}: {error}; expected three comma-separated lines"
-                " (ids, stack distances, cumulative probabilities), a file a table"
-            ) from error
-        distances = self._distances
-        fits = len(distances) == len(self._probabilities) and distances == sorted(distances)
-        if not fits or distances[0] < 0 or distances[-1] > len(self._ids):
-            raise UserError(
-                f"--data-trace-file: {path}: expected ascending distances from 0 to"
-                f" {len(self._ids)} (the number of ids) and as many probabilities"
-            )
-        self._padding = padding
-
-    def draw(self, size: int, random: np.random.RandomState) -> Ints:
-        """(size,) ids, which may repeat; every call begins with the ids in the file's order."""
-        recent = list(self._ids)
-        num_new = 0
-        drawn = np.empty(size, np.int64)
-        for i in range(size):
-            distance = self._draw_distance(num_new, float(random.rand(1)[0]))
-            num_new += distance == 0
-            drawn[i] = recent.pop(0 if distance == 0 else -distance)
-            recent.append(int(drawn[i]))
-        return drawn
-
-    def _draw_distance(self, num_new: int, number: float) -> int:
-        if num_new < self._distances[-1]:
-            reachable = int(np.searchsorted(self._distances, num_new, side="right")) - 1
-            number *= self._probabilities[max(reachable, 0)]
-        elif self._padding:
-            number = (1 - self._probabilities[0]) * number + self._probabilities[0]
-        index = int(np.searchsorted(self._probabilities, number, side="left"))
-        return self._distances[min(index, len(self._distances) - 1)]

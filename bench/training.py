@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.common import ROOT, output  # noqa: E402
 from bench.yardstick import ROWS, Rows  # noqa: E402
 from criteo.columns import FIRST_SPARSE, Columns
-from criteo.prepared import FORMAT_VERSION, SPLITS
+from criteo.meta_file import FORMAT_VERSION, SPLITS
 from criteo.row_layout import Layout
 
 NUM_ROWS = 1 << 20

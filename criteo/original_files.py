@@ -11,7 +11,9 @@ the 26 ids belongs to a table; a part is a day, or a seventh of Kaggle's one fil
 """
 
 import contextlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,14 @@ import numpy.typing as npt
 
 from common.errors import UserError
 from common.shares import split_evenly
-from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_DENSE, NUM_FIELDS, NUM_SPARSE, Rows
+from criteo.columns import FIRST_SPARSE, KAGGLE_PARTS, NUM_DENSE, NUM_SPARSE, Rows
 from criteo.row_layout import FLAT
 
 ROWS_PER_BLOCK = 1 << 17  # rows of an npz that are in memory at a time
-_DAMAGES = (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile)
+_DAMAGES = (  # what zipfile and numpy raise for files that are damaged or of another kind
+    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, SyntaxError),
+    *(RuntimeError, ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
 
 
@@ -64,7 +69,7 @@ def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
     whole = processed if processed.suffix == ".npz" else Path(f"{processed}.npz")
     if not whole.is_file():
         return None
-    counts = _checked_counts(whole, _array(whole, "counts"))
+    counts = _read_numbers(whole, "counts", 1, NUM_SPARSE)
     return Original([whole], counts, _rows_per_part(whole, raw), shuffled=False)
 
 
@@ -145,20 +150,27 @@ def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
     for prefix in [processed, bare, *_prefixes(raw)]:
         path = Path(f"{prefix}_fea_count.npz")
         if path.is_file():
-            return _checked_counts(path, _array(path, "counts"))
+            return _read_numbers(path, "counts", 1, NUM_SPARSE)
     raise UserError(f"{raw}_fea_count.npz: no such file; it holds the rows of each table (counts)")
 
 
-def _checked_counts(path: Path, counts: npt.NDArray[Any]) -> tuple[int, ...]:
-    if (
-        counts.shape != (NUM_SPARSE,)
-        or not np.issubdtype(counts.dtype, np.number)
-        or (counts < 1).any()
-    ):
-        raise UserError(
-            f"{path}: counts has shape {counts.shape}, expected {NUM_SPARSE} numbers of at least 1"
-        )
-    return tuple(int(count) for count in counts)
+def _read_numbers(path: Path, name: str, least: int, size: int | None = None) -> tuple[int, ...]:
+    """An array of `size` (None: any number of) whole numbers from `least` to 2^31.
+
+    Raises:
+        UserError: the file has no such array.
+    """
+    with _readable(path), np.load(path, allow_pickle=False) as arrays:
+        array = np.asarray(arrays[name])
+    expected = f"expected {size or 'a list of'} whole numbers from {least} to 2^31"
+    if array.dtype.kind not in "iuf" or array.ndim != 1 or len(array) != (size or len(array)):
+        got = f"shape {array.shape} and type {array.dtype}"
+        raise UserError(f"{path}: {name} has {got}, {expected}")
+    is_right = (array >= least) & (array <= 2**31) & (np.floor(array) == array)
+    if not is_right.all():
+        at = int(np.argmin(is_right))
+        raise UserError(f"{path}: {name}[{at}] is {array[at]}, {expected}")
+    return tuple(int(number) for number in array)
 
 
 def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
@@ -166,7 +178,7 @@ def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
     for prefix in _prefixes(raw):
         path = Path(f"{prefix}_day_count.npz")
         if path.is_file():
-            parts = tuple(int(count) for count in _array(path, "total_per_file"))
+            parts = _read_numbers(path, "total_per_file", 0)
             if sum(parts) != rows:
                 raise UserError(
                     f"{path}: total_per_file adds up to {sum(parts)}, {whole} has {rows} rows"
@@ -177,13 +189,6 @@ def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
             f"{raw}_day_count.npz: no such file; it holds the rows of each day of {whole}"
         )
     return tuple(split_evenly(rows, KAGGLE_PARTS))
-
-
-def _array(path: Path, name: str) -> npt.NDArray[Any]:
-    """A small array of an npz, read as a whole."""
-    with _readable(path), np.load(path, allow_pickle=False) as arrays:
-        array: npt.NDArray[Any] = arrays[name]
-    return array
 
 
 @contextlib.contextmanager
@@ -197,7 +202,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _num_rows(path: Path) -> int:
     with _readable(path), zipfile.ZipFile(path) as archive, archive.open("y.npy") as file:
-        return int(_header(file)[0][0])
+        rows = int(_header(file)[0][0])
+        if rows < 1:
+            raise ValueError(f"y has {rows} rows")
+        return rows
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -209,8 +217,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         else np.lib.format.read_array_header_2_0
     )
     shape, column_major, dtype = read_header(file)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+    if dtype.kind not in "iuf":
+        raise ValueError(f"an array has type {dtype}, expected whole numbers")
     return shape, column_major, dtype
 
 
@@ -224,7 +232,9 @@ def _read_file(path: Path, counts: tuple[int, ...]) -> Iterator[Rows]:
         ]
         for blocks in zip(*columns, strict=True):
             rows = np.concatenate(blocks, axis=1)
-            _check_ids(path, row, rows, counts)
+            integers = rows[:, 1:FIRST_SPARSE]
+            np.maximum(integers, 0, out=integers)  # as preparation makes them of text
+            _check_rows(path, row, rows, counts)
             row += len(rows)
             yield rows
 
@@ -238,12 +248,23 @@ def _blocks(file: IO[bytes], width: int) -> Iterator[Rows]:
     begins = range(0, num_rows, ROWS_PER_BLOCK)
     if column_major and width > 1:  # a row's values are spread over the whole file
         whole = np.frombuffer(file.read(), dtype).reshape(width, num_rows).T
-        yield from (whole[begin : begin + ROWS_PER_BLOCK].astype(np.int32) for begin in begins)
+        yield from (_as_ints(whole[begin : begin + ROWS_PER_BLOCK], begin) for begin in begins)
         return
     for begin in begins:
         size = min(ROWS_PER_BLOCK, num_rows - begin)
         block = np.frombuffer(_read_exactly(file, size * width * dtype.itemsize), dtype)
-        yield block.reshape(size, width).astype(np.int32)
+        yield _as_ints(block.reshape(size, width), begin)
+
+
+def _as_ints(values: npt.NDArray[Any], first_row: int) -> Rows:
+    """Numbers (n, width) of any type as int32."""
+    with np.errstate(invalid="ignore"):
+        ints = values.astype(np.int32)
+    if (wrong := ints != values).any():
+        row, column = (int(at[0]) for at in np.nonzero(wrong))
+        got = f"{values[row, column]} in row {first_row + row}"
+        raise ValueError(f"{got} is not a whole number of 32 bits")
+    return ints
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:
@@ -253,12 +274,8 @@ def _read_exactly(file: IO[bytes], size: int) -> bytes:
     return content
 
 
-def _check_ids(path: Path, first_row: int, rows: Rows, counts: tuple[int, ...]) -> None:
-    ids = rows[:, FIRST_SPARSE:NUM_FIELDS]
-    outside = (ids < 0) | (ids >= np.array(counts))
-    if outside.any():
-        row, table = (int(at[0]) for at in np.nonzero(outside))
-        raise UserError(
-            f"{path}, row {first_row + row}: id {ids[row, table]} of table {table}"
-            f" is outside its {counts[table]} rows"
-        )
+def _check_rows(path: Path, first_row: int, rows: Rows, counts: tuple[int, ...]) -> None:
+    """Raise a UserError that names the first row with a label or an id that cannot be."""
+    packed = np.ascontiguousarray(rows).view(np.uint8)
+    if fault := FLAT.first_fault(packed, counts):
+        raise UserError(f"{path}, row {first_row + fault[0]}: {fault[1]}")

@@ -5,7 +5,7 @@ or absent: meta.json, report.json and three files of rows. With --mlperf-bin-loa
 `<processed>_{train,test,val}.bin`, the original's flat form: 40 int32 a row.
 """
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,11 @@ import numpy as np
 
 from common.errors import UserError
 from criteo.columns import Bytes
+from criteo.meta_file import SPLITS, how_to_rebuild, read_meta, recipe
 from criteo.original_files import find_flat_files
 from criteo.raw_files import RawFile, day_numbers
 from criteo.row_layout import FLAT, Layout
 from criteo.spec import DataSpec
-
-FORMAT_VERSION = 2
-SPLITS = ("train", "test", "val")
-# what reading a damaged meta.json can raise
-_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -64,41 +60,77 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
     """
     if spec.flat:
         return _find_flat(spec)
-    meta_file = spec.directory / "meta.json"
-    if not meta_file.is_file():
+    if not _is_there(spec):
         return None
-    try:
-        meta = json.loads(meta_file.read_text())
-        _check_meta(spec, meta)
-        prepared = Prepared.from_meta(spec.directory, meta)
-        check_range(spec, spec.directory, prepared.counts)
-    except _DAMAGES as error:
-        raise UserError(f"{meta_file} is damaged ({error}): {_how_to_rebuild(spec)}") from error
-    for split, rows in meta["rows"].items():
-        path = prepared.files[split]
-        size = path.stat().st_size if path.is_file() else 0
-        if size != prepared.layout.row_bytes * rows:
-            expected = f"expected {prepared.layout.row_bytes * rows} bytes, got {size}"
-            raise UserError(f"{path} is damaged ({expected}): {_how_to_rebuild(spec)}")
+    meta = read_meta(spec, spec.directory / "meta.json")
+    _check_meta(spec, meta)
+    prepared = Prepared.from_meta(spec.directory, meta)
+    check_range(spec, spec.directory, prepared.counts)
+    _check_sizes(spec, prepared.files, meta["rows"], prepared.layout)
     return prepared
+
+
+def _is_there(spec: DataSpec) -> bool:
+    """Whether a folder with a meta.json has the name of the prepared data.
+
+    Preparation gives its complete folder that name by a rename. Only an empty folder gives way to
+    a rename; with anything else there, preparation would run to its end and fail then.
+
+    Raises:
+        UserError: something else is there.
+    """
+    folder, what_to_do = spec.directory, how_to_rebuild(spec)
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link to nothing: {what_to_do}") from None
+        return False
+    except NotADirectoryError:
+        raise UserError(f"{folder} is not a folder: {what_to_do}") from None
+    if "meta.json" not in names and (names or folder.is_symlink()):
+        raise UserError(f"{folder} is not prepared data, it has no meta.json: {what_to_do}")
+    return "meta.json" in names
+
+
+def _check_sizes(
+    spec: DataSpec, files: dict[str, Path], rows: dict[str, int], layout: Layout
+) -> None:
+    """Raise a UserError if a file is missing or has another size than its rows take."""
+    for split in SPLITS:
+        path, expected = files[split], layout.row_bytes * rows[split]
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {how_to_rebuild(spec)}")
+        if path.stat().st_size != expected:
+            got = f"expected {expected} bytes, got {path.stat().st_size}"
+            raise UserError(f"{path} is damaged ({got}): {how_to_rebuild(spec)}")
 
 
 def _find_flat(spec: DataSpec) -> Prepared | None:
     """Flat files do not say how they were made, but those of this program have a meta file."""
     flat = find_flat_files(spec.raw, spec.processed, spec.stem)
     if flat is None:
+        _check_flat_names(spec)
         return None
     files, counts, num_train, num_eval = flat
-    meta_file = spec.stem.with_name(spec.stem.name + "_meta.json")
-    try:
-        if meta_file.is_file():
-            _check_meta(spec, json.loads(meta_file.read_text()))
-    except _DAMAGES as error:
-        raise UserError(f"{meta_file} is damaged ({error}): delete it") from error
+    meta_file = Path(f"{spec.stem}_meta.json")
+    if os.path.lexists(meta_file):
+        meta = read_meta(spec, meta_file)
+        _check_meta(spec, meta)
+        _check_sizes(spec, files, meta["rows"], FLAT)
     check_range(spec, files["train"], counts)
     if not num_train or not files["test"].stat().st_size:
         raise UserError(f"{files['train']} or {files['test']} is empty: expected rows")
     return Prepared(files, counts, (num_train, num_eval), FLAT)
+
+
+def _check_flat_names(spec: DataSpec) -> None:
+    """Raise a UserError if a folder has the name of a file that preparation will write."""
+    names = [f"{split}.bin" for split in SPLITS]
+    for name in ("meta.json", "report.json", "fea_count.npz", *names):
+        path = Path(f"{spec.stem}_{name}")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: delete it, or name another --processed-data-file")
 
 
 def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
@@ -110,25 +142,8 @@ def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
         )
 
 
-def recipe(spec: DataSpec) -> dict[str, Any]:
-    """The flags that decide the prepared bytes; the seed is among them only if something is drawn.
-
-    The keys are frozen: meta.json keeps them, and a run compares them with its own.
-    """
-    drawn = spec.sub_sample_rate > 0 or spec.order != "file"
-    return {
-        "--data-set": spec.data_set,
-        "--max-ind-range": spec.max_ind_range,
-        "--data-sub-sample-rate": spec.sub_sample_rate,
-        "order on disk (--memory-map with --data-randomize)": spec.order,
-        "--numpy-rand-seed": spec.seed if drawn else None,
-    }
-
-
 def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
-    if meta["format"] != FORMAT_VERSION:
-        got = f"format {meta['format']}, this program reads {FORMAT_VERSION}"
-        raise UserError(f"{spec.directory}: {got}; {_how_to_rebuild(spec)}")
+    """Raise a UserError if the data was made with other flags or from other files."""
     wanted = recipe(spec)
     different = [
         key
@@ -139,19 +154,15 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
         different = [key for key in different if key.startswith(("--data-set", "order"))]
     for key in different:
         got = f"made with {key} = {meta['recipe'][key]}, this run has {wanted[key]}"
-        raise UserError(f"{spec.directory} was {got}: {_how_to_rebuild(spec)}")
+        raise UserError(f"{spec.directory} was {got}: {how_to_rebuild(spec)}")
     for then in meta["sources"]:
         path = spec.raw.parent / then["name"]
         if path.is_file() and RawFile.at(path).fingerprint != then:
             raise UserError(
                 f"{path} is not the file that {spec.directory} was made from"
-                f" (its size or time changed): {_how_to_rebuild(spec)}"
+                f" (its size or time changed): {how_to_rebuild(spec)}"
             )
     days = day_numbers(spec.raw) if spec.data_set == "terabyte" else []
     if days and len(days) != len(meta["sources"]) and not meta.get("imported"):
         got = f"made from {len(meta['sources'])} days, now there are {len(days)}"
-        raise UserError(f"{spec.directory} was {got}: {_how_to_rebuild(spec)}")
-
-
-def _how_to_rebuild(spec: DataSpec) -> str:
-    return f"delete {spec.directory} to have it made again, or name another --processed-data-file"
+        raise UserError(f"{spec.directory} was {got}: {how_to_rebuild(spec)}")

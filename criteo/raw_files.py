@@ -1,7 +1,9 @@
 """Criteo's raw files, plain or gzip: find them, and read their lines in bounded blocks."""
 
 import contextlib
+import glob
 import gzip
+import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -155,7 +157,7 @@ def find_raw_files(raw: Path, data_set: str) -> list[RawFile]:
     paths = [_plain_or_gzip(raw)] if data_set == "kaggle" else _find_days(raw)
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: no such file; {HINT}")
+            raise UserError(f"{path}: {what_is_at(path)}; {HINT}")
         if not os.access(path, os.R_OK):
             raise UserError(f"{path}: no permission to read it")
         if path.stat().st_size == 0:
@@ -168,9 +170,24 @@ def find_raw_files(raw: Path, data_set: str) -> list[RawFile]:
 def day_numbers(raw: Path) -> list[int]:
     """The numbers d of the files `<raw>_<d>` and `<raw>_<d>.gz`, ascending."""
     prefix = raw.name + "_"
-    names = [path.name.removeprefix(prefix) for path in raw.parent.glob(prefix + "*")]
+    paths = raw.parent.glob(glob.escape(prefix) + "*")
+    names = [path.name.removeprefix(prefix) for path in paths]
     names = [name.removesuffix(".gz") for name in names]
     return sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))})
+
+
+def what_is_at(path: Path) -> str:
+    """Why nothing can be read at a path where no regular file is."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which is not there"
+    kinds = {
+        "a folder": path.is_dir(),
+        "a fifo": path.is_fifo(),
+        "a socket": path.is_socket(),
+        "a device": path.is_block_device() or path.is_char_device(),
+    }
+    found = [kind for kind, is_it in kinds.items() if is_it]
+    return f"{found[0]}, expected a file" if found else "no such file"
 
 
 def _plain_or_gzip(path: Path) -> Path:
@@ -180,9 +197,10 @@ def _plain_or_gzip(path: Path) -> Path:
 
 def _find_days(raw: Path) -> list[Path]:
     days = day_numbers(raw)
-    gaps = sorted(set(range(days[-1] + 1)) - set(days)) if days else []
     if not days:
         raise UserError(f"{raw}_0: no such file; {HINT}")
+    there = set(days)  # the last number may be huge
+    gaps = list(itertools.islice((day for day in range(days[-1]) if day not in there), 6))
     if gaps:
         missing = _names(raw, gaps)
         raise UserError(

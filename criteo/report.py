@@ -1,10 +1,13 @@
 """The report of a preparation: counts of the text, as JSON and as a table; doubts about files."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from operator import add
+from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from criteo.columns import FIRST_SPARSE, NAMES, NUM_FIELDS, NUM_SPARSE
 
 KAGGLE_ROWS = 45_840_617
@@ -14,6 +17,8 @@ DAY_ROWS = (  # Criteo Terabyte Click Logs, day_0 to day_23: 4,373,472,329 rows
     169_003_364, 194_216_520, 194_081_279, 187_154_596, 177_984_934, 163_382_602,
     142_061_091, 156_534_237, 193_627_464, 192_215_183, 189_747_893, 178_274_637,
 )  # fmt: skip
+# what reading a file that is no report raises
+_DAMAGES = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 SAMPLE_SHARE = 0.6  # a file with at most this share of the published rows is taken for a sample
 
 
@@ -107,6 +112,21 @@ def make_report(
         "distinct_values": dict(zip(NAMES[-NUM_SPARSE:], counts, strict=True)),
         "columns": columns,
     }
+
+
+def read_report_table(path: Path) -> str:
+    """The report in a file as lines for people.
+
+    Raises:
+        UserError: the file is no report.
+    """
+    try:
+        return report_table(json.loads(path.read_bytes()))
+    except _DAMAGES as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} is damaged ({fault}): delete it, training does not read it"
+        ) from error
 
 
 def report_table(report: dict[str, Any]) -> str:

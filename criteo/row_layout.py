@@ -24,7 +24,7 @@ from criteo.columns import (
     Rows,
 )
 
-_TYPES = {1: "|u1", 2: "<u2", 4: "<i4"}
+TYPES = {1: "|u1", 2: "<u2", 4: "<i4"}
 
 # Offsets are unsigned in the kernels: without a test for negative indices numba loads a column as
 # one word, which is three times as fast.
@@ -56,7 +56,7 @@ class Layout:
         widths = {name: np.dtype(kind).itemsize for name, kind in columns}
         layout = cls(tuple(widths[name] for name in NAMES))
         if layout.columns != [list(column) for column in columns]:
-            raise ValueError(f"columns {columns}")
+            raise ValueError("columns are not in the order of their widths")
         return layout
 
     @cached_property
@@ -106,7 +106,7 @@ class Layout:
 
         The names and types are frozen: meta.json of prepared data keeps them.
         """
-        return [[NAMES[column], _TYPES[self.widths[column]]] for column in self.order]
+        return [[NAMES[column], TYPES[self.widths[column]]] for column in self.order]
 
     @cached_property
     def _kernel_layout(self) -> Any:
@@ -138,20 +138,27 @@ class Layout:
         _decode(rows, self._kernel_layout, dense, ids, label)
         return dense, ids, label
 
-    def first_id_outside(self, rows: Bytes, counts: Sequence[int]) -> tuple[int, int, int] | None:
-        """(row, table, id) of the first id outside its table, or None if there is none.
+    def first_fault(self, rows: Bytes, counts: Sequence[int]) -> tuple[int, str] | None:
+        """The first row with a label other than 0 and 1, or with an id outside its table.
 
         Args:
             rows: (n, row_bytes).
             counts: rows of each of the 26 tables.
+
+        Returns:
+            (row, what is wrong with it), or None if no row is wrong.
         """
-        last = np.array([*[2**32 - 1] * FIRST_SPARSE, *(count - 1 for count in counts)], np.uint32)
+        most = [1, *[2**32 - 1] * NUM_DENSE, *(count - 1 for count in counts)]
+        last = np.array(most, np.uint32)
         row = int(_first_row_outside(rows, last[self.order], self._kernel_layout))
         if row < 0:
             return None
-        ids = self.unpack(rows[row : row + 1])[0, FIRST_SPARSE:]
+        label, *values = self.unpack(rows[row : row + 1])[0].tolist()
+        if label not in (0, 1):
+            return row, f"label {label} is neither 0 nor 1"
+        ids = np.array(values[NUM_DENSE:])
         table = int(np.flatnonzero((ids < 0) | (ids >= np.array(counts)))[0])
-        return row, table, int(ids[table])
+        return row, f"id {ids[table]} of table {table} is outside its {counts[table]} rows"
 
     def repack(self, rows: Bytes, ids: Sequence[Any] | None, to: "Layout", positions: Any) -> Bytes:
         """Rows in another layout and another order, with categories replaced by ids.

@@ -1,6 +1,7 @@
 """The flags of Criteo data as one record: which data, and how it is prepared."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,12 @@ class DataSpec:
         """The flags of `add_data_options` as a record.
 
         Raises:
-            UserError: no data is named, the folder holds none or two kinds, or --max-ind-range is
-                out of range.
+            UserError: no data is named, a path ends in no name, the folder holds none or two kinds,
+                or --max-ind-range is out of range.
         """
         data_set, raw = options.data_set, options.raw_data_file
+        _check_name("--raw-data-file", raw, "DIR/train.txt or DIR/day; --data_path takes a folder")
+        _check_name("--processed-data-file", options.processed_data_file, "DIR/terabyte")
         if options.data_path:
             data_set, raw = _find_raw(Path(options.data_path), data_set)
         data_set = data_set or "kaggle"
@@ -135,14 +138,24 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     flag("--numpy-rand-seed", type=number_in(int, 0, 2**32 - 1), default=123, help="of all draws")
 
 
+def _check_name(flag: str, path: str, example: str) -> None:
+    """Raise a UserError if a path is given but ends in no name, which others are made from."""
+    if path and os.path.basename(path) in ("", ".", ".."):
+        raise UserError(f"{flag}={path} ends in no file's name: expected a path as in {example}")
+
+
 def _find_raw(folder: Path, data_set: str | None) -> tuple[str, Path]:
     """Find the data in a folder; returns DataSpec's (data_set, raw)."""
     if not folder.is_dir():
-        raise UserError(f"--data_path={folder}: no such folder")
+        what = "no such folder" if not os.path.lexists(folder) else "not a folder"
+        hint = "; --raw-data-file takes a file" if folder.is_file() else ""
+        raise UserError(f"--data_path={folder}: {what}{hint}")
     found = [data_set] if data_set else [name for name in RAW_NAMES if _holds(folder, name)]
     if len(found) > 1:
         both = "train.txt and day files: say --data-set=kaggle or terabyte"
         raise UserError(f"--data_path={folder} holds {both}")
+    if not found and os.path.lexists(folder / RAW_NAMES["kaggle"]):
+        found = ["kaggle"]  # find_raw_files says what it is, if not a file
     if not found:
         none = "found neither day_0, day_1, ... nor train.txt there"
         raise UserError(f"--data_path={folder}: {none}")

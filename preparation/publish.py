@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from criteo.prepared import SPLITS
+from criteo.meta_file import SPLITS
 from criteo.report import find_doubts
 from criteo.spec import DataSpec
 from preparation.row_files import RowFiles

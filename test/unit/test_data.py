@@ -9,7 +9,8 @@ from by_hand import spec as data_spec
 from conftest import SMALL_MODEL, train
 
 import dlrm_s_pytorch as dlrm
-from common.errors import UserError
+from common.errors import RankError, UserError
+from common.stack_distances import StackDistances
 from criteo.prepared import Prepared
 from criteo.row_layout import FLAT, Layout
 from data_utils import prepare
@@ -17,7 +18,6 @@ from dlrm_data_pytorch import (
     CriteoDataset,
     RandomDataset,
     RandomSpec,
-    StackDistances,
     draw_training_order,
     load_batches,
     make_criteo_data,
@@ -111,6 +111,21 @@ def test_the_flags_of_random_data_are_its_record():
     assert RandomSpec.from_options(options).trace == "t"
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--rand-data-min=5 --rand-data-max=2", "--rand-data-min=5.0 and --rand-data-max=2.0: exp"),
+        ("--rand-data-min=nan", "--rand-data-min=nan and --rand-data-max=1"),
+        ("--rand-data-max=inf", "--rand-data-min=0 and --rand-data-max=inf"),
+        ("--rand-data-mu=nan", "--rand-data-mu=nan: expected a number"),
+        ("--rand-data-mu=-inf", "--rand-data-mu=-inf: expected a number"),
+    ],
+)
+def test_random_data_that_cannot_be_drawn_is_refused(flags, words):
+    result = train("--rand-data-dist=gaussian", *flags.split())
+    assert result.status == 2 and result.err.count("\n") == 1 and words in result.err
+
+
 def test_gaussian_ids_outside_a_table_are_an_error():
     data = RandomDataset(random_spec(distribution="gaussian", maximum=90, mu=60), ALONE)
     with pytest.raises(UserError, match="for table 0 of 20 rows: let --rand-data-min and --rand-"):
@@ -118,7 +133,7 @@ def test_gaussian_ids_outside_a_table_are_an_error():
 
 
 def write_trace(path, text="3,1,2\n0,1,2\n0.5,0.75,1.0\n"):
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     return path
 
 
@@ -134,8 +149,14 @@ def test_each_table_has_a_trace_and_ids_beyond_it_are_taken_modulo_with_a_warnin
 
 
 @pytest.mark.parametrize(
-    "text", [None, "1,2\n0,1\n", "1,x\n0,1\n0.5,1\n", "1,2\n0,5\n0.5,1.0\n", "1,2\n0,1\n1.0\n"]
-)
+    "text",
+    [None, "", "1,2\n0,1\n", "1,x\n0,1\n0.5,1\n", "1,2\n0,5\n0.5,1.0\n", "1,2\n0,1\n1.0\n",
+     "1,99999999999999999999999\n0,1\n0.5,1\n", "1," + "9" * 400 + "\n0,1\n0.5,1\n",
+     "1," + "9" * 5000 + "\n0,1\n0.5,1\n", "1,2\n0," + "9" * 23 + "\n0.5,1\n",
+     "1,2\n0,1\n0.5,nan\n", "1,2\n0,1\n0.5,1e400\n", "1,2\n0,1\n0.5,0.4\n", "1,2\n0,1\n-1,1\n",
+     "1,2\n-1,1\n0.5,1\n", "\udcff"],
+    ids=range(16),
+)  # fmt: skip
 def test_a_bad_trace_file_is_named(tmp_path, text):
     if text is not None:
         write_trace(tmp_path / "t", text)
@@ -169,7 +190,8 @@ def test_padding_of_a_trace_draws_no_new_ids_once_all_distances_can_be_drawn(
 def made_up(num_rows):
     random = np.random.default_rng(0)
     rows = random.integers(0, 50, (num_rows, 40), dtype=np.int32)
-    rows[:, 0] = np.arange(num_rows)  # a label that tells which row it is
+    rows[:, 0] %= 2
+    rows[:, 1] = np.arange(num_rows)  # an integer that tells which row it is
     return rows
 
 
@@ -212,9 +234,9 @@ def test_only_rows_in_memory_are_shuffled_and_only_for_training(tmp_path, random
         np.random.seed(1)
         data = make_criteo_data(prepared, randomize, in_memory, (53, 53), "val", ALONE)
         assert (data.num_rows, data.num_dense) == ((50,) * 26, 13)
-        labels = [MIXED.unpack(split[0].block.numpy())[:, 0] for split in (data.train, data.test)]
-        assert labels[0].tolist() == (want if in_memory else list(range(53)))
-        assert labels[1].tolist() == list(range(53))
+        numbers = [MIXED.unpack(split[0].block.numpy())[:, 1] for split in (data.train, data.test)]
+        assert numbers[0].tolist() == (want if in_memory else list(range(53)))
+        assert numbers[1].tolist() == list(range(53))
 
 
 def test_an_evaluation_split_without_rows_is_an_error(tmp_path):
@@ -223,6 +245,25 @@ def test_an_evaluation_split_without_rows_is_an_error(tmp_path):
     make_criteo_data(prepared, "none", False, (2, 2), "test", ALONE)
     with pytest.raises(UserError, match=f"--eval-split=val has no rows in {tmp_path}/val.bin"):
         make_criteo_data(prepared, "none", False, (2, 2), "val", ALONE)
+
+
+@pytest.mark.parametrize(
+    "column, fault", [(0, "label 7 is neither 0 nor 1"), (20, "id 77 of table")]
+)
+def test_a_row_that_cannot_be_is_named_by_its_number_in_the_file(tmp_path, column, fault):
+    """Loaded rows are checked when they are loaded, mapped ones in their batch."""
+    rows = made_up(53)
+    rows[40, column] = 7 if column == 0 else 77
+    prepared = write_splits(tmp_path, rows)
+    order = np.random.default_rng(1).permutation(53)
+    line = f"row 40 of {tmp_path}/train.bin: {fault}.*; delete the prepared data to have it made"
+    for numbers in (order, None):
+        with pytest.raises(RankError, match=line):
+            open_criteo_split(prepared, "train", 10, ALONE, numbers, in_memory=True)
+    mapped = open_criteo_split(prepared, "train", 10, ALONE, None, in_memory=False)
+    assert len(mapped.read([0, 1, 2, 3])) == 4
+    with pytest.raises(RankError, match=line):
+        mapped.read([3, 4])
 
 
 def test_training_order_draws_what_the_original_drew():
@@ -256,12 +297,12 @@ def test_bin_shuffle_is_another_order_of_whole_batches_each_epoch():
 def test_a_criteo_block_decodes_to_logarithms_ids_and_labels(layout):
     rows = made_up(4)
     largest = np.array([2 ** min(8 * width, 31) - 1 for width in layout.widths])
-    rows[3] = [3, *largest[1:]]
+    rows[:, 0], rows[3, 1:] = [0, 1, 1, 0], largest[1:]
     features = CriteoBatch(torch.from_numpy(layout.pack(rows.T)), 4, (4,), layout).decode()
     want = torch.log(torch.tensor(rows[:, 1:14], dtype=torch.float) + 1)
     assert torch.equal(features.dense, want)
     assert features.bags.ids.view(4, 26).tolist() == rows[:, 14:].tolist()
-    assert features.label.view(-1).tolist() == [0, 1, 2, 3]
+    assert features.label.view(-1).tolist() == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("rank, real", [(0, 2), (2, 1)])

@@ -21,7 +21,7 @@ BATCH, NUM_ROWS = 100, 20_050  # more than two reads, and a last batch of 50
 NUM_BATCHES = 201
 BAD_ROW = 8150  # of the second read
 WAIT = 20  # seconds, for events that are nearly immediate
-LAYOUT = Layout.holding([NUM_ROWS, *[50] * 39])  # 2 bytes for the label, 1 for the others
+LAYOUT = Layout.holding([1, NUM_ROWS, *[50] * 38])  # 2 bytes for I1, 1 for the others
 
 
 def rank_of(rank, world_size):
@@ -30,7 +30,8 @@ def rank_of(rank, world_size):
 
 def dataset(rank=0, world_size=1, bad_row=None):
     rows = np.random.default_rng(0).integers(0, 50, (NUM_ROWS, 40), dtype=np.int32)
-    rows[:, 0] = np.arange(NUM_ROWS)  # a label that tells which row it is
+    rows[:, 0] %= 2
+    rows[:, 1] = np.arange(NUM_ROWS)  # an integer that tells which row it is
     if bad_row is not None:
         rows[bad_row, 20] = 50
     prepared = Prepared({}, (50,) * 26, (), LAYOUT)
@@ -111,8 +112,8 @@ def test_an_error_while_reading_reaches_who_asks(num_workers, num_readers):
     data.num_readers = num_readers
     with pytest.raises(RankError) as caught:
         for batch in load_batches(data, range(NUM_BATCHES), num_workers, CPU):
-            got.append(int(LAYOUT.unpack(batch.block.numpy())[0, 0]))
-    line = f"row {BAD_ROW} of the epoch in the data: id 50 of table 6 is outside its 50 rows;"
+            got.append(int(LAYOUT.unpack(batch.block.numpy())[0, 1]))
+    line = f"row {BAD_ROW} of the epoch: id 50 of table 6 is outside its 50 rows;"
     assert str(caught.value) == f"{line} delete the prepared data to have it made again"
     assert got == list(range(0, BAD_ROW - 50, BATCH))
 
@@ -140,13 +141,14 @@ def test_no_thread_is_left(leave):
 
 
 @pytest.mark.parametrize("number", [0, 7, 200])
-def test_an_error_names_the_row_of_the_epoch_whichever_rank_finds_it(number):
+@pytest.mark.parametrize("column", [0, 20])
+def test_an_error_names_the_row_of_the_epoch_whichever_rank_finds_it(number, column):
     """The second of two ranks has only its own rows, in memory."""
     shares = [share_of_rows(min(BATCH, NUM_ROWS - k * BATCH), 1, 2) for k in range(NUM_BATCHES)]
     row_of_epoch = np.concatenate([k * BATCH + np.arange(*share) for k, share in enumerate(shares)])
     rows = np.zeros((len(row_of_epoch), 40), np.int32)
     bad = int(np.flatnonzero(row_of_epoch // BATCH == number)[3])
-    rows[bad, 20] = 50
+    rows[bad, column] = 50
     prepared = Prepared({}, (50,) * 26, (), FLAT)
     packed = rows.view(np.uint8)
     data = CriteoDataset(prepared, packed, NUM_ROWS, BATCH, rank_of(1, 2), shares_only=True)

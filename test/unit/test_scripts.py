@@ -141,7 +141,10 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
     options = [f"--data_path={tmp_path}", "--device=cpu", "--nproc=2", "--batch_size=30"]
     done = script(copy, "train_full_8p.sh", *options, "--", *extra, cwd=tmp_path)
     assert done.returncode == 1
-    assert "train_1.log: row 29 of the epoch" in done.stderr and "id 7 of table 6" in done.stderr
+    assert (
+        f"train_1.log: row 29 of {tmp_path}/x_train.bin" in done.stderr
+        and "id 7 of table 6" in done.stderr
+    )
     assert "end of " in done.stderr and "ChildFailedError" not in done.stderr + done.stdout
     assert "Final result" not in done.stdout and not (tmp_path / "DLRM.pth").exists()
 

@@ -1,5 +1,9 @@
 """Files that the original program left are read: npz, reordered npz, flat .bin with counts."""
 
+import os
+import random
+import shutil
+
 import numpy as np
 import pytest
 from by_hand import by_hand, prepare, spec
@@ -91,7 +95,7 @@ def test_reordered_npz_keep_their_order_if_rows_are_mapped(made, tmp_path):
 def test_blocks_of_rows_are_cut_where_parts_end(tmp_path):
     """Rows of two blocks, in seven parts."""
     rows = np.zeros((ROWS_PER_BLOCK + 999, 40), np.int32)
-    rows[:, 0] = np.arange(len(rows))
+    rows[:, 1] = np.arange(len(rows))
     save_npz(tmp_path / "k.npz", rows, counts=np.ones(26))
     original = find_original(tmp_path / "train.txt", tmp_path / "k.npz", mapped=False)
     found = list(read_original(original))
@@ -131,6 +135,22 @@ def test_flat_files_are_written_and_read_again(tmp_path):
     assert loaded.losses == trained.losses and loaded.tests == trained.tests
 
 
+@pytest.mark.parametrize("split, rows", [("train", 3), ("test", 25), ("val", 1)])
+def test_flat_files_without_all_of_their_rows_are_refused(tmp_path, split, rows):
+    """Cut at a row's boundary; the _meta.json beside them says how many rows there were."""
+    write_days(tmp_path / "raw", 3, 50)
+    flags = [f"--data_path={tmp_path}/raw", f"--processed-data-file={tmp_path}/x"]
+    assert prepare(*flags, "--mlperf-bin-loader").status == 0
+    path = tmp_path / f"x_{split}.bin"
+    size = path.stat().st_size
+    os.truncate(path, size - 160 * rows)
+    result = prepare(*flags, "--mlperf-bin-loader")
+    assert result.status == 2 and result.err.count("\n") == 1
+    sizes = f"expected {size} bytes, got {size - 160 * rows}"
+    assert f"x_{split}.bin is damaged ({sizes})" in result.err
+    assert f"delete {tmp_path}/x_train.bin to have it made again" in result.err
+
+
 def test_an_id_outside_its_table_names_file_row_and_table(made, tmp_path):
     parts, counts = made
     rows = np.concatenate(parts)
@@ -148,7 +168,7 @@ def test_an_id_outside_its_table_in_flat_files_is_found_when_it_is_read(made, tm
     flags = save_flat(tmp_path, parts, counts)
     result = train(*CRITEO_MODEL, "--data-generation=dataset", *flags)
     assert result.status == 2
-    assert "row 33 of the epoch" in result.err and "id -1 of table 0" in result.err
+    assert f"row 33 of {tmp_path}/x_train.bin" in result.err and "id -1 of table 0" in result.err
 
 
 def test_files_of_another_kind_are_refused(made, tmp_path):
@@ -162,4 +182,105 @@ def test_files_of_another_kind_are_refused(made, tmp_path):
     save_npz(path, np.concatenate(parts), counts=np.array(counts, dtype=object))
     assert "is not an npz" in prepare(*flags).err
     save_npz(path, np.concatenate(parts), counts=np.zeros(26))
-    assert "counts has shape (26,), expected 26 numbers of at least 1" in prepare(*flags).err
+    assert "counts[0] is 0.0, expected 26 whole numbers from 1 to 2^31" in prepare(*flags).err
+
+
+def refusal_of(path, *flags):
+    """The one line about an npz; nothing is prepared of it."""
+    result = prepare("--data-set=kaggle", f"--processed-data-file={path}", *flags)
+    assert result.status == 2 and result.err.count("\n") == 1 and str(path.parent) in result.err
+    assert not path.with_suffix(".prepared").exists()
+    return result.err
+
+
+@pytest.mark.parametrize(
+    "counts, words",
+    [
+        (np.full(26, np.nan), "counts[0] is nan"),
+        (np.full(26, np.inf), "counts[0] is inf"),
+        ([9] * 25 + [2.5], "counts[25] is 2.5"),
+        ([9] * 25 + [-1], "counts[25] is -1"),
+        ([9] * 25 + [2**31 + 1], "counts[25] is 2147483649"),
+        (np.full(26, 2**64 - 1, np.uint64), "counts[0] is 18446744073709551615"),
+        ([9] * 25, "counts has shape (25,)"),
+        (np.full((26, 1), 9), "counts has shape (26, 1)"),
+        (9, "counts has shape ()"),
+        (["9"] * 26, "counts has shape (26,) and type <U1"),
+        ([True] * 26, "type bool"),
+        ([9j] * 26, "type complex128"),
+    ],
+)
+def test_wrong_counts_are_named(made, tmp_path, counts, words):
+    path = tmp_path / "k_processed.npz"
+    save_npz(path, np.concatenate(made[0]), counts=np.array(counts))
+    line = refusal_of(path)
+    assert words in line and "expected 26 whole numbers from 1 to 2^31" in line
+
+
+@pytest.mark.parametrize("parts", [[np.nan, 150], [75.5, 74.5], [[150]], 150, ["150"], [-1, 151]])
+def test_wrong_rows_of_days_are_named(made, tmp_path, parts):
+    path = tmp_path / "k_processed.npz"
+    save_npz(path, np.concatenate(made[0]), counts=np.array(made[1]))
+    np.savez(tmp_path / "train_day_count.npz", total_per_file=np.array(parts))
+    line = refusal_of(path)
+    assert "train_day_count.npz: total_per_file" in line and "expected a list of whole num" in line
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    "name, column, value, words",
+    [
+        ("y", 0, 2, "row 7: label 2 is neither 0 nor 1"),
+        ("y", 0, -1, "row 7: label -1 is neither 0 nor 1"),
+        ("y", 0, 0.5, "(0.5 in row 7 is not a whole number of 32 bits)"),
+        ("y", 0, np.nan, "(nan in row 7 is not a whole number of 32 bits)"),
+        ("X_int", 3, 2.0**31, "in row 7 is not a whole number of 32 bits)"),
+        ("X_int", 3, -np.inf, "(-inf in row 7 is not a whole number of 32 bits)"),
+        ("X_cat", 3, 1.5, "(1.5 in row 7 is not a whole number of 32 bits)"),
+        ("X_cat", 3, -1, "row 7: id -1 of table 3 is outside"),
+    ],
+)
+def test_values_that_no_row_has_are_named(made, tmp_path, name, column, value, words, order):
+    path, rows = tmp_path / "k_processed.npz", np.concatenate(made[0]).astype(float)
+    arrays = {"y": rows[:, 0], "X_int": rows[:, 1:14], "X_cat": rows[:, 14:]}
+    arrays[name].reshape(len(rows), -1)[7, column] = value
+    arrays = {key: np.array(array, order=order) for key, array in arrays.items()}
+    np.savez(path, counts=np.array(made[1]), **arrays)
+    assert words in refusal_of(path)
+
+
+def test_integers_below_zero_become_zero_as_those_of_text_do(made, tmp_path):
+    path, rows = tmp_path / "k_processed.npz", np.concatenate(made[0])
+    rows[7, 5] = -3
+    save_npz(path, rows, counts=np.array(made[1]))
+    rows[7, 5] = 0
+    prepared = data_utils.prepare(spec("--data-set=kaggle", f"--processed-data-file={path}"))
+    assert_same_data(prepared, [rows], made[1], (22, 22, 22, 21, 21, 21, 21))
+
+
+@pytest.mark.parametrize("name", ["y", "X_int", "X_cat"])
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(()), np.zeros((0, 13)), np.array(["1"] * 150), np.zeros(7), np.zeros(150, "V8")],
+    ids=range(5),
+)
+def test_arrays_of_another_kind_are_refused(made, tmp_path, name, array):
+    path, rows = tmp_path / "k_processed.npz", np.concatenate(made[0])
+    arrays = {"y": rows[:, 0], "X_int": rows[:, 1:14], "X_cat": rows[:, 14:]}
+    np.savez(path, **(arrays | {"counts": np.array(made[1]), name: array}))
+    assert "is not an npz that the original writes (" in refusal_of(path)
+
+
+def test_a_damaged_npz_is_one_line_wherever_the_damage_is(made, tmp_path):
+    """Or no matter, if nothing reads the bytes that are damaged."""
+    path, draw = tmp_path / "k_processed.npz", random.Random(0)
+    save_npz(path, np.concatenate(made[0]), counts=np.array(made[1]))
+    whole = path.read_bytes()
+    for number in range(60):
+        content = bytearray(whole[: draw.randrange(len(whole))] if number % 5 == 0 else whole)
+        for _ in range(draw.randrange(1, 40)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content)
+        result = prepare("--data-set=kaggle", f"--processed-data-file={path}")
+        assert (result.status, result.err.count("\n")) in ((2, 1), (0, 0)), result.err
+        shutil.rmtree(path.with_suffix(".prepared"), ignore_errors=True)

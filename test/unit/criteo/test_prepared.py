@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
-from criteo.prepared import FORMAT_VERSION, SPLITS, find_prepared, recipe
+from criteo.meta_file import FORMAT_VERSION, SPLITS, recipe
+from criteo.prepared import find_prepared
 from criteo.raw_files import RawFile
 from criteo.row_layout import Layout
 from criteo.spec import DataSpec
@@ -53,8 +56,6 @@ def test_data_that_fits_is_found_and_mapped(made):
         rows = prepared.rows(split)
         assert rows.shape == (ROWS[split], LAYOUT.row_bytes)
         assert (LAYOUT.unpack(rows) == 3).all() and len(rows) == ROWS[split]
-    (made.directory / "meta.json").unlink()
-    assert find_prepared(made) is None
 
 
 @pytest.mark.parametrize(
@@ -103,10 +104,10 @@ def test_imported_data_is_held_against_its_data_set_its_order_and_its_largest_ta
     [
         ({"format": 1}, f"format 1, this program reads {FORMAT_VERSION}"),
         ({"format": None}, f"format None, this program reads {FORMAT_VERSION}"),
-        ({"columns": []}, "meta.json is damaged"),
-        ({"recipe": {}}, "meta.json is damaged"),
-        ({"counts": None}, "meta.json is damaged"),
-        ({"rows": {"train": 6}}, f"expected {6 * LAYOUT.row_bytes} bytes, got"),
+        (
+            {"rows": ROWS | {"train": 6}, "rows_per_part": [6, 2]},
+            f"expected {6 * LAYOUT.row_bytes} bytes, got",
+        ),
     ],
 )
 def test_a_meta_file_that_does_not_fit_is_named(made, change, words):
@@ -118,5 +119,112 @@ def test_damaged_files_are_named(made):
     (made.directory / "train.bin").write_bytes(b"12")
     expected = f"train.bin is damaged (expected {5 * LAYOUT.row_bytes} bytes, got 2)"
     assert expected in refusal(made)
-    (made.directory / "meta.json").write_text("no JSON")
-    assert "meta.json is damaged" in refusal(made)
+    (made.directory / "train.bin").unlink()
+    assert "train.bin is missing" in refusal(made)
+
+
+def test_a_folder_or_a_file_that_is_in_the_way_is_named_before_anything_is_prepared(made):
+    """The data's name is given by a rename, for which only an empty folder makes room."""
+    (made.directory / "meta.json").unlink()
+    assert f"{made.directory} is not prepared data, it has no meta.json: delete" in refusal(made)
+    for path in made.directory.iterdir():
+        path.unlink()
+    assert find_prepared(made) is None
+    made.directory.rmdir()
+    assert find_prepared(made) is None
+    made.directory.symlink_to("nothing")
+    assert f"{made.directory} is a link to nothing: delete" in refusal(made)
+    made.directory.unlink()
+    made.directory.write_text("a file")
+    assert f"{made.directory} is not a folder: delete {made.directory}" in refusal(made)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "meta.json", "fea_count.npz"])
+def test_a_folder_with_the_name_of_a_flat_file_is_named_before_anything_is_prepared(made, name):
+    (made.raw.parent / f"x_{name}").mkdir()
+    line = refusal(dataclasses.replace(made, flat=True))
+    assert f"x_{name} is a folder: delete it" in line
+
+
+# ---------------------------------------------------------------- damaged meta.json
+
+
+TEXTS = [
+    "no JSON",
+    "",
+    "[" * 200_000,
+    "[]",
+    "3",
+    "null",
+    '"text"',
+    '{"format": 2',
+    '{"format": ' + "9" * 5000 + "}",
+    "{}",
+    "\udcff",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_a_meta_file_that_is_no_object_is_named(made, text):
+    (made.directory / "meta.json").write_bytes(text.encode(errors="surrogateescape"))
+    line = refusal(made)
+    assert "meta.json is damaged (" in line and f": delete {made.directory} to have it" in line
+
+
+HUGE = 10**22
+SOURCE = {"name": "day_0", "size": 1, "mtime_ns": 1}
+NO = object()  # the key is left out
+WRONG = {
+    "columns": [NO, None, 3, "text", {}, [], LAYOUT.columns[:39], [["C1", "|u1"]] * 40],
+    "columns[0]": [None, [], ["label"], ["label", 3], [{}, "|u1"], ["label", "|u1", "x"]],
+    "columns[1]": [["I1", "<f4"], ["I1", "V999999999"], ["I1", "nonsense"], ["I99", "<u2"]],
+    "rows": [NO, None, 3, [], {"train": 5}, {"train": 5, "test": 2}],
+    "rows.train": [None, -5, 0, 5.0, "5", True, HUGE, float("nan"), float("inf"), [5]],
+    "rows.test": [0, -1],
+    "rows.val": [-1, None],
+    "rows_per_part": [NO, None, 7, [], [7], [5, 3], [6, 2], {"0": 5}],
+    "rows_per_part[0]": [None, -5, 5.0, "5", HUGE],
+    "counts": [NO, None, 50, [], [50] * 25, [50] * 27, "5" * 26],
+    "counts[3]": [None, 0, -50, 50.0, "50", True, HUGE, 2**31 + 1, float("nan"), [50]],
+    "recipe": [NO, None, [], {}, {"--data-set": "terabyte"}],
+    "recipe.--data-set": [["terabyte"], {}],
+    "imported": [3, "yes", None],
+    "sources": [NO, None, 3, {}],
+    "sources[0]": [None, "day_0", [], {}, {"name": "day_0"}],
+    "sources[0].name": [3, None, "", "a/b", "a\0b", "x" * 300, "\ud800"],
+    "sources[0].size": [None, -1, "1", HUGE],
+    "sources[0].mtime_ns": [None, 1.5, "1", HUGE],
+}
+
+
+def changed(meta, key, value):
+    """meta.json with another value at a key as it is named in an error."""
+    steps = [int(step) if step.isdecimal() else step for step in re.split(r"\.|\[|\]", key) if step]
+    within = meta
+    for step in steps[:-1]:
+        within = within[step]
+    if value is NO:
+        del within[steps[-1]]
+    else:
+        within[steps[-1]] = value
+    return meta
+
+
+@pytest.mark.parametrize(
+    "key, value", [(key, value) for key, values in WRONG.items() for value in values]
+)
+def test_a_wrong_value_in_meta_is_one_line_that_names_the_key(made, key, value):
+    write(made, changed(meta_of(made), key, value))
+    line = refusal(made)
+    assert "\n" not in line and len(line) < 500
+    assert "meta.json is damaged (" in line and f": delete {made.directory} to have it" in line
+    assert f"({key} is " in line or f"the key {key!r})" in line
+
+
+def test_a_meta_file_that_is_a_folder_or_a_fifo_is_named(made):
+    path = made.directory / "meta.json"
+    path.unlink()
+    for make in (os.mkdir, os.mkfifo):
+        make(path)
+        assert "meta.json is damaged (it is no regular file): delete" in refusal(made)
+        path.rmdir() if path.is_dir() else path.unlink()

@@ -279,13 +279,38 @@ def test_missing_days_are_named(tmp_path, names, words):
     assert all(word in message for word in words) and str(tmp_path) in message
 
 
-def test_a_day_that_is_empty_or_a_folder_is_named(tmp_path):
+def test_a_huge_day_is_no_reason_to_count_to_it(tmp_path):
+    make_files(tmp_path, "day_0", f"day_{'9' * 40}", "day_1")
+    message = message_of(UserError, names_of, tmp_path)
+    assert "lacks day_2, day_3, day_4, day_5, day_6 ... (it has day_9999" in message
+
+
+def test_days_of_a_name_with_blanks_and_wildcards_are_found(tmp_path):
+    make_files(tmp_path, "d[a]y *_0", "d[a]y *_1", "day x_2")
+    assert day_numbers(tmp_path / "d[a]y *") == [0, 1]
+
+
+MAKERS = {
+    "a folder, expected a file": os.mkdir,
+    "a fifo, expected a file": os.mkfifo,
+    "a device, expected a file": lambda path: path.symlink_to("/dev/null"),
+    "a link to nothing, which is not there": lambda path: path.symlink_to("nothing"),
+}
+
+
+@pytest.mark.parametrize("what", MAKERS)
+def test_what_is_in_place_of_a_file_is_named(tmp_path, what):
+    make_files(tmp_path, "day_0")
+    for name, data_set, raw in (("day_1", "terabyte", "day"), ("x.txt", "kaggle", "x.txt")):
+        MAKERS[what](tmp_path / name)
+        message = message_of(UserError, find_raw_files, tmp_path / raw, data_set)
+        assert message.startswith(f"{tmp_path}/{name}: {what}; --data_path or --raw")
+
+
+def test_a_day_that_is_empty_is_named(tmp_path):
     make_files(tmp_path, "day_0", "day_1.gz")
     (tmp_path / "day_1.gz").write_bytes(b"")
     assert f"{tmp_path}/day_1.gz is empty" in message_of(UserError, names_of, tmp_path)
-    (tmp_path / "day_1.gz").unlink()
-    (tmp_path / "day_1").mkdir()
-    assert f"{tmp_path}/day_1: no such file" in message_of(UserError, names_of, tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -133,6 +133,33 @@ REPORT = {
 }
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON", "[" * 200_000, "3", "[]", "{}", json.dumps({"rows": 3}), b"\xff"],
+    ids=range(8),
+)
+def test_a_damaged_report_of_prepared_data_is_one_line(tmp_path, text):
+    write_days(tmp_path, 2, 9)
+    path = tmp_path / "terabyte_processed.prepared" / "report.json"
+    assert prepare(f"--data_path={tmp_path}").status == 0
+    whole = json.loads(path.read_text())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert_damaged(prepare(f"--data_path={tmp_path}"), path)
+    for key in ("lines", "lines_per_file", "rows", "columns", "missing_rate", "distinct_values"):
+        for value in (None, 10**400, "text", [], {}):
+            path.write_text(json.dumps(whole | {key: value}))
+            result = prepare(f"--data_path={tmp_path}")
+            if result.status:
+                assert_damaged(result, path)
+    path.unlink()
+    assert prepare(f"--data_path={tmp_path}").status == 0
+
+
+def assert_damaged(result, path):
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert f"{path} is damaged (" in result.err and "delete it" in result.err
+
+
 def test_the_table_by_hand():
     """Large numbers, as Criteo's are, keep their columns; each column has a line."""
     table = report_table(REPORT).splitlines()

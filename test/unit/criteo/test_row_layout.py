@@ -140,7 +140,7 @@ def changed(**changes):
     ids=range(15),
 )
 def test_columns_of_no_layout_are_refused(columns):
-    """With errors that tell criteo/prepared.py that meta.json is damaged."""
+    """criteo/meta_file.py looks at the columns of a meta.json before."""
     with pytest.raises((ValueError, KeyError, TypeError)):
         Layout.from_columns(columns)
 
@@ -207,7 +207,7 @@ def test_decoding_is_unpacking(seed):
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("table", [0, 11, 25])
 @pytest.mark.parametrize("others", [1, 2, 4])
-def test_the_first_id_outside_its_table_is_found(width, table, others):
+def test_the_first_row_with_an_id_outside_its_table_is_found(width, table, others):
     """An id equal to its table's rows is outside, one less is not; the first bad row is named."""
     widths = [others] * 40
     widths[14 + table] = width
@@ -216,35 +216,59 @@ def test_the_first_id_outside_its_table_is_found(width, table, others):
     counts[table] = LARGEST[width] // 3
     columns = random_columns(layout, 50, table, negative=False)
     columns[14:] %= np.array(counts)[:, None]
+    columns[0] %= 2
     columns[14 + table, 5] = counts[table] - 1
-    assert layout.first_id_outside(layout.pack(columns), counts) is None
+    outside = f"of table {table} is outside its {counts[table]} rows"
+    assert layout.first_fault(layout.pack(columns), counts) is None
     columns[14 + table, 31] = counts[table]
     columns[14 + table, 40:] = LARGEST[width]
-    assert layout.first_id_outside(layout.pack(columns), counts) == (31, table, counts[table])
+    found = layout.first_fault(layout.pack(columns), counts)
+    assert found == (31, f"id {counts[table]} {outside}")
     columns[14 + table, 0] = LARGEST[width]
-    assert layout.first_id_outside(layout.pack(columns), counts) == (0, table, LARGEST[width])
-    assert layout.first_id_outside(layout.pack(columns[:, :0]), counts) is None
+    assert layout.first_fault(layout.pack(columns), counts) == (0, f"id {LARGEST[width]} {outside}")
+    assert layout.first_fault(layout.pack(columns[:, :0]), counts) is None
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("others", [1, 2, 4])
+def test_the_first_row_with_another_label_than_0_and_1_is_found(width, others):
+    layout = Layout((width, *[others] * 39))
+    columns = np.zeros((40, 9), np.int32)
+    columns[0, ::2] = 1
+    assert layout.first_fault(layout.pack(columns), [1] * 26) is None
+    columns[0, 7], columns[14, 6:] = 2, 1  # the label comes first in a row, the id is a row before
+    fault = "id 1 of table 0 is outside its 1 rows"
+    assert layout.first_fault(layout.pack(columns), [1] * 26) == (6, fault)
+    for label in (2, LARGEST[width], *([-1] if width == 4 else [])):
+        columns[0, 6] = label
+        fault = f"label {label} is neither 0 nor 1"
+        assert layout.first_fault(layout.pack(columns), [1] * 26) == (6, fault)
 
 
 def test_the_first_table_of_a_rows_bad_ids_is_named():
     layout = Layout((1,) * 14 + (1, 4, 2) * 8 + (1, 4))
     columns = np.zeros((40, 3), np.int32)
     columns[[16, 15, 39], 1] = 7
-    assert layout.first_id_outside(layout.pack(columns), [7] * 26) == (1, 1, 7)
+    fault = "id 7 of table 1 is outside its 7 rows"
+    assert layout.first_fault(layout.pack(columns), [7] * 26) == (1, fault)
 
 
-def test_an_id_below_zero_is_outside_and_labels_and_integers_are_no_ids():
+def test_an_id_below_zero_is_outside_and_integers_are_no_ids():
     columns = np.zeros((40, 3), np.int32)
     for value in (2**31 - 1, -1, -(2**31)):
-        columns[[0, 1, 13], 1] = value
-        assert FLAT.first_id_outside(FLAT.pack(columns), [1] * 26) is None
+        columns[[1, 13], 1] = value
+        assert FLAT.first_fault(FLAT.pack(columns), [1] * 26) is None
     columns[20, 2] = -1
-    assert FLAT.first_id_outside(FLAT.pack(columns), [2**31 - 1] * 26) == (2, 6, -1)
+    fault = f"id -1 of table 6 is outside its {2**31 - 1} rows"
+    assert FLAT.first_fault(FLAT.pack(columns), [2**31 - 1] * 26) == (2, fault)
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_table_of_more_rows_than_its_column_holds_has_all_ids_inside(width):
     layout, largest = Layout((width,) * 40), LARGEST[width]
-    rows = layout.pack(np.full((40, 2), largest, np.int32))
-    assert layout.first_id_outside(rows, [largest + 1] * 26) is None
-    assert layout.first_id_outside(rows, [largest] * 26) == (0, 0, largest)
+    columns = np.full((40, 2), largest, np.int32)
+    columns[0] = 1
+    rows = layout.pack(columns)
+    assert layout.first_fault(rows, [largest + 1] * 26) is None
+    fault = f"id {largest} of table 0 is outside its {largest} rows"
+    assert layout.first_fault(rows, [largest] * 26) == (0, fault)

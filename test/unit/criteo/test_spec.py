@@ -66,6 +66,7 @@ def test_what_no_data_can_be_found_for_is_named(tmp_path):
         ([], "no data is named"),
         ([f"--data_path={tmp_path}/none"], "none: no such folder"),
         ([f"--data_path={tmp_path}/empty"], "found neither day_0, day_1, ... nor train.txt there"),
+        ([f"--data_path={tmp_path}/day_0"], "day_0: not a folder; --raw-data-file takes a file"),
         ([f"--data_path={tmp_path}"], "say --data-set=kaggle or terabyte"),
         (["--raw-data-file=x", "--max-ind-range=0"], "--max-ind-range=0: expected 1 to 2^32"),
         (["--raw-data-file=x", f"--max-ind-range={2**32 + 1}"], "expected 1 to 2^32, or -1"),
@@ -73,4 +74,15 @@ def test_what_no_data_can_be_found_for_is_named(tmp_path):
         with pytest.raises(UserError) as caught:
             spec(*flags)
         assert words in str(caught.value)
+    (tmp_path / "empty" / "train.txt").mkdir()
+    assert spec(f"--data_path={tmp_path}/empty").raw == tmp_path / "empty" / "train.txt"
     assert spec(f"--data_path={tmp_path}", "--data-set=kaggle").raw == tmp_path / "train.txt"
+
+
+@pytest.mark.parametrize("path", [".", "..", "/", "x/", "/x/.", "x/..", "//"])
+@pytest.mark.parametrize("flag", ["--processed-data-file", "--raw-data-file"])
+def test_a_path_that_ends_in_no_name_is_refused(flag, path):
+    """All names of prepared data are made from the last part of the path."""
+    with pytest.raises(UserError) as caught:
+        spec("--raw-data-file=/d/day", f"{flag}={path}")
+    assert str(caught.value).startswith(f"{flag}={path} ends in no file's name: expected a path")

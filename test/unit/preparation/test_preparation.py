@@ -210,3 +210,4 @@ def test_too_few_rows_are_told_of(data):
         (data.raw / f"day_{day}").write_text(text)
     result = data.run("--data-sub-sample-rate=1")
     assert result.status == 2 and "too few rows: 0 to train and 0 to test" in result.err
+    assert "add lines, or lower --data-sub-sample-rate" in result.err

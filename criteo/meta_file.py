@@ -1,0 +1,149 @@
+"""meta.json of prepared data: what it says, and a check of every value before it is used."""
+
+import json
+import os
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from criteo.columns import NAMES, NUM_SPARSE
+from criteo.row_layout import TYPES, Layout
+from criteo.spec import DataSpec
+
+FORMAT_VERSION = 2
+SPLITS = ("train", "test", "val")
+MOST_ROWS = 2**48  # of a file: more than any disk holds
+MOST_IDS = 2**31  # of a table: ids are signed numbers of 32 bits
+
+
+def recipe(spec: DataSpec) -> dict[str, Any]:
+    """The flags that decide the prepared bytes; the seed is among them only if something is drawn.
+
+    The keys are frozen: meta.json keeps them, and a run compares them with its own.
+    """
+    drawn = spec.sub_sample_rate > 0 or spec.order != "file"
+    return {
+        "--data-set": spec.data_set,
+        "--max-ind-range": spec.max_ind_range,
+        "--data-sub-sample-rate": spec.sub_sample_rate,
+        "order on disk (--memory-map with --data-randomize)": spec.order,
+        "--numpy-rand-seed": spec.seed if drawn else None,
+    }
+
+
+def how_to_rebuild(spec: DataSpec) -> str:
+    """What a user can do about prepared data that this run cannot use."""
+    name = f"{spec.stem}_train.bin" if spec.flat else spec.directory
+    return f"delete {name} to have it made again, or name another --processed-data-file"
+
+
+def read_meta(spec: DataSpec, path: Path) -> dict[str, Any]:
+    """The values of a meta.json, which docs/preparation.md lists; each has its type and range.
+
+    Raises:
+        UserError: the file cannot be read, is of another format, or a value in it is wrong.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        meta = json.loads(path.read_bytes())
+        _expect("it", meta, isinstance(meta, dict), "an object")
+        _expect("it", sorted(meta), "format" in meta, "the key 'format'")
+        if type(meta["format"]) is int and meta["format"] == FORMAT_VERSION:
+            _check_values(meta, list(recipe(spec)))
+            return dict(meta)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {how_to_rebuild(spec)}") from error
+    got = f"format {reprlib.repr(meta['format'])}, this program reads {FORMAT_VERSION}"
+    raise UserError(f"{path}: {got}; {how_to_rebuild(spec)}")
+
+
+def _check_values(meta: dict[str, Any], recipe_keys: Sequence[str]) -> None:
+    """Raise a ValueError that names the first key whose value is not what preparation writes."""
+    wanted = ("columns", "rows", "rows_per_part", "counts", "recipe", "sources")
+    for key in wanted:
+        _expect("it", sorted(meta), key in meta, f"the key {key!r}")
+    _check_columns(meta["columns"])
+    _check_keys("rows", meta["rows"], SPLITS)
+    for split in SPLITS:
+        _check_number(f"rows.{split}", meta["rows"][split], 0 if split == "val" else 1, MOST_ROWS)
+    _check_list("rows_per_part", meta["rows_per_part"], 2, 0, (0, MOST_ROWS))
+    _check_list("counts", meta["counts"], NUM_SPARSE, NUM_SPARSE, (1, MOST_IDS))
+    *train, evaluation = meta["rows_per_part"]
+    rows = meta["rows"]["train"], meta["rows"]["test"] + meta["rows"]["val"]
+    expected = f"parts that add up to {rows[0]} training rows, and a last one of {rows[1]}"
+    _expect("rows_per_part", meta["rows_per_part"], (sum(train), evaluation) == rows, expected)
+    _check_keys("recipe", meta["recipe"], recipe_keys)
+    for key in recipe_keys:
+        value = meta["recipe"][key]
+        is_plain = value is None or isinstance(value, (str, int, float))
+        _expect(f"recipe.{key}", value, is_plain, "a text, a number or null")
+    imported = meta.get("imported", False)
+    _expect("imported", imported, isinstance(imported, bool), "true or false")
+    _check_sources(meta["sources"])
+
+
+def _expect(key: str, got: Any, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"{key} is {reprlib.repr(got)}, expected {expected}")
+
+
+def _check_keys(key: str, value: Any, keys: Sequence[str]) -> None:
+    _expect(key, value, isinstance(value, dict), "an object")
+    for each in keys:
+        _expect(key, value, each in value, f"the key {each!r}")
+
+
+def _check_number(key: str, value: Any, least: int, most: int) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    expected = f"a whole number from {least} to {most}"
+    _expect(key, value, is_whole and least <= value <= most, expected)
+
+
+def _check_list(
+    key: str, value: Any, least: int, most: int | None, bounds: tuple[int, int]
+) -> None:
+    """Check a list of `least` to `most` whole numbers; most = 0: it may be longer."""
+    size = f"{least} or more" if most == 0 else str(least)
+    is_list = isinstance(value, list) and least <= len(value) <= (most or len(value))
+    _expect(key, value, is_list, f"a list of {size} numbers")
+    for at, number in enumerate(value):
+        _check_number(f"{key}[{at}]", number, *bounds)
+
+
+def _check_columns(columns: Any) -> None:
+    size = len(NAMES)
+    is_list = isinstance(columns, list) and len(columns) == size
+    _expect("columns", columns, is_list, f"a list of {size} pairs")
+    kinds = tuple(TYPES.values())
+    for at, column in enumerate(columns):
+        is_pair = isinstance(column, list) and len(column) == 2
+        is_pair = is_pair and column[0] in NAMES and column[1] in kinds
+        expected = f"[name, type], a type of {', '.join(kinds)}"
+        _expect(f"columns[{at}]", column, is_pair, expected)
+    names = [name for name, _ in columns]
+    _expect("columns", names, set(names) == set(NAMES), "each of the 40 columns once")
+    Layout.from_columns(columns)
+
+
+def _check_sources(sources: Any) -> None:
+    _expect("sources", sources, isinstance(sources, list), "a list")
+    for at, source in enumerate(sources):
+        key = f"sources[{at}]"
+        _check_keys(key, source, ("name", "size", "mtime_ns"))
+        name = source["name"]
+        is_name = isinstance(name, str) and _is_name(name)
+        _expect(f"{key}.name", name, is_name, "the name of a file")
+        _check_number(f"{key}.size", source["size"], 0, 2**63)
+        _check_number(f"{key}.mtime_ns", source["mtime_ns"], -(2**63), 2**63)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file of this name could be in a folder."""
+    try:
+        as_bytes = os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return 0 < len(as_bytes) <= 255 and b"/" not in as_bytes and b"\0" not in as_bytes
