@@ -10,7 +10,7 @@ import os
 
 from common.versions import demand
 
-demand(__name__, "torch", "numpy", "numba")
+demand(__name__, "torch", "numpy", "numba", "tqdm")
 
 # Importing torch must not import torch_npu, which fails if CANN is broken; --use-npu imports it.
 # This line has to come before the first import of torch.

@@ -43,9 +43,7 @@ def reports_errors(program: Program) -> Program:
         try:
             return program(argv)
         except UserError as error:
-            if isinstance(error, RankError) or _is_first_of_machine():
-                return _report(str(error))
-            return _let_first_rank_report(str(error))
+            return _report(str(error)) if isinstance(error, RankError) else report_once(str(error))
         except OSError as error:
             return _report(f"{error.filename or 'a file'}: {error.strerror or error}")
         except MemoryError as error:
@@ -55,6 +53,11 @@ def reports_errors(program: Program) -> Program:
             return EXIT_INTERRUPTED
 
     return main
+
+
+def report_once(message: str) -> int:
+    """Print an error that all ranks of a launch find, on one of them; returns the exit status."""
+    return _report(message) if _is_first_of_machine() else _let_first_rank_report(message)
 
 
 def _is_first_of_machine() -> bool:
