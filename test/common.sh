@@ -5,8 +5,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CALLED_FROM=$PWD
 TESTED_TORCH=2.13.0 # it is installed if there is no torch; requirements.txt has the versions that work
 DEMO_DATA=$ROOT/test/demo_data
-USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N;
-what follows -- goes to dlrm_s_pytorch.py"
+USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N, -- FLAGS OF dlrm_s_pytorch.py"
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 # a broken CANN must not keep torch from being imported
 
 fail() { # MESSAGE [STATUS]
@@ -236,7 +235,7 @@ set_flags() { # sets FLAGS and BATCH_SIZE: the published model, changed as the d
 
 prepare() { # checks options, device and data, and prepares the data, in one process
     "$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run || exit $?
-    [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run|--help|-h)\  ]] && exit 0
+    [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run(=true|=yes|=1)?|--help|-h)\  ]] && exit 0
     return 0
 }
 

@@ -1,5 +1,6 @@
 """The scripts are run as a user runs them: from another folder, in a copy without .venv."""
 
+import math
 import os
 import re
 import shutil
@@ -27,12 +28,12 @@ def results(copy, case, device_id=0):
 
 def final(text):
     found = re.search(
-        r"-{18} Final result -{18}\nFinal Performance images/sec : ([\d.]+|nan)\n"
-        r"Final Train Accuracy : ([\d.]+|nan)\nE2E Training Duration sec : (\d+)\n",
+        r"-{18} Final result -{18}\nFinal Performance images/sec : ([\d.]+|none)\n"
+        r"Final Train Accuracy : ([\d.]+|none)\nE2E Training Duration sec : (\d+)\n",
         text,
     )
     assert found, text
-    return float(found[1]), float(found[2])
+    return tuple(math.nan if text == "none" else float(text) for text in found.groups()[:2])
 
 
 def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
@@ -115,6 +116,8 @@ def test_mistakes_are_one_line_and_status_2(copy, tmp_path, argv, words):
     done = script(copy, "train_full_8p.sh", *argv, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Training on: ")]
+    assert len(said) == 1 and said[0].startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
