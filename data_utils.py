@@ -12,7 +12,7 @@ docs/preparation.md describes stages and format. This module is also a program:
 
 from common.versions import demand
 
-demand(__name__, "numpy", "numba")
+demand(__name__, "numpy", "numba", "tqdm")
 
 import sys
 import time

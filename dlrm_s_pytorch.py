@@ -10,7 +10,7 @@ import os
 
 from common.versions import demand
 
-demand(__name__, "torch", "numpy", "numba")
+demand(__name__, "torch", "numpy", "numba", "tqdm")
 
 # Importing torch must not import torch_npu, which fails if CANN is broken; --use-npu imports it.
 # This line has to come before the first import of torch.
@@ -128,11 +128,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     flag(
         "--arch-embedding-size",
         type=dashed_ints,
-        default=(4, 3, 2),
+        default="4-3-2",
         help="rows of each table; a data set has its own",
     )
-    flag("--arch-mlp-bot", type=dashed_ints, default=(4, 3, 2), help="widths, dense features first")
-    flag("--arch-mlp-top", type=dashed_ints, default=(4, 2, 1), help="widths after the interaction")
+    flag("--arch-mlp-bot", type=dashed_ints, default="4-3-2", help="widths, dense features first")
+    flag("--arch-mlp-top", type=dashed_ints, default="4-2-1", help="widths after the interaction")
     flag("--arch-interaction-op", choices=("dot", "cat"), default="dot", help="how vectors combine")
     flag("--arch-interaction-itself", action="store_true", help="dot: also vectors with themselves")
     flag("--weighted-pooling", choices=("fixed", "learned"), help="row weights in bags, 1 at first")
@@ -154,7 +154,7 @@ def _add_compressed(parser: argparse.ArgumentParser) -> None:
 def _add_loss(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("Loss").add_argument
     flag("--loss-function", choices=("mse", "bce", "wbce"), default="mse", help="loss")
-    flag("--loss-weights", type=dashed_floats, default=(1.0, 1.0), help="wbce: of label 0, label 1")
+    flag("--loss-weights", type=dashed_floats, default="1.0-1.0", help="wbce: of label 0, label 1")
     flag("--loss-threshold", type=float, default=0.0, help="clamp predictions to [t, 1-t]; 0: not")
     flag("--round-targets", type=true_or_false, default=False, help="random data: targets 0 or 1")
 
@@ -247,6 +247,7 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
 def _check_options(options: argparse.Namespace) -> None:
     """Raise a UserError for a mistake that no single flag's type can see."""
     test_batch, threshold = options.test_mini_batch_size, options.loss_threshold
+    weights = "-".join(map(str, options.loss_weights))
     problems = (
         (options.use_npu and options.use_gpu, "--use-npu and --use-gpu: give one of them"),
         (
@@ -255,7 +256,7 @@ def _check_options(options: argparse.Namespace) -> None:
         ),
         (
             len(options.loss_weights) != 2,
-            f"--loss-weights={options.loss_weights}: expected two numbers, as in 1.0-3.5",
+            f"--loss-weights={weights}: expected two numbers, as in 1.0-3.5",
         ),
         (
             test_batch < 1 and test_batch != -1,

@@ -9,9 +9,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141  # 128 and the number of SIGPIPE
 SECONDS_FOR_FIRST_RANK = 60.0
 
 Program = Callable[..., int]
@@ -35,26 +37,63 @@ def reports_errors(program: Program) -> Program:
     """Make a program's `main(argv)` return an exit status whatever happens.
 
     A UserError, a file that the system refuses and a lack of memory become one line and status 2;
-    an interrupt becomes status 130.
+    an interrupt becomes status 130. If the reader of the output has gone, as `| head -1` does, the
+    program says nothing and returns 141. A shell shows the same status for other programs in a
+    pipe, and it is not 0 because the work is not done.
     """
 
     @functools.wraps(program)
     def main(argv: Sequence[str] | None = None) -> int:
         try:
-            return program(argv)
-        except UserError as error:
-            if isinstance(error, RankError) or _is_first_of_machine():
-                return _report(str(error))
-            return _let_first_rank_report(str(error))
+            try:
+                return _run(program, argv)
+            finally:
+                _flush(sys.stdout)
         except OSError as error:
-            return _report(f"{error.filename or 'a file'}: {error.strerror or error}")
-        except MemoryError as error:
-            return _report(f"out of memory ({error}): smaller batches or tables help")
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            return EXIT_INTERRUPTED
+            _drop_unwritable_output()
+            if isinstance(error, BrokenPipeError) and error.filename is None:
+                return EXIT_READER_GONE
+            name = error.filename or "the output or a file"
+            return _report(f"{name}: {error.strerror or error}")
 
     return main
+
+
+def _run(program: Program, argv: Sequence[str] | None) -> int:
+    try:
+        return program(argv)
+    except RankError as error:
+        return _report(str(error))
+    except UserError as error:
+        return report_once(str(error))
+    except MemoryError as error:
+        return _report(f"out of memory ({error}): smaller batches or tables help")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:  # None: the program was started without it
+        stream.flush()
+
+
+def _drop_unwritable_output() -> None:
+    """Point the standard streams that cannot be written at /dev/null.
+
+    Python writes what is left in them when it ends, and would complain.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            _flush(stream)
+        except OSError:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
+
+
+def report_once(message: str) -> int:
+    """Print an error that all ranks of a launch find, on one of them; returns the exit status."""
+    return _report(message) if _is_first_of_machine() else _let_first_rank_report(message)
 
 
 def _is_first_of_machine() -> bool:

@@ -13,7 +13,8 @@ from common.errors import UserError
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that takes dashes and underscores in flags as the same.
 
-    Its errors are one line each, and for an unknown flag they name the nearest one.
+    A switch may be followed by `=true` or `=false`. Errors are one line each, and for an unknown
+    flag they name the nearest one.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -29,10 +30,33 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         spelling = {_dashed(flag): flag for flag in self._option_string_actions}
         words = [_canonical(word, spelling) for word in (sys.argv[1:] if args is None else args)]
-        parsed, unknown = self.parse_known_args(words, namespace)
+        parsed, unknown = self.parse_known_args(self._plain_switches(words), namespace)
         if unknown:
             self.error(_unknown_flag(unknown[0], list(self._option_string_actions)))
         return parsed
+
+    def _plain_switches(self, words: list[str]) -> list[str]:
+        """`--use-npu` for `--use-npu=true`; for `=false` neither that nor an earlier one."""
+        kept: list[str] = []
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if not (equals and self._is_switch(flag)):
+                kept.append(word)
+                continue
+            try:
+                is_on = true_or_false(value)
+            except argparse.ArgumentTypeError as error:
+                self.error(f"argument {flag}: {error}")
+            kept = [*(other for other in kept if other != flag), *[flag] * is_on]
+        return kept
+
+    def _is_switch(self, flag: str) -> bool:
+        action = self._option_string_actions.get(flag)
+        return action is not None and action.nargs == 0 and action.const is True
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse itself would say nothing if the output cannot be written."""
+        print(self.format_help(), end="", file=file or sys.stdout, flush=True)
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError; argparse itself would print the message and exit."""

@@ -1,5 +1,7 @@
 """The oldest Python and packages that this program runs with, checked before anything else.
 
+So is what the packages read in the environment when they are imported.
+
 A Python that is too old has to get through this module, so it uses nothing new.
 """
 
@@ -7,13 +9,15 @@ import re
 import sys
 from pathlib import Path
 
+from common.environment import problem_of_threads
+
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 OLDEST_PYTHON = (3, 10)
 EXIT_USER_ERROR = 2  # as in common/errors.py, which older Pythons cannot import
 
 
 def demand(program: str, *packages: str) -> None:
-    """End a program in one line if Python or a package is missing or too old for it.
+    """End a program in one line if Python or a package is missing or too old, or threads are wrong.
 
     Args:
         program: `__name__` of the module that asks: a program ends with status 2.
@@ -22,13 +26,19 @@ def demand(program: str, *packages: str) -> None:
     Raises:
         ImportError: the module is imported by another program.
     """
-    problem = problem_of_python() or next(filter(None, map(_problem_of, packages)), "")
+    old_python = problem_of_python()
+    problem = old_python or problem_of_threads()
+    problem = problem or next(filter(None, map(problem_of_package, packages)), "")
     if not problem:
         return
     if program != "__main__":
         raise ImportError(problem)
-    print("error: " + problem, file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    if old_python:
+        print("error: " + problem, file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    from common.errors import report_once  # older Pythons cannot import it
+
+    sys.exit(report_once(problem))
 
 
 def problem_of_python() -> str:
@@ -66,7 +76,7 @@ def dotted(numbers: "tuple[int, ...]") -> str:
     return ".".join(map(str, numbers))
 
 
-def _problem_of(package: str) -> str:
+def problem_of_package(package: str) -> str:
     """What is wrong with a package; empty if it is here and new enough."""
     from importlib import util
 

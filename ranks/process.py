@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from common.launch import Launch
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
 
+SECONDS_FOR_ADDRESS = 15.0  # a cluster may come to know rank 0's name a little later
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
@@ -52,6 +54,7 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
 
     Raises:
         UserError: the device is not there, or the backend does not serve it.
+        RankError: the environment does not say where the ranks meet.
     """
     launch = Launch.from_environment()
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -60,9 +63,35 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
             f"WORLD_SIZE={launch.world_size} but {', '.join(missing)} not set:"
             " start the ranks with torchrun"
         )
+    if launch.world_size > 1:
+        _check_meeting_point(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     device = find_device(device_type, card if card >= 0 else launch.local_rank)
     backend = _backend_for(device_type, backend)
     return Process(launch.rank, launch.world_size, launch.local_rank, device, backend)
+
+
+def _check_meeting_point(address: str, port: str) -> None:
+    """Raise a RankError if no such port or machine exists; torch would try for half an hour."""
+    is_port = port.isascii() and port.isdigit() and len(port) < 6 and 1 <= int(port) <= 65535
+    if not is_port:
+        raise RankError(f"MASTER_PORT={port!r} in the environment: expected a port, 1 to 65535")
+    give_up = time.monotonic() + SECONDS_FOR_ADDRESS
+    while reason := _why_no_address(address):
+        if time.monotonic() > give_up:
+            raise RankError(
+                f"MASTER_ADDR={address!r} in the environment: {reason}:"
+                " expected the name or number of rank 0's machine"
+            )
+        time.sleep(min(1.0, SECONDS_FOR_ADDRESS))
+
+
+def _why_no_address(name: str) -> str:
+    """Why the system finds no address for a machine's name; empty if it finds one."""
+    try:
+        socket.getaddrinfo(name or "(empty)", None)
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or "this is no name"
+    return ""
 
 
 def _backend_for(device_type: str, backend: str) -> str:
@@ -88,7 +117,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         profiles: torch's profiler is used in the block.
 
     Raises:
-        RankError: another rank has ended.
+        RankError: another rank has ended, or the ranks cannot meet.
     """
     if process.world_size == 1 or dist.is_initialized():
         yield
@@ -104,7 +133,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         # ("terminate called without an active exception"). Nothing else here imports it: it takes
         # 1.3 s of each start.
         importlib.import_module("torch._dynamo")
-    dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    _meet(backend, process)
     try:
         yield
     except RuntimeError as error:
@@ -112,6 +141,16 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
             raise RankError("another rank has ended: its own log says why") from error
         raise
     end_group()  # not after an error: other ranks may be inside a collective
+
+
+def _meet(backend: str, process: Process) -> None:
+    try:
+        dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    except dist.DistError as error:
+        names = ("MASTER_ADDR", "MASTER_PORT")
+        where = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        reason = str(error).partition("\n")[0]
+        raise RankError(f"the ranks cannot meet at {where}: {reason}") from error
 
 
 def end_group() -> None:

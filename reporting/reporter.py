@@ -120,8 +120,9 @@ class Console(Reporter):
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._writer = SummaryWriter(self._folder)
-            except (ImportError, OSError) as error:
-                self.say(f"warning: no TensorBoard log in {self._folder} ({error})")
+            except Exception as error:  # a tensorboard that does not go with its protobuf or numpy
+                reason = " ".join(str(error).split())
+                self.say(f"warning: no TensorBoard log in {self._folder} ({reason})")
                 self._folder = ""
         if self._writer is not None and math.isfinite(value):
             self._writer.add_scalar(name, value, step)

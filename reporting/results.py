@@ -15,6 +15,7 @@ from typing import Any
 
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser, number_in
+from common.versions import problem_of_package
 
 
 @dataclass
@@ -98,17 +99,25 @@ def plot(summary: LogSummary, path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
+def value_text(value: float, digits: int) -> str:
+    """The value with so many digits after the point; `none` for nan."""
+    return "none" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def result_lines(facts: dict[str, Any]) -> str:
     """The text of a results file: a line `key = value` for each fact."""
     return "".join(f"{key} = {value}\n" for key, value in facts.items())
 
 
 def final_result(fps: float, accuracy: float, seconds: int) -> str:
-    """The last lines that the 8-way scripts print: rows a second, accuracy, duration in s."""
+    """The last lines that the 8-way scripts print: rows a second, accuracy, duration in s.
+
+    A value that is nan is printed as `none`.
+    """
     return (
         "------------------ Final result ------------------\n"
-        f"Final Performance images/sec : {fps:.2f}\n"
-        f"Final Train Accuracy : {accuracy:.4f}\n"
+        f"Final Performance images/sec : {value_text(fps, 2)}\n"
+        f"Final Train Accuracy : {value_text(accuracy, 4)}\n"
         f"E2E Training Duration sec : {seconds}"
     )
 
@@ -133,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds", type=number_in(int, 0), required=True, help="duration of the training"
     )
     options = parser.parse_args(argv)
+    if options.plot and (problem := problem_of_package("matplotlib")):
+        raise UserError(problem)
     try:
         summary = summarise(options.log.read_text(errors="replace"))
     except OSError as error:
@@ -146,9 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "BatchSize": options.batch_size,
         "DeviceType": options.device,
         "CaseName": options.results.stem,
-        "ActualFPS": f"{fps:.2f}",
-        "TrainAccuracy": f"{accuracy:.4f}",
-        "ActualLoss": f"{summary.losses[-1]:.6f}" if summary.losses else "nan",
+        "ActualFPS": value_text(fps, 2),
+        "TrainAccuracy": value_text(accuracy, 4),
+        "ActualLoss": value_text(summary.losses[-1] if summary.losses else math.nan, 6),
     }
     options.results.write_text(result_lines(facts))
     if options.plot:

@@ -5,8 +5,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CALLED_FROM=$PWD
 TESTED_TORCH=2.13.0 # it is installed if there is no torch; requirements.txt has the versions that work
 DEMO_DATA=$ROOT/test/demo_data
-USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N;
-what follows -- goes to dlrm_s_pytorch.py"
+USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N, -- FLAGS OF dlrm_s_pytorch.py"
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 # a broken CANN must not keep torch from being imported
 
 fail() { # MESSAGE [STATUS]
@@ -209,11 +208,11 @@ data_kind() { # prints terabyte, kaggle or demo; raw or prepared data tells
     fi
 }
 
-set_flags() { # sets FLAGS and BATCH_SIZE: the published model, changed as the data wants it
+set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as the data wants it
     local kind
     kind=$(data_kind)
     FLAGS=(--data_path="$DATA_PATH" --memory-map --dataset-multiprocessing --loss-function=bce --round-targets=true
-        --test-mini-batch-size=16384 --mlperf-logging --print-time --tensor-board-filename="$OUTPUT/tensorboard")
+        --test-mini-batch-size=16384 --mlperf-logging --print-time)
     if [ "$kind" = kaggle ]; then
         FLAGS+=(--arch-sparse-feature-size=16 --arch-mlp-bot=13-512-256-64-16 --arch-mlp-top=512-256-1 --learning-rate=0.1)
     else
@@ -227,7 +226,8 @@ set_flags() { # sets FLAGS and BATCH_SIZE: the published model, changed as the d
         FLAGS+=(--max-ind-range=10000000 --data-sub-sample-rate=0.875 --test-freq=10240 --print-freq=1024)
     fi
     if [ "$kind" = kaggle ]; then BATCH_SIZE=${BATCH_SIZE:-128}; else BATCH_SIZE=${BATCH_SIZE:-32768}; fi
-    FLAGS+=(--mini-batch-size="$BATCH_SIZE")
+    CASE=DLRM_bs${BATCH_SIZE}_${NPROC}p_${KIND/train/acc}
+    FLAGS+=(--mini-batch-size="$BATCH_SIZE" --tensor-board-filename="$OUTPUT/tensorboard/${CASE}_$(date +%Y%m%d-%H%M%S)")
     [ "$DEVICE" = cpu ] || FLAGS+=("--use-$DEVICE")
     [ "$NPROC" -gt 1 ] || [ "$DEVICE" = cpu ] || FLAGS+=(--local_rank="$DEVICE_ID")
 }
@@ -236,24 +236,24 @@ set_flags() { # sets FLAGS and BATCH_SIZE: the published model, changed as the d
 
 prepare() { # checks options, device and data, and prepares the data, in one process
     "$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run || exit $?
-    [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run|--help|-h)\  ]] && exit 0
+    [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run(=true|=yes|=1)?|--help|-h)\  ]] && exit 0
     return 0
 }
 
-launch() { # runs the ranks; each writes to train_<rank>.log, and rank 0's lines are shown too
+launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_), and rank 0's lines are shown too
     local status=0 follower cores
     cores=$(nproc)
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT
-    rm -f "$OUTPUT"/train_*.log
-    : >"$OUTPUT/train_0.log"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT/$KIND
+    rm -f "$LOGS"_*.log
+    : >"${LOGS}_0.log"
     # shellcheck disable=SC2016
     "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" --no-python \
-        bash -c 'exec "$@" >"$LOGS/train_$RANK.log" 2>&1' rank \
+        bash -c 'exec "$@" >"${LOGS}_$RANK.log" 2>&1' rank \
         "$PYTHON" -u "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" >"$OUTPUT/launcher.log" 2>&1 &
     LAUNCHER=$!
     trap 'stop_ranks INT 130' INT
     trap 'stop_ranks TERM 143' TERM
-    tail -n +1 -f --pid=$LAUNCHER "$OUTPUT/train_0.log" &
+    tail -n +1 -f --pid=$LAUNCHER "${LOGS}_0.log" &
     follower=$!
     wait "$LAUNCHER" || status=$?
     wait "$follower" 2>/dev/null
@@ -273,8 +273,8 @@ stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
 report_failure() { # prints the error of the rank that failed, and the end of its log
     local log line
     rm -f "$CALLED_FROM/DLRM.pth.partial"
-    log=$(grep -l '^error: ' "$OUTPUT"/train_*.log 2>/dev/null | xargs -r -d '\n' grep -L '^error: another rank has ended' | head -n 1)
-    [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$OUTPUT"/train_*.log 2>/dev/null | head -n 1)
+    log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | xargs -r -d '\n' grep -L '^error: another rank has ended' | head -n 1)
+    [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$LOGS"_*.log 2>/dev/null | head -n 1)
     [ -n "$log" ] || log=$OUTPUT/launcher.log
     echo "---- end of $log" >&2
     tail -n 15 "$log" >&2
@@ -287,9 +287,9 @@ report_failure() { # prints the error of the rank that failed, and the end of it
 
 # ---------------------------------------------------------------- cases
 
-begin_case() { # DEFAULT_NPROC ARGUMENT...: does everything that comes before the ranks
-    BEGAN=$SECONDS
-    parse_options "$@"
+begin_case() { # train|eval|perf DEFAULT_NPROC ARGUMENT...: does everything that comes before the ranks
+    BEGAN=$SECONDS KIND=$1
+    parse_options "${@:2}"
     [ "$DEVICE" != npu ] || look_for_torch_npu
     set_up "$ROOT/requirements.txt"
     choose_device
@@ -299,25 +299,24 @@ begin_case() { # DEFAULT_NPROC ARGUMENT...: does everything that comes before th
     set_flags
 }
 
-finish_case() { # SUFFIX ARGUMENT...: result lines, results file; further arguments go to reporting/results.py
-    local case_name=DLRM_bs${BATCH_SIZE}_${NPROC}p_$1
-    (cd "$ROOT" && "$PYTHON" -m reporting.results "$OUTPUT/train_0.log" --results="$OUTPUT/$case_name.log" \
-        --batch-size="$BATCH_SIZE" --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "${@:2}") || exit 1
+finish_case() { # ARGUMENT...: result lines, results file; the arguments go to reporting/results.py
+    (cd "$ROOT" && "$PYTHON" -m reporting.results "${LOGS}_0.log" --results="$OUTPUT/$CASE.log" \
+        --batch-size="$BATCH_SIZE" --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "$@") || exit 1
 }
 
 train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png in the caller's folder
-    begin_case "$@"
+    begin_case train "$@"
     FLAGS+=(--save-model="$CALLED_FROM/DLRM.pth")
     prepare
     BEGAN=$SECONDS
     launch
-    finish_case acc --plot="$CALLED_FROM/DLRM.png"
+    finish_case --plot="$CALLED_FROM/DLRM.png"
     [ -z "$DEMO" ] || grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null
     echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
 }
 
 train_performance() { # DEFAULT_NPROC ARGUMENT...: steady-state speed, no evaluation, no model
-    begin_case "$@"
+    begin_case perf "$@"
     local every=100
     [ "$DEVICE" != cpu ] || every=2
     [ -z "$DEMO" ] || every=10
@@ -325,14 +324,14 @@ train_performance() { # DEFAULT_NPROC ARGUMENT...: steady-state speed, no evalua
     prepare
     BEGAN=$SECONDS
     launch
-    finish_case perf
+    finish_case
 }
 
 evaluate() { # DEFAULT_NPROC ARGUMENT...: DLRM.pth of the caller's folder on the test rows
-    begin_case "$@"
+    begin_case eval "$@"
     FLAGS+=(--inference-only --load-model="$CALLED_FROM/DLRM.pth")
     prepare
     BEGAN=$SECONDS
     launch
-    finish_case eval
+    finish_case
 }

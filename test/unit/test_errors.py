@@ -21,7 +21,7 @@ MISTAKES = {
     "--arch-mlp-bot=4-3": "--arch-mlp-bot=4-3 ends in 3, --arch-sparse-feature-size=2",
     "--arch-mlp-top=4-2": "--arch-mlp-top ends in 2: expected 1",
     "--loss-threshold=0.7": "expected 0, or a number in (0, 0.5)",
-    "--loss-weights=1.0": "expected two numbers",
+    "--loss-weights=1.0": "--loss-weights=1.0: expected two numbers, as in 1.0-3.5",
     "--test-mini-batch-size=0": "expected at least 1, or -1",
     "--mlperf-acc-threshold=80": "in [0, 1]",
     "--max-ind-range=0 --data-generation=dataset --raw-data-file=x": "--max-ind-range=0",

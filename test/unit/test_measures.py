@@ -110,6 +110,14 @@ def test_every_flag_has_help_and_a_group():
         assert not plain
 
 
+def test_defaults_are_shown_as_they_are_typed():
+    for parser in all_parsers():
+        text = " ".join(parser.format_help().split())
+        assert not re.search(r"default: [(\[]", text)
+    text = " ".join(dlrm.make_parser().format_help().split())
+    assert "(default: 4-3-2)" in text and "(default: 1.0-1.0)" in text
+
+
 CONTRACT = """
 --arch-sparse-feature-size --arch-embedding-size --arch-mlp-bot --arch-mlp-top --arch-interaction-op
 --arch-interaction-itself --weighted-pooling --md-flag --md-threshold --md-temperature

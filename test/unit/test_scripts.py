@@ -1,5 +1,6 @@
 """The scripts are run as a user runs them: from another folder, in a copy without .venv."""
 
+import math
 import os
 import re
 import shutil
@@ -27,12 +28,12 @@ def results(copy, case, device_id=0):
 
 def final(text):
     found = re.search(
-        r"-{18} Final result -{18}\nFinal Performance images/sec : ([\d.]+|nan)\n"
-        r"Final Train Accuracy : ([\d.]+|nan)\nE2E Training Duration sec : (\d+)\n",
+        r"-{18} Final result -{18}\nFinal Performance images/sec : ([\d.]+|none)\n"
+        r"Final Train Accuracy : ([\d.]+|none)\nE2E Training Duration sec : (\d+)\n",
         text,
     )
     assert found, text
-    return float(found[1]), float(found[2])
+    return tuple(math.nan if text == "none" else float(text) for text in found.groups()[:2])
 
 
 def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
@@ -48,9 +49,19 @@ def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
     content = torch.load(here / "DLRM.pth", weights_only=True)
     assert content["state_dict"]["emb_l.0.weight"].shape[1] == 16
     options = [f"--data_path={data}", *device, "--nproc=2"]
+    output = copy / "test" / "output" / "3"
+    log = (output / "train_0.log").read_text()
     evaluated = script(copy, "train_eval_8p.sh", *options, *whole, cwd=here)
     assert evaluated.returncode == 0, evaluated.stderr
     assert final(evaluated.stdout)[1] == pytest.approx(float(facts["TrainAccuracy"]), abs=2e-4)
+    assert (output / "train_0.log").read_text() == log, "the training's log is still there"
+    assert {path.name for path in output.glob("*_[0-9].log")} == {
+        "train_0.log", "eval_0.log", "eval_1.log",
+    }  # fmt: skip
+    boards = sorted(path.name for path in (output / "tensorboard").iterdir())
+    assert [name.rpartition("_")[0] for name in boards] == [
+        "DLRM_bs128_1p_acc", "DLRM_bs128_2p_eval",
+    ]  # fmt: skip
 
 
 def test_terabyte_performance_on_one_rank(copy, tmp_path):
@@ -59,6 +70,9 @@ def test_terabyte_performance_on_one_rank(copy, tmp_path):
     done = script(copy, "train_performance_1p.sh", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Finished training") == 11
+    assert (copy / "test" / "output" / "0" / "perf_0.log").read_text() in done.stdout
+    (board,) = (copy / "test" / "output" / "0" / "tensorboard").glob("DLRM_bs64_1p_perf_*")
+    assert re.fullmatch(r"DLRM_bs64_1p_perf_\d{8}-\d{6}", board.name)
     assert results(copy, "DLRM_bs64_1p_perf")["BatchSize"] == "64"
     times = [float(ms) for ms in re.findall(r", ([\d.]+) ms/it", done.stdout)]
     assert final(done.stdout)[0] == pytest.approx(64 * 1000 / np.mean(times[1:]), rel=1e-3)
@@ -115,6 +129,8 @@ def test_mistakes_are_one_line_and_status_2(copy, tmp_path, argv, words):
     done = script(copy, "train_full_8p.sh", *argv, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Training on: ")]
+    assert len(said) == 1 and said[0].startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 

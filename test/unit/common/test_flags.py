@@ -7,12 +7,15 @@ import pytest
 from common.errors import UserError
 from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, true_or_false
 
+OFF = {"use_npu": False}
+
 
 def parse(*argv):
     parser = ArgumentParser(prog="program.py")
     parser.add_argument("--mini-batch-size", type=int, default=1, help="rows")
     parser.add_argument("--local_rank", type=number_in(int, 0), default=0, help="card")
     parser.add_argument("--data_path", default="", help="folder")
+    parser.add_argument("--use-npu", action="store_true", help="switch")
     return parser.parse_args(argv)
 
 
@@ -21,7 +24,7 @@ def test_dashes_and_underscores_are_the_same(dash):
     options = parse(
         f"--mini{dash}batch{dash}size=2", f"--local{dash}rank", "3", f"--data{dash}path=a-b_c"
     )
-    assert vars(options) == {"mini_batch_size": 2, "local_rank": 3, "data_path": "a-b_c"}
+    assert vars(options) == {"mini_batch_size": 2, "local_rank": 3, "data_path": "a-b_c"} | OFF
 
 
 @pytest.mark.parametrize(
@@ -36,12 +39,31 @@ def test_dashes_and_underscores_are_the_same(dash):
         ("nonsense", "unexpected argument 'nonsense': all arguments are flags"),
         ("--local-rank=-1", "argument --local_rank: '-1' is not a whole number at least 0"),
         ("--data-path", "argument --data_path: expected one argument"),
+        ("--use-npu=maybe", "argument --use-npu: 'maybe' is neither true nor false"),
+        ("--use-npu=", "argument --use-npu: '' is neither true nor false"),
+        ("--help=true", "argument -h/--help: ignored explicit argument 'true'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_flag(word, message):
     with pytest.raises(UserError) as caught:
         parse(word)
     assert str(caught.value) == f"{message}; program.py --help lists all flags"
+
+
+@pytest.mark.parametrize(
+    "argv, is_on",
+    [
+        ([], False),
+        (["--use-npu"], True),
+        (["--use-npu=true"], True),
+        (["--use_npu=Yes"], True),
+        (["--use-npu=false"], False),
+        (["--use-npu", "--use-npu=false"], False),
+        (["--use-npu=0", "--local-rank=1", "--use-npu"], True),
+    ],
+)
+def test_a_switch_takes_true_and_false_and_the_last_one_counts(argv, is_on):
+    assert parse(*argv).use_npu is is_on
 
 
 TYPES = {

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, shell, write_package
@@ -56,6 +57,34 @@ def test_a_python_without_packages_is_told_what_to_install(script):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {first} is not installed: expected ")
     assert done.stderr.count("\n") == 1
+
+
+def all_packages_but(name, folder):
+    """A folder in which Python finds every installed package but that one."""
+    for installed in (path for path in map(Path, sys.path) if path.name.endswith("-packages")):
+        for path in installed.iterdir():
+            if path.name.partition("-")[0].lower() != name and not (folder / path.name).exists():
+                (folder / path.name).symlink_to(path)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize("script", ["dlrm_s_pytorch.py", "data_utils.py"])
+@pytest.mark.parametrize("package", ["numba", "tqdm"])
+def test_a_package_that_is_missing_alone_is_named(script, package, tmp_path):
+    done = run(["-S", ROOT / script], **all_packages_but(package, tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {package} is not installed: expected ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["sklearn", "tensorboard", "matplotlib", "mlperf_logging"])
+def test_other_packages_are_not_needed_to_train(package, tmp_path):
+    """Without tensorboard the log has a warning, and training goes on."""
+    flags = [f"--tensor-board-filename={tmp_path}/board", "--mlperf-logging"]
+    command = [sys.executable, "-S", ROOT / "dlrm_s_pytorch.py", *flags]
+    done = shell(*command, env=all_packages_but(package, tmp_path))
+    assert done.returncode == 0 and "Finished training" in done.stdout, done.stderr
+    assert ("warning: no TensorBoard log" in done.stdout) == (package == "tensorboard")
 
 
 @pytest.mark.parametrize("script", ["dlrm_s_pytorch.py", "data_utils.py"])

@@ -1,0 +1,67 @@
+"""What a log says at the end: numbers where there are some, `none` where there are none."""
+
+import pytest
+
+from reporting import results
+from reporting.results import final_result, main, summarise
+
+LINE = "Finished training it {it}/100 of epoch 0, {ms} ms/it, loss {loss}\n"
+TEST = "recall 0.1, precision 0.2, f1 0.1, ap 0.3, auc {auc}, best auc 1, accuracy 75.5 %, best 1\n"
+
+
+def report(tmp_path, log, *more):
+    (tmp_path / "train_0.log").write_text(log)
+    path = tmp_path / "DLRM_bs64_2p_acc.log"
+    argv = [f"--results={path}", "--batch-size=64", "--ranks=2", "--device=cpu", "--seconds=9"]
+    status = main([str(tmp_path / "train_0.log"), *argv, *more])
+    if not path.is_file():
+        return status, {}
+    return status, dict(line.split(" = ") for line in path.read_text().splitlines())
+
+
+def test_values_that_are_there_are_numbers(tmp_path, capsys):
+    log = "".join(LINE.format(it=it, ms=ms, loss=0.5) for it, ms in ((1, 90), (2, 10), (3, 30)))
+    status, facts = report(tmp_path, log + TEST.format(auc=0.7512))
+    assert status == 0
+    assert (facts["ActualFPS"], facts["TrainAccuracy"]) == ("3200.00", "0.7512")
+    assert facts["ActualLoss"] == "0.500000"
+    printed = capsys.readouterr().out
+    assert "images/sec : 3200.00\nFinal Train Accuracy : 0.7512\n" in printed
+
+
+def test_values_that_are_missing_are_none(tmp_path, capsys):
+    """A training without evaluations and with one line; an evaluation without training."""
+    status, facts = report(tmp_path, LINE.format(it=1, ms=-1, loss=0.25))
+    assert status == 0 and facts["ActualLoss"] == "0.250000"
+    assert facts["ActualFPS"] == facts["TrainAccuracy"] == "none"
+    status, facts = report(tmp_path, TEST.format(auc="nan"))
+    assert status == 0 and facts["TrainAccuracy"] == "0.7550"
+    assert facts["ActualFPS"] == facts["ActualLoss"] == "none"
+    printed = capsys.readouterr().out
+    assert "Performance images/sec : none\nFinal Train Accuracy : none\n" in printed
+    assert "nan" not in printed and "nan" not in final_result(float("nan"), float("nan"), 0)
+
+
+def test_a_picture_without_matplotlib_is_one_line_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(results, "problem_of_package", lambda name: f"{name} is not installed")
+    status, facts = report(tmp_path, LINE.format(it=1, ms=1, loss=1), f"--plot={tmp_path}/x.png")
+    assert (status, facts) == (2, {})
+    assert capsys.readouterr().err == "error: matplotlib is not installed\n"
+
+
+def test_a_log_without_lines_is_an_error(tmp_path, capsys):
+    assert report(tmp_path, "nothing\n") == (2, {})
+    assert "nothing was trained" in capsys.readouterr().err
+    assert summarise("") == results.LogSummary()
+
+
+def test_seconds_are_printed_whole():
+    assert final_result(1, 2, 3).endswith("E2E Training Duration sec : 3")
+
+
+@pytest.mark.parametrize("flag", ["--batch-size=0", "--seconds=x"])
+def test_flags_are_checked(flag, tmp_path, capsys):
+    assert report(tmp_path, LINE.format(it=1, ms=1, loss=1), flag)[0] == 2
+    assert capsys.readouterr().err.count("\n") == 1
