@@ -9,8 +9,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from common.environment import choose_wait_policy
 from common.imports import garbage_left_alone
 
+choose_wait_policy()  # before libgomp is loaded
 with garbage_left_alone():
     with contextlib.suppress(ImportError):  # this module of numba needs a libgomp on the system
         import numba.np.ufunc.omppool  # noqa: F401  (loads libgomp)

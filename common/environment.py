@@ -1,4 +1,4 @@
-"""The threads that the environment asks for, checked before the libraries that read it are loaded.
+"""Threads in the environment, checked and completed before the libraries that read it are loaded.
 
 A Python that is too old has to get through this module, so it uses nothing new.
 """
@@ -28,6 +28,33 @@ def problem_of_threads() -> str:
 def num_omp_threads(default: int) -> int:
     """Threads of a process by OMP_NUM_THREADS, which problem_of_threads has checked."""
     return int(os.environ.get("OMP_NUM_THREADS", str(default)).split(",")[0])
+
+
+def choose_wait_policy() -> None:
+    """Have OpenMP's threads sleep while they wait, if all ranks' threads exceed the cores.
+
+    A thread that spins keeps its core from the thread that it waits for, which makes a small step
+    three times as long; on cores of its own it begins sooner than one that sleeps. libgomp reads
+    OMP_WAIT_POLICY when it is loaded, and what the user has set stays.
+    """
+    is_set = os.environ.get("OMP_WAIT_POLICY") or os.environ.get("GOMP_SPINCOUNT")
+    if is_set or problem_of_threads():
+        return
+    own = _num_cores(0)
+    # a launcher that binds each rank to its own cores may use them all itself
+    of_machine = max(own, _num_cores(os.getppid()))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    threads = num_omp_threads(own)
+    if threads > own or threads * int(ranks if ranks.isdecimal() else 1) > of_machine:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def _num_cores(process: int) -> int:
+    """Cores that a process may use; 0 is this one."""
+    try:
+        return len(os.sched_getaffinity(process))
+    except (AttributeError, OSError):  # not on Linux, or the process has ended
+        return os.cpu_count() or 1
 
 
 def _is_number_of_threads(text: str) -> bool:

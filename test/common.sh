@@ -315,12 +315,15 @@ train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png i
     echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
 }
 
+steps_per_line() { # prints steps between lines: at least a second's worth, for the first line alone is warm-up
+    local rows=131072 least=100
+    [ "$DEVICE" != cpu ] || rows=32768 least=2
+    echo $((rows / BATCH_SIZE > least ? rows / BATCH_SIZE : least))
+}
+
 train_performance() { # DEFAULT_NPROC ARGUMENT...: steady-state speed, no evaluation, no model
     begin_case perf "$@"
-    local every=100
-    [ "$DEVICE" != cpu ] || every=2
-    [ -z "$DEMO" ] || every=10
-    FLAGS+=(--performance --print-freq="$every" --nepochs=1000)
+    FLAGS+=(--performance --print-freq="$(steps_per_line)" --nepochs=1000)
     prepare
     BEGAN=$SECONDS
     launch

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, PYTHON_FIRST, shell
+from conftest import GOLDEN, PYTHON_FIRST, ROOT, shell
 
 TINY_MLPS = ["--arch-mlp-bot=13-32-16", "--arch-mlp-top=32-1"]
 
@@ -69,13 +69,30 @@ def test_terabyte_performance_on_one_rank(copy, tmp_path):
     options = [f"--data-path={tmp_path}/data", "--device=cpu", "--", "--mini_batch_size=64"]
     done = script(copy, "train_performance_1p.sh", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Finished training") == 11
+    epochs = re.findall(r"^Finished training it (\d+)/\1 of epoch (\d+),", done.stdout, re.M)
+    assert [int(epoch) for _, epoch in epochs] == [*range(11)], "of 512 steps, or an epoch"
     assert (copy / "test" / "output" / "0" / "perf_0.log").read_text() in done.stdout
     (board,) = (copy / "test" / "output" / "0" / "tensorboard").glob("DLRM_bs64_1p_perf_*")
     assert re.fullmatch(r"DLRM_bs64_1p_perf_\d{8}-\d{6}", board.name)
     assert results(copy, "DLRM_bs64_1p_perf")["BatchSize"] == "64"
     times = [float(ms) for ms in re.findall(r", ([\d.]+) ms/it", done.stdout)]
     assert final(done.stdout)[0] == pytest.approx(64 * 1000 / np.mean(times[1:]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "device, batch_size, steps",
+    [
+        ("cpu", 128, 256),  # Kaggle: 1.6 s a line at 6.2 ms a step, which the first 16 steps exceed
+        ("cpu", 1024, 32),
+        ("cpu", 32768, 2),
+        ("npu", 128, 1024),
+        ("gpu", 32768, 100),
+    ],
+)
+def test_a_line_of_a_measurement_lasts_long_enough_to_hold_all_warm_up(device, batch_size, steps):
+    function = f"DEVICE={device} BATCH_SIZE={batch_size}; steps_per_line"
+    done = shell("bash", "-c", f"source {ROOT}/test/common.sh; {function}")
+    assert done.stdout == f"{steps}\n", done.stderr
 
 
 DEMO = {"60 batches": (["--", "--num-batches=60", "--test-freq=60"], 0.13), "whole": ([], 0.03)}
