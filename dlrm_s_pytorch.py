@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -61,7 +60,13 @@ from dlrm_data_pytorch import (
     make_random_data,
 )
 from engine.loss_meter import LossMeter
-from engine.model_file import ModelState, full_state_dict, load_model_file, save_model_file
+from engine.model_file import (
+    ModelState,
+    check_model_paths,
+    full_state_dict,
+    load_model_file,
+    save_model_file,
+)
 from engine.progress import Progress, is_better
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
@@ -263,20 +268,8 @@ def _check_options(options: argparse.Namespace) -> None:
     for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
-    _check_model_files(options)
+    check_model_paths(options.load_model, options.save_model)
     LearningRateSchedule.from_options(options)
-
-
-def _check_model_files(options: argparse.Namespace) -> None:
-    """Raise a UserError for a bad path before training, not after hours of it."""
-    if options.load_model and not Path(options.load_model).is_file():
-        raise UserError(f"--load-model={options.load_model}: no such file")
-    folder = Path(options.save_model).absolute().parent
-    if options.save_model and not os.access(folder, os.W_OK | os.X_OK):
-        reason = "is not writable" if folder.is_dir() else "does not exist"
-        raise UserError(f"--save-model={options.save_model}: its folder {reason}")
-    if options.save_model and Path(options.save_model).is_dir():
-        raise UserError(f"--save-model={options.save_model} is a folder: name a file")
 
 
 # ---------------------------------------------------------------- model
@@ -446,6 +439,7 @@ class Trainer:
             num_test_batches=len(data.test),
             scale=parts.scale,
         )
+        self._evaluates = options.test_freq > 0 and not options.performance
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
 
     def _make_parts(self) -> StepParts:
@@ -472,7 +466,7 @@ class Trainer:
     def train(self, after_step: Callable[[], None]) -> None:
         """Train all epochs that are left; ends early at a threshold or with --performance."""
         progress = self.progress
-        if progress.epoch >= self.options.nepochs - 1 and progress.iter >= self.num_batches:
+        if (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches):
             self.reporter.say(
                 f"nothing left to train: {self.options.nepochs} epoch(s) are done;"
                 " --nepochs can be more"
@@ -484,8 +478,10 @@ class Trainer:
             begin = progress.resume_iter if epoch == progress.epoch else 0
             if not self._train_epoch(epoch, begin, after_step):
                 break
-        if self.options.save_model and not progress.saved and math.isnan(self._best()):
-            self._save()  # no evaluation, of this run or of an earlier one, chose a model
+        # the best value may be that of a model that was loaded: this run has chosen none
+        none_chosen = not self._evaluates or math.isnan(self._best())
+        if self.options.save_model and not progress.saved and none_chosen:
+            self._save()
         self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
@@ -524,8 +520,7 @@ class Trainer:
     def _after_step(self, it: int, epoch: int) -> bool:
         """Print, evaluate and save when it is time; returns False if training must stop."""
         options, is_last = self.options, it == self.num_batches
-        evaluates = options.test_freq > 0 and not options.performance
-        evaluates = evaluates and (it % options.test_freq == 0 or is_last)
+        evaluates = self._evaluates and (it % options.test_freq == 0 or is_last)
         if it % options.print_freq == 0 or is_last or evaluates:
             self._print_line(it, epoch)
         if evaluates:
@@ -562,6 +557,14 @@ class Trainer:
         self.evaluate_and_report()
         if self.options.save_model and is_better(self._best(), best_before):
             self._save()
+
+    def evaluate_only(self) -> None:
+        """Evaluate and report the model as it is, for --inference-only."""
+        if not self.options.load_model:
+            self.reporter.say(
+                "warning: --inference-only without --load-model evaluates random weights"
+            )
+        self.evaluate_and_report()
 
     def evaluate_and_report(self) -> None:
         """Evaluate, note the metrics in the progress, and report them."""
@@ -723,7 +726,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trainer.resume(options.load_model)
         print_debug(trainer, "initial")
         if options.inference_only:
-            trainer.evaluate_and_report()
+            trainer.evaluate_only()
             return 0
         profiling = profiled(options.enable_profiling, process, reporter.say)
         with profiling as after_step:

@@ -6,6 +6,7 @@ Three keys are ours, for resuming: `progress` (batches done and best metrics), `
 
 import contextlib
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -112,14 +113,69 @@ def save_model_file(path: str, model_state: ModelState, progress: Progress) -> N
     _write(Path(path), content)
 
 
+def check_model_paths(load: str, save: str) -> None:
+    """Raise a UserError for a bad path before training, not after hours of it.
+
+    Args:
+        load: the file of --load-model; empty: none.
+        save: the file of --save-model, which need not exist; empty: none. If it is a link, the
+            link stays and its target is written.
+    """
+    flag = f"--load-model={load}"
+    try:
+        if load and not Path(load).is_file():
+            reason = "is not a regular file" if Path(load).exists() else "no such file"
+            raise UserError(f"{flag}: {reason}")
+        flag = f"--save-model={save}"
+        if save:
+            _check_place(Path(save))
+    except OSError as error:
+        raise UserError(f"{flag}: {_reason(error)}") from error
+
+
+def _check_place(path: Path) -> None:
+    kind = path.stat().st_mode if path.exists() else stat.S_IFREG
+    if stat.S_ISDIR(kind):
+        raise UserError(f"--save-model={path} is a folder: name a file")
+    if not stat.S_ISREG(kind):
+        raise UserError(
+            f"--save-model={path} is a device, pipe or socket, which a model file cannot replace:"
+            " name a regular file or a new one"
+        )
+    target = _target(path)
+    if target.is_symlink():
+        raise UserError(f"--save-model={path} is a link that leads to itself: name a file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        reason = "is not writable" if target.parent.is_dir() else "does not exist"
+        raise UserError(f"--save-model={path}: its folder {reason}")
+    partial = _partial(target)
+    with contextlib.suppress(FileNotFoundError):  # its name may be too long where path's is not
+        if not stat.S_ISREG(partial.lstat().st_mode):
+            raise UserError(
+                f"--save-model={path} is written to {partial} first, and {partial.name} is not a"
+                " regular file: remove it or name another file"
+            )
+
+
+def _target(path: Path) -> Path:
+    """The path itself or, if it is a link, the file that it leads to, which need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def _partial(path: Path) -> Path:
+    """The file that becomes `path` by a rename as soon as it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
+    target = _target(path)
+    partial = _partial(target)
     try:
         with open(partial, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
     except (OSError, RuntimeError) as error:
         raise RankError(
             f"--save-model={path}: cannot write it ({_reason(error)});"

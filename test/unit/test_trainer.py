@@ -76,3 +76,11 @@ def test_tensor_board_debug_mode_and_profiling_write_what_they_promise(tmp_path,
         assert word in result.out
     assert "traceEvents" in (tmp_path / "dlrm_s_pytorch.json").read_text()
     assert "embedding_bag" in (tmp_path / "dlrm_s_pytorch.prof").read_text()
+
+
+def test_random_weights_are_not_evaluated_in_silence(tmp_path):
+    warning = "warning: --inference-only without --load-model evaluates random weights"
+    path = tmp_path / "m.pth"
+    assert warning in train(*SMALL_MODEL, "--inference-only").out
+    assert "random" not in train(*SMALL_MODEL, f"--save-model={path}", "--test-freq=10").out
+    assert "random" not in train(*SMALL_MODEL, "--inference-only", f"--load-model={path}").out

@@ -229,6 +229,89 @@ def test_a_resumed_run_keeps_a_better_model(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_resumed_run_without_evaluations_saves_its_last_model(tmp_path):
+    """The loaded file's best metrics are not those of a model that this run has made."""
+    flags = [*SMALL_MODEL, "--test-freq=10"]
+    assert train(*flags, f"--save-model={tmp_path}/first.pth").status == 0
+    resumed = [*SMALL_MODEL, f"--load-model={tmp_path}/first.pth", f"--save-model={tmp_path}/m.pth"]
+    for nepochs, more in ((2, []), (3, ["--performance", "--test-freq=10"])):
+        assert train(*resumed, f"--nepochs={nepochs}", *more).status == 0
+        assert load(tmp_path / "m.pth")["epoch"] >= 1
+        (tmp_path / "m.pth").unlink()
+
+
+def test_a_file_of_a_later_epoch_than_the_runs_leaves_nothing_to_train(tmp_path):
+    path = tmp_path / "first.pth"
+    train(*SMALL_MODEL, "--nepochs=2", f"--save-model={path}")
+    content = load(path)
+    content["iter"] = content["progress"]["iter"] = content["progress"]["resume_iter"] = 5
+    content["progress"]["num_steps"] = 15
+    torch.save(content, path)
+    done = train(*SMALL_MODEL, f"--load-model={path}", f"--save-model={tmp_path}/m.pth")
+    assert done.status == 0 and "nothing left to train" in done.out
+    assert os.listdir(tmp_path) == ["first.pth"]
+
+
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path):
+    (tmp_path / "models").mkdir()
+    link, target = tmp_path / "m.pth", tmp_path / "models" / "first.pth"
+    link.symlink_to(target)
+    for _ in ("the target does not exist yet", "it does"):
+        assert train(*SMALL_MODEL, f"--save-model={link}").status == 0
+        assert link.is_symlink() and not target.is_symlink() and load(target)["iter"] == 10
+        assert os.listdir(tmp_path / "models") == ["first.pth"]
+
+
+def name_of_bytes(folder, length):
+    return folder / ("m" * length)
+
+
+def make_fifo(folder):
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+def make_link(folder, target):
+    (folder / "link").symlink_to(target)
+    return folder / "link"
+
+
+def make_folder_beside(folder):
+    (folder / "m.partial").mkdir()
+    return folder / "m"
+
+
+NO_PLACES = {
+    "device": (lambda folder: "/dev/null", "is a device, pipe or socket"),
+    "link to a device": (lambda folder: make_link(folder, "/dev/null"), "is a device, pipe or"),
+    "pipe": (make_fifo, "is a device, pipe or socket"),
+    "link to a folder": (lambda folder: make_link(folder, folder), "is a folder: name a file"),
+    "link into no folder": (lambda folder: make_link(folder, "no/m.pth"), "its folder does not"),
+    "link to itself": (lambda folder: make_link(folder, "link"), "link"),
+    "long name": (lambda folder: name_of_bytes(folder, 255), "File name too long"),
+    "a folder where it is written first": (make_folder_beside, "m.partial is not a regular file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PLACES)
+def test_a_path_that_cannot_be_saved_to_is_an_error_at_the_start(tmp_path, kind, monkeypatch):
+    make, message = NO_PLACES[kind]
+    if kind.endswith("device"):  # root could replace it
+        monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the device is replaced"))
+    path = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = train(*SMALL_MODEL, f"--save-model={path}")
+    assert result.status == 2 and result.err.count("\n") == 1 and not result.losses, result.err
+    assert result.err.startswith(f"error: --save-model={path}") and message in result.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_longest_name_that_leaves_room_is_saved_to(tmp_path):
+    path = name_of_bytes(tmp_path, 255 - len(".partial"))
+    assert train(*SMALL_MODEL, f"--save-model={path}").status == 0
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
 def test_a_threshold_that_the_loaded_model_has_reached_trains_nothing(tmp_path, kaggle):
     flags = [*CRITEO_MODEL, f"--data_path={kaggle}", "--test-freq=10", "--mlperf-auc-threshold=0.4"]
     flags += ["--nepochs=2", f"--save-model={tmp_path}/m.pth"]
