@@ -7,7 +7,6 @@ Three keys are ours, for resuming: `progress` (batches done and best metrics), `
 import contextlib
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import nn
 
 from common.errors import RankError, UserError
 from engine.progress import Progress
+from engine.saved_content import SavedContent, reason_of
+from engine.value_checks import Wanted
 from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
@@ -27,8 +28,6 @@ from ranks.placement import Part
 from ranks.process import Process
 
 _WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
-# what reading the content of a damaged or foreign file can raise
-_DAMAGES = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ def check_model_paths(load: str, save: str) -> None:
         if save:
             _check_place(Path(save))
     except OSError as error:
-        raise UserError(f"{flag}: {_reason(error)}") from error
+        raise UserError(f"{flag}: {reason_of(error)}") from error
 
 
 def _check_place(path: Path) -> None:
@@ -178,21 +177,11 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         os.replace(partial, target)
     except (OSError, RuntimeError) as error:
         raise RankError(
-            f"--save-model={path}: cannot write it ({_reason(error)});"
+            f"--save-model={path}: cannot write it ({reason_of(error)});"
             " what was there before is kept"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in the system's own words if torch has wrapped them into others."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause.strerror or str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _generators() -> dict[str, Any]:
@@ -261,169 +250,77 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int, resume:
 
     Raises:
         UserError: it is no model file, or does not fit the model, the optimiser or the data.
+        RankError: numbers of a table that only this rank holds are wrong.
     """
-    content = _read(path)
-    try:
-        _check_state(path, content["state_dict"], model_state)
-        if resume:
-            progress = _progress_to_resume(content, accumulate)
-        else:  # an evaluation only, which has best metrics of its own
-            progress = Progress(content["epoch"], content["iter"])
-        model_state.model.load_state_dict(content["state_dict"], strict=False)
-        if resume:
-            _check_length(path, content, model_state)
-            _load_optimizer(path, content, model_state)
-            _restore_generators(content.get("generators"))
-            model_state.scale.restore(content.get("loss_scale", []))
-    except _DAMAGES as error:
-        raise UserError(f"--load-model={path} is damaged or foreign ({_reason(error)})") from error
+    content = SavedContent(path)
+    parameters = content.parameters(_wanted_parameters(model_state))
+    if not resume:  # an evaluation only, which has best metrics of its own
+        model_state.model.load_state_dict(parameters, strict=False)
+        return Progress(content.epoch, content.iter)
+    content.check_length(model_state.num_batches)
+    progress = content.progress(accumulate)
+    scale = content.loss_scale()
+    states = content.optimizer_states(model_state.optimizer_name, _wanted_states(model_state))
+    content.restore_generators()
+    model_state.model.load_state_dict(parameters, strict=False)
+    _load_states(states, model_state)
+    model_state.scale.restore(scale)
     return progress
 
 
-@contextlib.contextmanager
-def _numpy_scalars_allowed() -> Iterator[None]:
-    """Let torch read numpy's scalars, which the metrics in the original's files are."""
-    # numpy has moved the function that makes a scalar, so a file may name either module
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-    names = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-    ]
-    with torch.serialization.safe_globals([*names, *dtypes]):  # type: ignore[list-item]
-        yield
+def _fault_of(part: Part, model_state: ModelState) -> type[UserError] | None:
+    """The error if numbers of the part are wrong: its rank alone reads them."""
+    return RankError if part.rank == model_state.process.rank else None
 
 
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with _numpy_scalars_allowed(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about the pickle protocol of foreign files
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # torch's old format cannot be mapped
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"--load-model={path}: cannot read it ({_reason(error)})") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"--load-model={path} is not a readable model file ({_reason(error)})"
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(
-            f"--load-model={path} is not a model file of this program: it has no state_dict"
-        )
-    missing = [
-        key for key in ("epoch", "iter", "nbatches") if not isinstance(content.get(key), int)
-    ]
-    if missing:
-        raise UserError(
-            f"--load-model={path} is not a model file of this program: it lacks {missing[0]}"
-        )
-    return content
-
-
-def _expected_shapes(model_state: ModelState) -> dict[str, tuple[int, ...]]:
-    parts = model_state.tables.parts
-    shapes: dict[str, tuple[int, ...]] = {
-        f"emb_l.{part.key}": (part.num_rows, part.dim) for part in parts
-    }
-    if model_state.tables.matrix.pooling is not None:
-        shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in parts}
-    return shapes | {
-        name: tuple(value.shape) for name, value in model_state.model.named_parameters()
+def _wanted_parameters(model_state: ModelState) -> dict[str, Wanted]:
+    wanted = {}
+    for part in model_state.tables.parts:
+        fault = _fault_of(part, model_state)
+        wanted[f"emb_l.{part.key}"] = Wanted((part.num_rows, part.dim), fault)
+        if model_state.tables.matrix.pooling is not None:
+            wanted[f"v_W_l.{part.table}"] = Wanted((part.num_rows,), fault)
+    return wanted | {
+        name: Wanted(tuple(value.shape)) for name, value in model_state.model.named_parameters()
     }
 
 
-def _check_state(path: str, state: dict[str, Any], model_state: ModelState) -> None:
-    wanted = _expected_shapes(model_state)
-    for name, shape in wanted.items():
-        if name not in state:
-            raise UserError(
-                f"--load-model={path} has no {name}:"
-                " it was made with other widths, tables or pooling"
-            )
-        got = tuple(getattr(state[name], "shape", ()))
-        if got != shape:
-            raise UserError(
-                f"--load-model={path}: {name} has shape {got} there, {shape} in this model"
-            )
-    if extra := sorted(set(state) - set(wanted), key=str):
-        raise UserError(
-            f"--load-model={path} has {extra[0]}, which this model lacks: give the flags it had"
-        )
-
-
-def _check_length(path: str, content: dict[str, Any], model_state: ModelState) -> None:
-    if content["nbatches"] != model_state.num_batches:
-        raise UserError(
-            f"--load-model={path} was made with {content['nbatches']} batches an epoch,"
-            f" this run has {model_state.num_batches}:"
-            " continue with the same data and --mini-batch-size"
-        )
-
-
-def _progress_to_resume(content: dict[str, Any], accumulate: int) -> Progress:
-    if "progress" in content:
-        return Progress(**content["progress"])
-    epoch, it, num_batches = content["epoch"], content["iter"], content["nbatches"]
-    steps = epoch * -(-num_batches // accumulate) + -(-it // accumulate)
-    return Progress(epoch, it, num_steps=steps, resume_iter=it)
-
-
-def _load_optimizer(path: str, content: dict[str, Any], model_state: ModelState) -> None:
-    states = content.get("opt_state_dict", {}).get("state", {})
+def _numbered_rows(model_state: ModelState) -> Iterator[tuple[int, str, str]]:
+    """(number of the first part's state, name in that state, name of the row tensor), for each."""
     num_parts = len(model_state.tables.parts)
-    row_states = _row_states(model_state)
-    for k, (prefix, names) in enumerate(row_states):
-        of_parts = [states.get(k * num_parts + number, {}) for number in range(num_parts)]
+    for k, (prefix, names) in enumerate(_row_states(model_state)):
         for name in names:
-            _load_rows(path, of_parts, (prefix, name), model_state)
-    _load_dense(path, states, len(row_states) * num_parts, model_state)
+            yield k * num_parts, name.removeprefix(prefix), name
 
 
-def _load_rows(
-    path: str, states: list[dict[str, Any]], names: tuple[str, str], model_state: ModelState
-) -> None:
-    """Copy optimiser state to the tables' row tensors.
-
-    Args:
-        path: where the file is.
-        states: the optimiser's state of each part.
-        names: (prefix, name) of the row tensor; in the states its name has no prefix.
-        model_state: what is loaded into.
-    """
-    prefix, name = names
-    for state, (_, view) in zip(states, model_state.tables.part_views(name), strict=True):
-        value = _state_of(path, state, name.removeprefix(prefix), model_state)
-        if view is not None:
-            view.copy_(value.reshape(view.shape))
+def _num_row_states(model_state: ModelState) -> int:
+    """How many numbers the optimiser's states have before those of the dense parameters."""
+    return len(_row_states(model_state)) * len(model_state.tables.parts)
 
 
-def _load_dense(path: str, states: dict[int, Any], offset: int, model_state: ModelState) -> None:
-    """Load the optimiser state of the dense parameters, whose numbers begin at `offset`."""
-    if model_state.optimizer_name == "sgd":
-        if states:
-            raise UserError(
-                f"--load-model={path} was trained with adagrad or rwsadagrad: give that --optimizer"
-            )
-        return
+def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
+    """The tensors of each parameter's optimiser state, by the number of `_optimizer_state`."""
+    wanted: dict[int, dict[str, Wanted]] = {}
+    for first, key, name in _numbered_rows(model_state):
+        row_shape = model_state.tables.row_tensors()[name].shape[1:]
+        for number, part in enumerate(model_state.tables.parts, first):
+            shape = (part.num_rows, *row_shape)
+            state = wanted.setdefault(number, {})
+            state[key] = Wanted(shape, _fault_of(part, model_state), lowest=0.0)
+    offset = _num_row_states(model_state)
+    for number, of_parameter in enumerate(model_state.dense_optimizer.state, offset):
+        wanted[number] = {
+            name: Wanted(tuple(value.shape), lowest=0.0) for name, value in of_parameter.items()
+        }
+    return wanted
+
+
+def _load_states(states: dict[int, dict[str, torch.Tensor]], model_state: ModelState) -> None:
+    """Copy optimiser states, numbered as in `_optimizer_state`, to the optimisers."""
+    for first, key, name in _numbered_rows(model_state):
+        for number, (_, view) in enumerate(model_state.tables.part_views(name), first):
+            if view is not None:
+                view.copy_(states[number][key])
+    offset = _num_row_states(model_state)
     dense = {number - offset: state for number, state in states.items() if number >= offset}
     model_state.dense_optimizer.load_state_dict(dense)
-
-
-def _state_of(path: str, state: dict[str, Any], name: str, model_state: ModelState) -> torch.Tensor:
-    if name not in state:
-        raise UserError(
-            f"--load-model={path} was not trained with --optimizer={model_state.optimizer_name}"
-            f" (it has no {name} of the tables): give the one it was trained with"
-        )
-    value: torch.Tensor = state[name]
-    return value
-
-
-def _restore_generators(generators: dict[str, Any] | None) -> None:
-    if generators:
-        name, keys, position, has_gauss, gauss = generators["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-        torch.set_rng_state(generators["torch"])

@@ -320,31 +320,6 @@ def test_a_threshold_that_the_loaded_model_has_reached_trains_nothing(tmp_path, 
     assert again.status == 0 and not again.losses and "has reached the threshold" in again.out
 
 
-DAMAGES = {
-    "progress keys": lambda c: c["progress"].update(speed=3),
-    "progress kind": lambda c: c.update(progress="far"),
-    "optimiser kind": lambda c: c.update(opt_state_dict=None),
-    "optimiser list": lambda c: c.update(opt_state_dict=[1]),
-    "row state shape": lambda c: c["opt_state_dict"]["state"][0].update(sum=torch.zeros(3)),
-    "dense state shape": lambda c: c["opt_state_dict"]["state"][9].update(sum=torch.zeros(3)),
-    "dense state missing": lambda c: c["opt_state_dict"]["state"].pop(9),
-    "generators": lambda c: c.update(generators={"numpy": 3}),
-    "state_dict keys": lambda c: c["state_dict"].update({5: torch.zeros(1), "x": torch.zeros(1)}),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_part_of_a_file_is_one_line(tmp_path, name):
-    path = tmp_path / "m.pth"
-    train(*SMALL_MODEL, "--optimizer=adagrad", f"--save-model={path}")
-    content = load(path)
-    DAMAGES[name](content)
-    torch.save(content, path)
-    result = train(*SMALL_MODEL, "--optimizer=adagrad", "--nepochs=2", f"--load-model={path}")
-    assert result.status == 2 and result.err.count("\n") == 1, result.err
-    assert result.err.startswith("error: --load-model=")
-
-
 @pytest.mark.parametrize("kind", ["text", "empty", "truncated", "foreign", "pickle", "folder"])
 def test_a_corrupt_or_foreign_file_is_one_line(tmp_path, kind):
     path = tmp_path / "model.pth"
