@@ -48,6 +48,7 @@ from devices.execution import (
     add_gpu_options,
 )
 from devices.gpu import set_product_precision
+from devices.memory import out_of_memory_told
 from devices.npu import set_jit_compile
 from devices.threads import set_up_threads
 from dlrm_data_pytorch import (
@@ -718,7 +719,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
     group = joined(process, options.enable_profiling)
-    with group, contextlib.closing(make_reporter(options, process)) as reporter:
+    reporting = contextlib.closing(make_reporter(options, process))
+    with group, reporting as reporter, out_of_memory_told(process.device):
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter)

@@ -1,7 +1,8 @@
 """A multilayer perceptron: torch's modules, and on the CPU one hand-written pass each way."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from devices.memory import out_of_memory_told
 from devices.older_torch import onednn_linear
 
 ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
 NARROW = 64  # oneDNN gains nothing in layers with fewer inputs or outputs than this
 FEW_ROWS = 512  # and nothing in batches of fewer rows: it packs the weights anew each time
+MOST_BYTES = 1 << 63  # torch counts bytes in 64 bits
 
 
 class MLP(nn.Sequential):
@@ -28,6 +31,9 @@ class MLP(nn.Sequential):
         device: where it computes.
         lower: type of the products and of a ReLU's outputs; None: float32. Parameters and
             gradients stay float32, and so does a Sigmoid: bfloat16 cannot tell 0.997 from 1.
+
+    Raises:
+        RankError: there is no memory for the weights.
     """
 
     def __init__(
@@ -37,17 +43,9 @@ class MLP(nn.Sequential):
         device: torch.device,
         lower: torch.dtype | None = None,
     ) -> None:
-        layers: list[nn.Module] = []
-        for n, m in itertools.pairwise(widths):
-            linear = nn.Linear(n, m)
-            weight = np.random.normal(0.0, np.sqrt(2 / (m + n)), size=(m, n)).astype(np.float32)
-            bias = np.random.normal(0.0, np.sqrt(1 / m), size=m).astype(np.float32)
-            linear.weight.data = torch.from_numpy(weight)
-            linear.bias.data = torch.from_numpy(bias)
-            layers += [linear, nn.ReLU()]
-        layers[-1] = last
-        super().__init__(*layers)
-        self.to(device)
+        with _memory_for_layers(widths, device):
+            super().__init__(*_make_layers(widths, last))
+            self.to(device)
         assert type(last) in (nn.ReLU, nn.Sigmoid)
         self._num_inputs, self._lower = widths[0], lower
         self._in_one_node = device.type == "cpu" and lower is None
@@ -87,6 +85,29 @@ class MLP(nn.Sequential):
             outputs = F.linear(outputs, weight, bias)
             outputs = outputs.relu() if activation == "ReLU" else outputs.float().sigmoid()
         return outputs
+
+
+def _make_layers(widths: Sequence[int], last: nn.Module) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n, m in itertools.pairwise(widths):
+        linear = nn.Linear(n, m)
+        weight = np.random.normal(0.0, np.sqrt(2 / (m + n)), size=(m, n)).astype(np.float32)
+        bias = np.random.normal(0.0, np.sqrt(1 / m), size=m).astype(np.float32)
+        linear.weight.data = torch.from_numpy(weight)
+        linear.bias.data = torch.from_numpy(bias)
+        layers += [linear, nn.ReLU()]
+    return [*layers[:-1], last]
+
+
+@contextlib.contextmanager
+def _memory_for_layers(widths: Sequence[int], device: torch.device) -> Iterator[None]:
+    num_bytes = 4 * sum(n * m for n, m in itertools.pairwise(widths))
+    joined = "-".join(str(width) for width in widths)
+    what = f"an MLP of {joined} ({-(-num_bytes // 10**9)} GB of weights)"
+    with out_of_memory_told(device, what, "smaller widths in --arch-mlp-bot or --arch-mlp-top"):
+        if num_bytes >= MOST_BYTES:
+            raise MemoryError
+        yield
 
 
 def _with_zeros(matrix: torch.Tensor, num_columns: int) -> torch.Tensor:

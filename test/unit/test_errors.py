@@ -40,6 +40,10 @@ MISTAKES = {
     "--plot-compute-graph": "--plot-compute-graph is not available yet",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
     "--arch-embedding-size=100000000000000-3-2": "GB of tables",
+    "--arch-mlp-bot=4-1000000-100000000000-2": (
+        "no memory for an MLP of 4-1000000-100000000000-2 (400000801 GB of weights) on cpu"
+    ),
+    "--arch-mlp-bot=4-10000000000000000000-2": "no memory for an MLP of 4-10000000000000000000-2",
     "--mini-batch-size=1000000000000 --num-batches=1": "error: out of memory",
 }
 
@@ -97,6 +101,23 @@ def test_a_loss_that_becomes_nan_stops_and_saves_nothing(tmp_path, loss):
         assert run.status == 2 and run.err.count("\n") == 1
         assert f"the loss became nan at it {first} of epoch 0" in run.err
     assert not result.losses and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes. GPU 0 has ..."),
+    ],
+)
+def test_memory_that_a_step_lacks_is_one_line(monkeypatch, error):
+    def train_step(self, batch, it):
+        raise error
+
+    monkeypatch.setattr(dlrm.Trainer, "train_step", train_step)
+    result = train(*SMALL_MODEL)
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert "error: out of memory on cpu (asked for 9 bytes): a smaller --mini-batch" in result.err
 
 
 def test_predictions_that_are_nan_are_one_line():
