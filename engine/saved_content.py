@@ -104,6 +104,9 @@ class SavedContent:
             return self._check.number(f"progress.{name}", found[name], lowest, highest, or_nan=True)
 
         epoch, it = count("epoch", MOST), count("iter", self.num_batches)
+        if (epoch, it) != (self.epoch, self.iter):
+            expected = f"{self.epoch} and {self.iter}, as the file's epoch and iter"
+            raise self._check.fault("progress.epoch and .iter", f"{epoch} and {it}", expected)
         return Progress(
             epoch=epoch,
             iter=it,

@@ -87,6 +87,7 @@ WRONG = {
     "progress['saved']": [put("progress", "saved", True)],
     "progress.epoch": [drop("progress", "epoch"), put("progress", "epoch", "one")],
     "progress.iter": [put("progress", "iter", "ten"), put("progress", "iter", 11)],
+    "progress.epoch and .iter": [put("iter", 0), put("epoch", 1)],
     "progress.num_steps": [put("progress", "num_steps", "10"), put("progress", "num_steps", 11)],
     "progress.resume_iter": [put("progress", "resume_iter", 11)],
     "progress.train_loss": [put("progress", "train_loss", x) for x in ("low", INF)],
