@@ -87,7 +87,8 @@ def _is_there(spec: DataSpec) -> bool:
             raise UserError(f"{folder} is a link to nothing: {what_to_do}") from None
         return False
     except NotADirectoryError:
-        raise UserError(f"{folder} is not a folder: {what_to_do}") from None
+        path = folder if os.path.lexists(folder) else folder.parent
+        raise UserError(f"{path} is not a folder: {what_to_do}") from None
     if "meta.json" not in names and (names or folder.is_symlink()):
         raise UserError(f"{folder} is not prepared data, it has no meta.json: {what_to_do}")
     return "meta.json" in names

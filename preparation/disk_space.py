@@ -73,4 +73,5 @@ def disk_trouble(spec: DataSpec, error: OSError) -> str:
         )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"cannot write to {spec.directory.parent}: name a writable --processed-data-file"
-    return f"cannot prepare data: {error}"
+    what_to_do = f"delete {spec.work_folder} to begin anew, or name another --processed-data-file"
+    return f"cannot prepare data ({error}): {what_to_do}"

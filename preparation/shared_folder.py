@@ -111,7 +111,10 @@ class SharedFolder:
     def _agree(self, key: str) -> IO[bytes]:
         """Return the key file with a shared lock; write it if nobody else holds it."""
         for name in self._stages:
-            (self._path / name).mkdir(exist_ok=True)
+            folder = self._path / name
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"{folder} is no folder: remove {self._path}")
+            folder.mkdir(exist_ok=True)
         key_file = open(self._path / "key", "a+b")  # noqa: SIM115
         key_file.seek(0)
         if key_file.read() != key.encode():

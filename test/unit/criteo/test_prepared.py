@@ -137,6 +137,8 @@ def test_a_folder_or_a_file_that_is_in_the_way_is_named_before_anything_is_prepa
     made.directory.unlink()
     made.directory.write_text("a file")
     assert f"{made.directory} is not a folder: delete {made.directory}" in refusal(made)
+    below = dataclasses.replace(made, processed=made.directory / "x")
+    assert f"{made.directory} is not a folder: " in refusal(below)
 
 
 @pytest.mark.parametrize("name", ["train.bin", "meta.json", "fea_count.npz"])

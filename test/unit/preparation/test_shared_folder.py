@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import time
+from pathlib import Path
 
 import pytest
 from other_process import process
@@ -153,6 +154,14 @@ def test_something_else_at_the_path_is_told_of(path, what):
     path.touch() if what == "file" else path.symlink_to(path.parent / "nowhere")
     with pytest.raises(UserError, match="is no folder: remove it"), joined(path):
         pytest.fail("got in")
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nothing")])
+def test_something_else_in_place_of_a_stages_folder_is_told_of(path, make):
+    path.mkdir()
+    make(path / "stage")
+    with pytest.raises(UserError, match=f"stage is no folder: remove {path}"), joined(path):
+        pass
 
 
 def test_an_idle_folder_is_removed_and_a_busy_one_is_not(path):
