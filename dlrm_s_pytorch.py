@@ -35,7 +35,7 @@ import numpy as np
 from torch import nn
 
 from common.errors import UserError, reports_errors
-from common.flags import ArgumentParser, dashed_floats, dashed_ints, number_in, true_or_false
+from common.flags import ArgumentParser
 from common.phases import each_in_phase, phase
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
@@ -68,6 +68,16 @@ from engine.model_file import (
     load_model_file,
     save_model_file,
 )
+from engine.options import (
+    PERFORMANCE_LINES,
+    add_loss_options,
+    add_mlperf_options,
+    add_model_file_options,
+    add_model_options,
+    add_reporting_options,
+    add_source_options,
+    add_training_options,
+)
 from engine.progress import Progress, is_better
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
@@ -87,10 +97,8 @@ from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
 from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
-from reporting.profiling import PROFILED_STEPS, profiled
+from reporting.profiling import profiled
 from reporting.reporter import Console, Reporter
-
-PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
 
 # ---------------------------------------------------------------- options
 
@@ -114,120 +122,13 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
-    data = (_add_data, add_data_options)
-    training = (_add_training, add_device_options, add_execution_options, add_gpu_options)
-    results = (_add_reporting, _add_model_files, _add_mlperf)
-    for add_group in (_add_model, _add_compressed, _add_loss, *data, *training, *results):
-        add_group(parser)
+    model = (add_model_options, add_loss_options)
+    data = (add_source_options, add_data_options)
+    training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
+    results = (add_reporting_options, add_model_file_options, add_mlperf_options)
+    for add_options in (*model, *data, *training, *results):
+        add_options(parser)
     return parser
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Model").add_argument
-    flag("--arch-sparse-feature-size", type=number_in(int, 1), default=2, help="embedding width D")
-    flag(
-        "--arch-embedding-size",
-        type=dashed_ints,
-        default="4-3-2",
-        help="rows of each table; a data set has its own",
-    )
-    flag("--arch-mlp-bot", type=dashed_ints, default="4-3-2", help="widths, dense features first")
-    flag("--arch-mlp-top", type=dashed_ints, default="4-2-1", help="widths after the interaction")
-    flag("--arch-interaction-op", choices=("dot", "cat"), default="dot", help="how vectors combine")
-    flag("--arch-interaction-itself", action="store_true", help="dot: also vectors with themselves")
-    flag("--weighted-pooling", choices=("fixed", "learned"), help="row weights in bags, 1 at first")
-    flag("--activation-function", choices=("relu",), default="relu", help="hidden activation")
-
-
-def _add_compressed(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Compressed tables (not available yet)").add_argument
-    flag("--md-flag", action="store_true", help="mixed-dimension tables (arXiv 1909.11810)")
-    flag("--md-threshold", type=int, default=200, help="smaller tables stay plain")
-    flag("--md-temperature", type=float, default=0.3, help="how fast dimensions shrink")
-    flag("--md-round-dims", action="store_true", help="dimensions are powers of two")
-    flag("--qr-flag", action="store_true", help="quotient-remainder tables (arXiv 1909.02107)")
-    flag("--qr-threshold", type=int, default=200, help="smaller tables stay plain")
-    flag("--qr-operation", choices=("mult", "add", "concat"), default="mult", help="how parts join")
-    flag("--qr-collisions", type=int, default=4, help="rows that share a quotient")
-
-
-def _add_loss(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Loss").add_argument
-    flag("--loss-function", choices=("mse", "bce", "wbce"), default="mse", help="loss")
-    flag("--loss-weights", type=dashed_floats, default="1.0-1.0", help="wbce: of label 0, label 1")
-    flag("--loss-threshold", type=float, default=0.0, help="clamp predictions to [t, 1-t]; 0: not")
-    flag("--round-targets", type=true_or_false, default=False, help="random data: targets 0 or 1")
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Data").add_argument
-    kinds = ("random", "synthetic", "dataset")
-    flag("--data-generation", choices=kinds, default="random", help="source; --data_path: dataset")
-    flag("--num-workers", type=number_in(int, 0), default=0, help="loader processes")
-    flag("--test-num-workers", type=number_in(int, -1), default=-1, help="for tests; -1: as above")
-    flag("--data-size", type=number_in(int, 1), default=1, help="random data: rows of an epoch")
-    flag(
-        "--num-batches",
-        type=number_in(int, 0),
-        default=0,
-        help="> 0: full random batches; at most that many of a set",
-    )
-    flag("--num-indices-per-lookup", type=number_in(int, 1), default=10, help="most indices a bag")
-    flag("--num-indices-per-lookup-fixed", type=true_or_false, default=False, help="all bags alike")
-    flag("--rand-data-dist", choices=("uniform", "gaussian"), default="uniform", help="of indices")
-    flag("--rand-data-min", type=float, default=0, help="gaussian: lowest index")
-    flag("--rand-data-max", type=float, default=1, help="gaussian: highest index")
-    flag("--rand-data-mu", type=float, default=-1, help="gaussian: mean; -1: middle of min and max")
-    flag("--rand-data-sigma", type=number_in(float, 0), default=1, help="gaussian: std. deviation")
-    flag("--data-trace-file", default="./input/dist_emb_j.log", help="synthetic; j: table's number")
-    flag("--data-trace-enable-padding", type=true_or_false, default=False, help="pad 1st distance")
-    flag("--eval-split", choices=("test", "val"), default="test", help="half of the last part used")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Training").add_argument
-    flag("--mini-batch-size", type=number_in(int, 1), default=1, help="rows a step, over all ranks")
-    flag("--test-mini-batch-size", type=int, default=-1, help="rows a test batch; -1: as training")
-    flag("--nepochs", type=number_in(int, 1), default=1, help="passes over the data")
-    flag("--learning-rate", type=number_in(float, 0), default=0.01, help="learning rate")
-    flag("--optimizer", choices=("sgd", "adagrad", "rwsadagrad"), default="sgd", help="optimiser")
-    flag("--lr-num-warmup-steps", type=number_in(int, 0), default=0, help="steps of linear warm-up")
-    flag("--lr-decay-start-step", type=number_in(int, 0), default=0, help="first step of the decay")
-    flag("--lr-num-decay-steps", type=number_in(int, 0), default=0, help="steps of decay; 0: none")
-    flag("--mlperf-grad-accum-iter", type=number_in(int, 1), default=1, help="batches an update")
-    flag("--sync-dense-params", type=true_or_false, default=True, help="accepted: they always are")
-    flag("--print-precision", type=number_in(int, 0, 16), default=5, help="digits of --debug-mode")
-
-
-def _add_reporting(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Reporting").add_argument
-    flag("--print-freq", type=number_in(int, 1), default=1, help="steps between log lines")
-    flag("--test-freq", type=int, default=-1, help="> 0: steps between evaluations")
-    flag("--print-time", action="store_true", help="measure ms/it")
-    flag("--print-wall-time", action="store_true", help="the time of day at each log line")
-    flag("--debug-mode", action="store_true", help="print model, data, parameters before and after")
-    flag("--enable-profiling", action="store_true", help=f"trace and table, {PROFILED_STEPS} steps")
-    flag("--plot-compute-graph", action="store_true", help="not available yet")
-    flag("--tensor-board-filename", default="run_kaggle_pt", help="TensorBoard folder; empty: none")
-    flag("--performance", action="store_true", help=f"speed: {PERFORMANCE_LINES} lines, no tests")
-
-
-def _add_model_files(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Model files, inference, export").add_argument
-    flag("--save-model", default="", metavar="PATH", help="write the best model (untested: last)")
-    flag("--load-model", default="", metavar="PATH", help="continue from, or evaluate, this model")
-    flag("--inference-only", action="store_true", help="evaluate and stop")
-    flag("--quantize-mlp-with-bit", type=int, choices=(8, 16, 32), default=32, help="not available")
-    flag("--quantize-emb-with-bit", type=int, choices=(4, 8, 32), default=32, help="not available")
-    flag("--save-onnx", action="store_true", help="not available yet")
-
-
-def _add_mlperf(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("MLPerf").add_argument
-    flag("--mlperf-logging", action="store_true", help="full metrics (events: not available yet)")
-    flag("--mlperf-acc-threshold", type=number_in(float, 0, 1), default=0.0, help="stop once there")
-    flag("--mlperf-auc-threshold", type=number_in(float, 0, 1), default=0.0, help="stop once there")
-    flag("--mlperf-bin-shuffle", action="store_true", help="shuffle --mlperf-bin-loader's batches")
 
 
 def _refuse_unavailable(options: argparse.Namespace) -> None:

@@ -114,17 +114,36 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `DataSpec.from_options` reads, to the trainer and to data_utils.py."""
     group = parser.add_argument_group("Criteo data")
     flag = group.add_argument
-    flag("--data-set", choices=("kaggle", "terabyte"), help="kaggle: train.txt; terabyte: day_<d>")
+    flag(
+        "--data-set",
+        choices=("kaggle", "terabyte"),
+        help="train.txt, or day_0, day_1, ...; default: what is there",
+    )
     flag("--data_path", default="", metavar="DIR", help="folder of day_0, day_1, ... or train.txt")
     flag("--raw-data-file", default="", metavar="PATH", help=".../train.txt, or .../day without _0")
-    flag("--processed-data-file", default="", metavar="PATH", help="where prepared data is or goes")
-    flag("--data-randomize", choices=("total", "day", "none"), default="total", help="row shuffle")
-    flag("--max-ind-range", type=int, default=-1, help="> 0: most rows; categories modulo this")
+    flag(
+        "--processed-data-file",
+        default="",
+        metavar="PATH",
+        help="where prepared data is or goes; default: beside the raw data",
+    )
+    flag(
+        "--data-randomize",
+        choices=("total", "day", "none"),
+        default="total",
+        help="shuffle of training rows",
+    )
+    flag(
+        "--max-ind-range",
+        type=int,
+        default=-1,
+        help="> 0: categories modulo this, so at most that many rows a table",
+    )
     flag(
         "--data-sub-sample-rate",
         type=number_in(float, 0, 1),
         default=0.0,
-        help="drop a row of label 0 with this probability",
+        help="drop a row of label 0 with this probability, also of test rows",
     )
     flag(
         "--max-bad-lines",
@@ -134,8 +153,17 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     flag("--memory-map", action="store_true", help="map the rows from disk instead of loading them")
     flag("--dataset-multiprocessing", action="store_true", help="prepare with all cores")
-    flag("--mlperf-bin-loader", action="store_true", help="write, read one flat int32 file a split")
-    flag("--numpy-rand-seed", type=number_in(int, 0, 2**32 - 1), default=123, help="of all draws")
+    flag(
+        "--mlperf-bin-loader",
+        action="store_true",
+        help="one flat file of int32 a split: PATH_{train,test,val}.bin",
+    )
+    flag(
+        "--numpy-rand-seed",
+        type=number_in(int, 0, 2**32 - 1),
+        default=123,
+        help="seed of all draws",
+    )
 
 
 def _check_name(flag: str, path: str, example: str) -> None:

@@ -16,19 +16,31 @@ LOWER_PRECISION = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the device, the precision and the processes."""
     flag = parser.add_argument_group("Device and processes").add_argument
-    flag("--use-npu", action="store_true", help="Ascend NPU, through torch_npu")
-    flag("--use-gpu", action="store_true", help="CUDA")
+    flag("--use-npu", action="store_true", help="train on Ascend NPUs, through torch_npu")
+    flag("--use-gpu", action="store_true", help="train on NVIDIA GPUs; without either on the CPU")
     flag("--local_rank", type=number_in(int, -1), default=-1, help="which card; -1: $LOCAL_RANK")
     flag(
         "--amp",
         choices=tuple(LOWER_PRECISION),
         default="off",
-        help="precision of MLPs and interaction",
+        help="precision of MLPs, interaction and exchange; tables stay float32",
     )
-    flag("--dist-backend", choices=("nccl", "hccl", "gloo", "mpi"), help="default: by the device")
-    flag("--world_size", type=int, help="accepted: the launcher says how many ranks there are")
+    flag(
+        "--dist-backend",
+        choices=("nccl", "hccl", "gloo", "mpi"),
+        help="of torch.distributed; default: the device's own",
+    )
+    flag(
+        "--world_size",
+        type=int,
+        help="kept for compatibility: the launcher says how many ranks there are",
+    )
     flag("--dry-run", action="store_true", help="check options and device, prepare data, then stop")
-    flag("--self-check", action="store_true", help="try all parts on the device, print PASS or not")
+    flag(
+        "--self-check",
+        action="store_true",
+        help="try 20 steps, evaluation, saving and loading on the device; print PASS or why not",
+    )
 
 
 def add_execution_options(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +55,11 @@ def add_execution_options(parser: argparse.ArgumentParser) -> None:
     flag("--static-shapes", "fill up short batches, so that all shapes are alike")
     flag("--pin-memory", "batches wait in page-locked memory")
     flag("--copy-stream", "copy the next batch during a step, on a stream of its own")
-    flag("--jit-compile", "NPU: compile operators for their shapes; None: as the chip does", None)
+    flag(
+        "--jit-compile",
+        "NPU: compile operators for their shapes; not given: as the chip does",
+        None,
+    )
 
 
 def add_gpu_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,330 @@
+"""Flags of the model, the training, its reports and its files; others are beside their readers.
+
+The original's names and defaults are kept. docs/flags.md is written from all of them.
+"""
+
+import argparse
+
+from common.flags import dashed_floats, dashed_ints, number_in, true_or_false
+from reporting.profiling import PROFILED_STEPS
+
+PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the network and of compressed tables."""
+    flag = parser.add_argument_group("Model").add_argument
+    flag(
+        "--arch-sparse-feature-size",
+        type=number_in(int, 1),
+        default=2,
+        help="embedding dimension D",
+    )
+    flag(
+        "--arch-embedding-size",
+        type=dashed_ints,
+        default="4-3-2",
+        help="rows of each table; a data set brings its own",
+    )
+    flag(
+        "--arch-mlp-bot",
+        type=dashed_ints,
+        default="4-3-2",
+        help="widths of the bottom MLP: first the dense features (a data set has 13), last D",
+    )
+    flag(
+        "--arch-mlp-top",
+        type=dashed_ints,
+        default="4-2-1",
+        help="widths of the top MLP, counted from behind the interaction; the last is 1",
+    )
+    flag(
+        "--arch-interaction-op",
+        choices=("dot", "cat"),
+        default="dot",
+        help="inner products of all pairs of vectors, or the vectors side by side",
+    )
+    flag(
+        "--arch-interaction-itself",
+        action="store_true",
+        help="with dot: also the product of each vector with itself",
+    )
+    flag(
+        "--weighted-pooling",
+        choices=("fixed", "learned"),
+        help="a weight for each row in the sum over a bag, 1 at first",
+    )
+    flag("--activation-function", choices=("relu",), default="relu", help="of hidden layers")
+    _add_compressed_options(parser)
+
+
+def _add_compressed_options(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("Compressed tables (not available yet)").add_argument
+    flag("--md-flag", action="store_true", help="mixed-dimension tables (arXiv 1909.11810)")
+    flag("--md-threshold", type=int, default=200, help="tables of fewer rows stay plain")
+    flag("--md-temperature", type=float, default=0.3, help="how fast dimensions shrink with rows")
+    flag("--md-round-dims", action="store_true", help="dimensions are powers of two")
+    flag("--qr-flag", action="store_true", help="quotient-remainder tables (arXiv 1909.02107)")
+    flag("--qr-threshold", type=int, default=200, help="tables of fewer rows stay plain")
+    flag(
+        "--qr-operation",
+        choices=("mult", "add", "concat"),
+        default="mult",
+        help="how the vectors of quotient and remainder join",
+    )
+    flag("--qr-collisions", type=int, default=4, help="rows that share a quotient")
+
+
+def add_loss_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the loss."""
+    flag = parser.add_argument_group("Loss").add_argument
+    flag(
+        "--loss-function",
+        choices=("mse", "bce", "wbce"),
+        default="mse",
+        help="mean squared error, binary cross-entropy, or that with a weight a label",
+    )
+    flag(
+        "--loss-weights",
+        type=dashed_floats,
+        default="1.0-1.0",
+        help="with wbce: the weights of label 0 and label 1",
+    )
+    flag(
+        "--loss-threshold",
+        type=float,
+        default=0.0,
+        help="clamp predictions to [t, 1-t]; 0: do not",
+    )
+    flag(
+        "--round-targets",
+        type=true_or_false,
+        default=False,
+        help="random data: targets are 0 or 1",
+    )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose the data, and those of random and synthetic data."""
+    flag = parser.add_argument_group("Data").add_argument
+    flag(
+        "--data-generation",
+        choices=("random", "synthetic", "dataset"),
+        default="random",
+        help="where rows come from; --data_path implies dataset",
+    )
+    flag("--num-workers", type=number_in(int, 0), default=0, help="processes that load batches")
+    flag(
+        "--test-num-workers",
+        type=number_in(int, -1),
+        default=-1,
+        help="the same in evaluations; -1: as many",
+    )
+    flag("--data-size", type=number_in(int, 1), default=1, help="random data: rows of an epoch")
+    flag(
+        "--num-batches",
+        type=number_in(int, 0),
+        default=0,
+        help="> 0: that many full batches of random data, at most that many of a data set",
+    )
+    flag(
+        "--num-indices-per-lookup",
+        type=number_in(int, 1),
+        default=10,
+        help="random data: maximum indices per bag",
+    )
+    flag(
+        "--num-indices-per-lookup-fixed",
+        type=true_or_false,
+        default=False,
+        help="each bag has that maximum",
+    )
+    flag(
+        "--rand-data-dist",
+        choices=("uniform", "gaussian"),
+        default="uniform",
+        help="random data: distribution of indices",
+    )
+    flag("--rand-data-min", type=float, default=0, help="gaussian: lowest index")
+    flag("--rand-data-max", type=float, default=1, help="gaussian: highest index")
+    flag(
+        "--rand-data-mu",
+        type=float,
+        default=-1,
+        help="gaussian: mean; -1: the middle of lowest and highest",
+    )
+    flag(
+        "--rand-data-sigma",
+        type=number_in(float, 0),
+        default=1,
+        help="gaussian: standard deviation",
+    )
+    flag(
+        "--data-trace-file",
+        default="./input/dist_emb_j.log",
+        help="synthetic data: profile of a trace; j becomes the table's number",
+    )
+    flag(
+        "--data-trace-enable-padding",
+        type=true_or_false,
+        default=False,
+        help="synthetic data: pad the profile's first distance",
+    )
+    flag(
+        "--eval-split",
+        choices=("test", "val"),
+        default="test",
+        help="which half of the data's last part evaluates",
+    )
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of steps and of the optimiser."""
+    flag = parser.add_argument_group("Training").add_argument
+    flag(
+        "--mini-batch-size",
+        type=number_in(int, 1),
+        default=1,
+        help="rows a step, over all ranks",
+    )
+    flag(
+        "--test-mini-batch-size",
+        type=int,
+        default=-1,
+        help="rows of a batch in evaluations, over all ranks; -1: as in training",
+    )
+    flag("--nepochs", type=number_in(int, 1), default=1, help="passes over the training data")
+    flag("--learning-rate", type=number_in(float, 0), default=0.01, help="learning rate")
+    flag(
+        "--optimizer",
+        choices=("sgd", "adagrad", "rwsadagrad"),
+        default="sgd",
+        help="rwsadagrad: Adagrad with one number a row of a table",
+    )
+    flag(
+        "--lr-num-warmup-steps",
+        type=number_in(int, 0),
+        default=0,
+        help="steps of linear warm-up",
+    )
+    flag(
+        "--lr-decay-start-step",
+        type=number_in(int, 0),
+        default=0,
+        help="first step of the decay, a polynomial of power 2",
+    )
+    flag(
+        "--lr-num-decay-steps",
+        type=number_in(int, 0),
+        default=0,
+        help="steps of decay; 0: none",
+    )
+    flag(
+        "--mlperf-grad-accum-iter",
+        type=number_in(int, 1),
+        default=1,
+        help="batches whose gradients make one update",
+    )
+    flag(
+        "--sync-dense-params",
+        type=true_or_false,
+        default=True,
+        help="kept for compatibility: MLPs are always synchronised",
+    )
+    flag(
+        "--print-precision",
+        type=number_in(int, 0, 16),
+        default=5,
+        help="digits that --debug-mode prints",
+    )
+
+
+def add_reporting_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of log lines, evaluations and profiles."""
+    flag = parser.add_argument_group("Reporting").add_argument
+    flag("--print-freq", type=number_in(int, 1), default=1, help="steps between log lines")
+    flag(
+        "--test-freq",
+        type=int,
+        default=-1,
+        help="> 0: steps between evaluations; one more follows an epoch's last step",
+    )
+    flag("--print-time", action="store_true", help="measure ms/it; else -1.00 is printed")
+    flag("--print-wall-time", action="store_true", help="the time of day at each log line")
+    flag(
+        "--debug-mode",
+        action="store_true",
+        help="print model, data and parameters before and after training",
+    )
+    flag(
+        "--enable-profiling",
+        action="store_true",
+        help=f"write a Chrome trace and a table of the phases of {PROFILED_STEPS} steps",
+    )
+    flag("--plot-compute-graph", action="store_true", help="not available yet: refused")
+    flag("--tensor-board-filename", default="run_kaggle_pt", help="TensorBoard folder; empty: none")
+    flag(
+        "--performance",
+        action="store_true",
+        help=f"measure speed: stop after {PERFORMANCE_LINES} log lines, no evaluation",
+    )
+
+
+def add_model_file_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of model files, inference and export."""
+    flag = parser.add_argument_group("Model files, inference, export").add_argument
+    flag(
+        "--save-model",
+        default="",
+        metavar="PATH",
+        help="write the best model; the last one if no evaluation chose one",
+    )
+    flag(
+        "--load-model",
+        default="",
+        metavar="PATH",
+        help="continue from this model file, or evaluate it",
+    )
+    flag("--inference-only", action="store_true", help="evaluate the model of --load-model, stop")
+    flag(
+        "--quantize-mlp-with-bit",
+        type=int,
+        choices=(8, 16, 32),
+        default=32,
+        help="not available yet: others are refused",
+    )
+    flag(
+        "--quantize-emb-with-bit",
+        type=int,
+        choices=(4, 8, 32),
+        default=32,
+        help="not available yet: others are refused",
+    )
+    flag("--save-onnx", action="store_true", help="not available yet: refused")
+
+
+def add_mlperf_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of MLPerf's runs."""
+    flag = parser.add_argument_group("MLPerf").add_argument
+    flag(
+        "--mlperf-logging",
+        action="store_true",
+        help="all metrics in evaluations, the best model by AUC (events: not available yet)",
+    )
+    flag(
+        "--mlperf-acc-threshold",
+        type=number_in(float, 0, 1),
+        default=0.0,
+        help="stop at this accuracy; 0: never",
+    )
+    flag(
+        "--mlperf-auc-threshold",
+        type=number_in(float, 0, 1),
+        default=0.0,
+        help="stop at this AUC; 0: never",
+    )
+    flag(
+        "--mlperf-bin-shuffle",
+        action="store_true",
+        help="shuffle whole batches, anew each epoch",
+    )
