@@ -30,7 +30,7 @@ from criteo.demo import Demo, add_demo_options, make_demo
 from criteo.meta_file import FORMAT_VERSION, recipe
 from criteo.original_files import Original, find_original
 from criteo.prepared import Prepared, check_range, find_prepared
-from criteo.raw_files import RawFile, find_raw_files
+from criteo.raw_files import RawFile, find_raw_files, printable
 from criteo.report import make_report, read_report_table
 from criteo.row_layout import FLAT, Layout
 from criteo.spec import DataSpec, add_data_options
@@ -384,7 +384,7 @@ def run(argv: Sequence[str] | None, sizes: Sizes = DEFAULT_SIZES) -> int:
     already = find_prepared(spec) is not None
     prepared = prepare(spec, sizes)
     if already:
-        print(f"Prepared already: {prepared.files['train'].parent}")
+        print(f"Prepared already: {printable(prepared.files['train'].parent)}")
     _print_report(spec)
     return 0
 
@@ -393,7 +393,7 @@ def _print_report(spec: DataSpec) -> None:
     """Print the table of the report, if there is one, by the first rank only."""
     path = Path(f"{spec.stem}_report.json") if spec.flat else spec.directory / "report.json"
     if Launch.from_environment().rank == 0 and path.is_file():
-        print(read_report_table(path), f"As JSON: {path}", sep="\n")
+        print(read_report_table(path), f"As JSON: {printable(path)}", sep="\n")
 
 
 if __name__ == "__main__":

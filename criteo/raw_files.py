@@ -176,6 +176,11 @@ def day_numbers(raw: Path) -> list[int]:
     return sorted({int(name) for name in names if name.isdecimal() and name == str(int(name))})
 
 
+def printable(path: Path) -> str:
+    """A path as text that can be printed: bytes of a name that are not text are shown as \\xff."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def what_is_at(path: Path) -> str:
     """Why nothing can be read at a path where no regular file is."""
     if path.is_symlink() and not path.exists():

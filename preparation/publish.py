@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from criteo.meta_file import SPLITS
+from criteo.raw_files import printable
 from criteo.report import find_doubts
 from criteo.spec import DataSpec
 from preparation.row_files import RowFiles
@@ -87,7 +88,7 @@ def announce(spec: DataSpec, names: Sequence[str], report: dict[str, Any], secon
         f"Prepared {total} rows"
         f" ({rows['train']} train, {rows['test']} test, {rows['val']} validation)"
         f" in {seconds:.1f} s, {total / max(seconds, 1e-9):.0f} rows/s:"
-        f" {spec.directory.parent}",
+        f" {printable(spec.directory.parent)}",
         flush=True,
     )
     doubts = find_doubts(spec.data_set, names, report["lines_per_file"])

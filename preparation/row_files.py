@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from criteo.columns import Bytes
 from criteo.row_layout import Layout
 from preparation.sizes import DEFAULT_SIZES, Sizes
@@ -73,6 +74,8 @@ class RowFiles:
 
     def make_files(self) -> None:
         """Make the files at their full size, unless they have it already."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is no folder: remove {self.folder.parent}")
         self.folder.mkdir(exist_ok=True)
         for split, rows in self.rows.items():
             with open(self.folder / f"{split}.bin", "ab") as file:

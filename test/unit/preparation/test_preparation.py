@@ -1,10 +1,12 @@
 """Raw text to rows on disk: tiny days against rows made by hand, and mistakes as one line."""
 
 import gzip
+import io
 import itertools
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +196,27 @@ def test_mistakes_are_one_line_and_make_no_folders(tmp_path, words, message):
     result = prepare(*(word.format(tmp_path) for word in words))
     assert result.status == 2 and result.err.count("\n") == 1 and message in result.err
     assert names_in(tmp_path) == []
+
+
+def test_a_file_in_place_of_the_folder_of_rows_is_told_of(data):
+    data.work_folder.mkdir()
+    (data.work_folder / "final").touch()
+    result = data.run()
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert f"final is no folder: remove {data.work_folder}" in result.err
+
+
+def test_a_folder_whose_name_is_no_text_is_prepared_and_printed(tmp_path, monkeypatch):
+    """Its bytes are of another encoding than standard output has, which takes text only."""
+    folder = tmp_path / os.fsdecode(b"\xcf\xee")
+    write_days(folder, 2, 9)
+    for first in ("Prepared 18 rows", "Prepared already"):
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+        monkeypatch.setattr(sys, "stdout", out)
+        assert data_utils.main([f"--data_path={folder}"]) == 0
+        out.flush()
+        printed = out.buffer.getvalue().decode()
+        assert printed.startswith(first) and f"{tmp_path}/\\xcf\\xee" in printed
 
 
 def test_a_file_without_lines_is_refused_early(data):
