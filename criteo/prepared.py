@@ -143,6 +143,19 @@ def check_range(spec: DataSpec, path: Path, counts: tuple[int, ...]) -> None:
         )
 
 
+def _difference(key: str, then: Any, now: Any) -> str:
+    """How the flags with which data was prepared differ from this run's."""
+    if not key.startswith("order"):
+        return f"prepared with {key}={then}; this run has {key}={now}"
+    flags = {
+        "file": "without --memory-map (or with --data-randomize=none)",
+        "total": "with --memory-map and --data-randomize=total",
+        "day": "with --memory-map and --data-randomize=day",
+    }
+    was, has = (flags.get(str(order), str(order)) for order in (then, now))
+    return f"prepared {was}; this run is started {has}"
+
+
 def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
     """Raise a UserError if the data was made with other flags or from other files."""
     wanted = recipe(spec)
@@ -154,7 +167,7 @@ def _check_meta(spec: DataSpec, meta: dict[str, Any]) -> None:
     if meta.get("imported"):  # the original's files do not say how they were made
         different = [key for key in different if key.startswith(("--data-set", "order"))]
     for key in different:
-        got = f"made with {key} = {meta['recipe'][key]}, this run has {wanted[key]}"
+        got = _difference(key, meta["recipe"][key], wanted[key])
         raise UserError(f"{spec.directory} was {got}: {how_to_rebuild(spec)}")
     for then in meta["sources"]:
         path = spec.raw.parent / then["name"]

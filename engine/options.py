@@ -4,6 +4,8 @@ The original's names and defaults are kept. docs/flags.md is written from all of
 """
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from common.flags import dashed_floats, dashed_ints, number_in, true_or_false
 from reporting.profiling import PROFILED_STEPS
@@ -120,6 +122,16 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         default=-1,
         help="the same in evaluations; -1: as many",
     )
+    flag(
+        "--eval-split",
+        choices=("test", "val"),
+        default="test",
+        help="which half of the data's last part evaluates",
+    )
+    _add_random_data_options(flag)
+
+
+def _add_random_data_options(flag: Callable[..., Any]) -> None:
     flag("--data-size", type=number_in(int, 1), default=1, help="random data: rows of an epoch")
     flag(
         "--num-batches",
@@ -170,12 +182,6 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="synthetic data: pad the profile's first distance",
     )
-    flag(
-        "--eval-split",
-        choices=("test", "val"),
-        default="test",
-        help="which half of the data's last part evaluates",
-    )
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +207,10 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         default="sgd",
         help="rwsadagrad: Adagrad with one number a row of a table",
     )
+    _add_update_options(flag)
+
+
+def _add_update_options(flag: Callable[..., Any]) -> None:
     flag(
         "--lr-num-warmup-steps",
         type=number_in(int, 0),

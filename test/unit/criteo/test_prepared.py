@@ -61,10 +61,13 @@ def test_data_that_fits_is_found_and_mapped(made):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"max_ind_range": 60}, "made with --max-ind-range = 50, this run has 60"),
-        ({"sub_sample_rate": 0.5}, "made with --data-sub-sample-rate = 0.0"),
-        ({"data_set": "kaggle"}, "made with --data-set = terabyte"),
-        ({"memory_map": True}, "made with order on disk (--memory-map with --data-randomize) ="),
+        (
+            {"max_ind_range": 60},
+            "prepared with --max-ind-range=50; this run has --max-ind-range=60",
+        ),
+        ({"sub_sample_rate": 0.5}, "prepared with --data-sub-sample-rate=0.0"),
+        ({"data_set": "kaggle"}, "prepared with --data-set=terabyte"),
+        ({"memory_map": True}, "prepared without --memory-map (or"),
     ],
 )
 def test_another_recipe_is_named_with_how_to_rebuild(made, changes, words):
@@ -96,7 +99,7 @@ def test_imported_data_is_held_against_its_data_set_its_order_and_its_largest_ta
     assert find_prepared(dataclasses.replace(made, sub_sample_rate=0.5, max_ind_range=60))
     line = refusal(dataclasses.replace(made, max_ind_range=40))
     assert "has a table of 50 rows, --max-ind-range=40 allows fewer" in line
-    assert "made with --data-set" in refusal(dataclasses.replace(made, data_set="kaggle"))
+    assert "prepared with --data-set" in refusal(dataclasses.replace(made, data_set="kaggle"))
 
 
 @pytest.mark.parametrize(
