@@ -151,7 +151,10 @@ def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
         path = Path(f"{prefix}_fea_count.npz")
         if path.is_file():
             return _read_numbers(path, "counts", 1, NUM_SPARSE)
-    raise UserError(f"{raw}_fea_count.npz: no such file; it holds the rows of each table (counts)")
+    raise UserError(
+        f"{raw}_fea_count.npz: no such file; it holds the rows of each table (counts): get it from"
+        " where the data was made, or delete the files of rows to have the text prepared instead"
+    )
 
 
 def _read_numbers(path: Path, name: str, least: int, size: int | None = None) -> tuple[int, ...]:
@@ -197,7 +200,10 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGES as error:
-        raise UserError(f"{path} is not an npz that the original writes ({error})") from error
+        what_to_do = "make it again, or delete it to have the text prepared instead"
+        raise UserError(
+            f"{path} is not an npz that the original writes ({error}): {what_to_do}"
+        ) from error
 
 
 def _num_rows(path: Path) -> int:

@@ -85,7 +85,7 @@ def test_reordered_npz_keep_their_order_if_rows_are_mapped(made, tmp_path):
     for day, rows in enumerate(parts):
         save_npz(folder / f"day_{day}_reordered.npz", rows)
     assert find_original(folder / "day", tmp_path / "p", mapped=False) is None
-    with pytest.raises(UserError, match="day_fea_count.npz: no such file"):
+    with pytest.raises(UserError, match="day_fea_count.npz: no such file.*: get it from"):
         find_original(folder / "day", tmp_path / "p", mapped=True)
     np.savez(folder / "day_fea_count.npz", counts=np.array(counts))
     prepared = data_utils.prepare(spec(f"--data_path={folder}", "--memory-map"))
@@ -268,7 +268,8 @@ def test_arrays_of_another_kind_are_refused(made, tmp_path, name, array):
     path, rows = tmp_path / "k_processed.npz", np.concatenate(made[0])
     arrays = {"y": rows[:, 0], "X_int": rows[:, 1:14], "X_cat": rows[:, 14:]}
     np.savez(path, **(arrays | {"counts": np.array(made[1]), name: array}))
-    assert "is not an npz that the original writes (" in refusal_of(path)
+    line = refusal_of(path)
+    assert "is not an npz that the original writes (" in line and "make it again, or delete" in line
 
 
 def test_a_damaged_npz_is_one_line_wherever_the_damage_is(made, tmp_path):
