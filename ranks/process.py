@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from common.errors import RankError, UserError
+from common.errors import RankError, RankGoneError, UserError
 from common.launch import Launch
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
@@ -138,7 +138,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if says_that_a_rank_has_gone(error):
-            raise RankError("another rank has ended: its own log says why") from error
+            raise RankGoneError("another rank has ended: its own log says why") from error
         raise
     end_group()  # not after an error: other ranks may be inside a collective
 
