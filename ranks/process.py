@@ -146,7 +146,10 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
 def _meet(backend: str, process: Process) -> None:
     try:
         dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
-    except dist.DistError as error:
+    except RuntimeError as error:
+        is_about_network = isinstance(error, dist.DistError) or "failed to listen" in str(error)
+        if not is_about_network:  # torch 2.6 has no type of its own for a port that is taken
+            raise
         names = ("MASTER_ADDR", "MASTER_PORT")
         where = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
         reason = str(error).partition("\n")[0]
