@@ -7,14 +7,16 @@ import contextlib
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from common import torchrun
+
+EXIT_SUCCESS = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141  # 128 and the number of SIGPIPE
-SECONDS_FOR_FIRST_RANK = 60.0
+SECONDS_BEHIND_CAUSE = 60
 
 Program = Callable[..., int]
 
@@ -31,6 +33,10 @@ class UserError(Exception):
 
 class RankError(UserError):
     """A UserError that this rank may be the only one to find, so this rank prints it."""
+
+
+class RankGoneError(RankError):
+    """A RankError that another rank has caused, whose own error is the one to read."""
 
 
 def reports_errors(program: Program) -> Program:
@@ -62,6 +68,8 @@ def reports_errors(program: Program) -> Program:
 def _run(program: Program, argv: Sequence[str] | None) -> int:
     try:
         return program(argv)
+    except RankGoneError as error:
+        return _report(str(error), SECONDS_BEHIND_CAUSE)
     except RankError as error:
         return _report(str(error))
     except UserError as error:
@@ -93,7 +101,12 @@ def _drop_unwritable_output() -> None:
 
 def report_once(message: str) -> int:
     """Print an error that all ranks of a launch find, on one of them; returns the exit status."""
-    return _report(message) if _is_first_of_machine() else _let_first_rank_report(message)
+    if not _is_first_of_machine():
+        return _let_first_rank_report(message)
+    status = _report(message)
+    if torchrun.is_launcher():
+        torchrun.wait_for_other_ranks()
+    return status
 
 
 def _is_first_of_machine() -> bool:
@@ -105,19 +118,22 @@ def _is_first_of_machine() -> bool:
 
 
 def _let_first_rank_report(message: str) -> int:
-    """Wait until torchrun ends this rank, which it does as soon as the first one has reported.
+    """End after the first rank has reported, which torchrun takes for the failure of all.
 
     It ends all ranks as soon as one has failed, so a rank that is ahead of the first one would
     keep the error from being printed. A first rank that says nothing has not found the mistake.
     Under other launchers there is nothing to wait for.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not torchrun.is_launcher():
         return EXIT_USER_ERROR
     with contextlib.suppress(KeyboardInterrupt):
-        time.sleep(SECONDS_FOR_FIRST_RANK)
+        if torchrun.first_rank_has_left_its_line():
+            return EXIT_SUCCESS
     return _report(message)
 
 
-def _report(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def _report(message: str, seconds_later: int = 0) -> int:
+    line = f"error: {' '.join(message.split())}"
+    if not torchrun.leave_line(line, seconds_later):
+        print(line, file=sys.stderr, flush=True)
     return EXIT_USER_ERROR

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from common.errors import RankError, UserError
+from common.errors import RankError, RankGoneError, UserError
 from common.launch import Launch
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
@@ -138,7 +138,7 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if says_that_a_rank_has_gone(error):
-            raise RankError("another rank has ended: its own log says why") from error
+            raise RankGoneError("another rank has ended: its own log says why") from error
         raise
     end_group()  # not after an error: other ranks may be inside a collective
 
@@ -146,7 +146,10 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
 def _meet(backend: str, process: Process) -> None:
     try:
         dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
-    except dist.DistError as error:
+    except RuntimeError as error:
+        is_about_network = isinstance(error, dist.DistError) or "failed to listen" in str(error)
+        if not is_about_network:  # torch 2.6 has no type of its own for a port that is taken
+            raise
         names = ("MASTER_ADDR", "MASTER_PORT")
         where = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
         reason = str(error).partition("\n")[0]

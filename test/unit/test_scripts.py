@@ -242,7 +242,8 @@ def test_ranks_started_by_hand_prepare_once_and_say_an_error_once(copy, tmp_path
     assert done.stdout.count("Finished training") == 2
     wrong = shell(*launcher, *program, "--max-ind-range=5", cwd=tmp_path)
     assert wrong.returncode != 0
-    assert len(re.findall(r"^error: ", wrong.stderr, re.M)) == 1
+    assert len(re.findall(r"^ *error: ", wrong.stderr, re.M)) == 1
+    assert wrong.stderr.splitlines()[-2].startswith("  error: ")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import sys
 import pytest
 from conftest import ROOT, SMALL_MODEL
 
-from common import errors
 from common.errors import RankError, UserError, reports_errors
 
 
@@ -67,28 +66,6 @@ def test_what_all_ranks_find_is_printed_once_a_machine(environment, is_first, mo
     assert capsys.readouterr().err == ("error: all find it\n" if is_first else "")
     assert end_with(RankError("one finds it")) == 2
     assert capsys.readouterr().err == "error: one finds it\n"
-
-
-def test_torchruns_other_ranks_wait_for_the_first_one_to_print(monkeypatch, capsys):
-    """It ends all ranks when one ends: one that ends first would keep the error from the user."""
-    waited = []
-    monkeypatch.setattr(errors.time, "sleep", waited.append)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    for local_rank, is_first in (("0", True), ("1", False)):
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
-        assert end_with(UserError("all find it")) == 2 and end_with(RankError("one")) == 2
-        assert waited == ([] if is_first else [errors.SECONDS_FOR_FIRST_RANK])
-    assert capsys.readouterr().err.count("all find it") == 2, "the first one has said nothing"
-
-
-def test_a_rank_that_waits_can_be_interrupted(monkeypatch):
-    def interrupt(seconds):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(errors.time, "sleep", interrupt)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert end_with(UserError("all find it")) == 2
 
 
 @pytest.mark.parametrize("kind", [UserError, RankError])
