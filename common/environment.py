@@ -20,9 +20,15 @@ def problem_of_threads() -> str:
             os.environ.pop(name, None)
             continue
         numbers = text.split(",") if lists else [text]  # a list: one number a level of nesting
-        if not all(_is_number_of_threads(number) for number in numbers):
+        if not all(is_whole_number(number.strip(), MOST_THREADS, 8) for number in numbers):
             return f"{name}={text!r} in the environment: {EXPECTED}"
     return ""
+
+
+def is_whole_number(text: str, highest: int, digits: int) -> bool:
+    """Whether a text is a whole number from 1 to `highest`, in at most that many digits."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= digits
+    return is_number and 1 <= int(text) <= highest
 
 
 def num_omp_threads(default: int) -> int:
@@ -55,8 +61,3 @@ def _num_cores(process: int) -> int:
         return len(os.sched_getaffinity(process))
     except (AttributeError, OSError):  # not on Linux, or the process has ended
         return os.cpu_count() or 1
-
-
-def _is_number_of_threads(text: str) -> bool:
-    text = text.strip()
-    return text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MOST_THREADS

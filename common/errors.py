@@ -104,7 +104,7 @@ def report_once(message: str) -> int:
     if not _is_first_of_machine():
         return _let_first_rank_report(message)
     status = _report(message)
-    if torchrun.is_launcher():
+    if torchrun.has_started_this_process():
         torchrun.wait_for_other_ranks()
     return status
 
@@ -124,7 +124,7 @@ def _let_first_rank_report(message: str) -> int:
     keep the error from being printed. A first rank that says nothing has not found the mistake.
     Under other launchers there is nothing to wait for.
     """
-    if not torchrun.is_launcher():
+    if not torchrun.has_started_this_process():
         return EXIT_USER_ERROR
     with contextlib.suppress(KeyboardInterrupt):
         if torchrun.first_rank_has_left_its_line():

@@ -17,7 +17,7 @@ SECONDS_FOR_OTHER_RANKS = 10.0
 _PAUSE = 0.05
 
 
-def is_launcher() -> bool:
+def has_started_this_process() -> bool:
     """Whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 

@@ -5,6 +5,7 @@ So is what the packages read in the environment when they are imported.
 A Python that is too old has to get through this module, so it uses nothing new.
 """
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -49,9 +50,14 @@ def problem_of_python() -> str:
     return f"Python {here} is too old: expected {least} or newer; this one is {sys.executable}"
 
 
+@functools.cache
+def _requirements() -> str:
+    return REQUIREMENTS.read_text()
+
+
 def oldest(package: str) -> str:
     """The version of a package that requirements.txt asks for at least."""
-    found = re.search(rf"^{package}>=([\d.]+)", REQUIREMENTS.read_text(), re.M)
+    found = re.search(rf"^{package}>=([\d.]+)", _requirements(), re.M)
     return found.group(1) if found else "0"
 
 

@@ -69,8 +69,8 @@ def _check_values(meta: dict[str, Any], recipe_keys: Sequence[str]) -> None:
     _check_keys("rows", meta["rows"], SPLITS)
     for split in SPLITS:
         _check_number(f"rows.{split}", meta["rows"][split], 0 if split == "val" else 1, MOST_ROWS)
-    _check_list("rows_per_part", meta["rows_per_part"], 2, 0, (0, MOST_ROWS))
-    _check_list("counts", meta["counts"], NUM_SPARSE, NUM_SPARSE, (1, MOST_IDS))
+    _check_list("rows_per_part", meta["rows_per_part"], 2, False, (0, MOST_ROWS))
+    _check_list("counts", meta["counts"], NUM_SPARSE, True, (1, MOST_IDS))
     *train, evaluation = meta["rows_per_part"]
     rows = meta["rows"]["train"], meta["rows"]["test"] + meta["rows"]["val"]
     expected = f"parts that add up to {rows[0]} training rows, and a last one of {rows[1]}"
@@ -102,13 +102,12 @@ def _check_number(key: str, value: Any, least: int, most: int) -> None:
     _expect(key, value, is_whole and least <= value <= most, expected)
 
 
-def _check_list(
-    key: str, value: Any, least: int, most: int | None, bounds: tuple[int, int]
-) -> None:
-    """Check a list of `least` to `most` whole numbers; most = 0: it may be longer."""
-    size = f"{least} or more" if most == 0 else str(least)
-    is_list = isinstance(value, list) and least <= len(value) <= (most or len(value))
-    _expect(key, value, is_list, f"a list of {size} numbers")
+def _check_list(key: str, value: Any, size: int, exact: bool, bounds: tuple[int, int]) -> None:
+    """Check a list of `size` whole numbers, or of more if the size is not exact."""
+    is_list = isinstance(value, list) and len(value) >= size
+    is_list = is_list and not (exact and len(value) > size)
+    expected = str(size) if exact else f"{size} or more"
+    _expect(key, value, is_list, f"a list of {expected} numbers")
     for at, number in enumerate(value):
         _check_number(f"{key}[{at}]", number, *bounds)
 

@@ -15,6 +15,7 @@ _WORDS = (
     "ALLOC_FAILED",
     "Storage size calculation overflowed",
 )
+_MOST_BYTES = 1 << 63  # torch counts bytes in 64 bits
 _AMOUNT = re.compile(r"allocate ([\d.]+ [A-Za-z]+)")
 
 
@@ -24,6 +25,7 @@ def out_of_memory_told(
     what: str = "",
     less: str = "a smaller --mini-batch-size or --test-mini-batch-size, smaller MLPs or tables, or"
     " more ranks",
+    num_bytes: int = 0,
 ) -> Iterator[None]:
     """Turn a lack of memory in the block into one line.
 
@@ -31,11 +33,14 @@ def out_of_memory_told(
         device: where the block's tensors are.
         what: what the memory is for; empty: it is not known.
         less: what would need less memory, in the plural.
+        num_bytes: at least so many are needed; more than torch can count are not asked for.
 
     Raises:
         RankError: there was no memory; on other ranks there may be.
     """
     try:
+        if num_bytes >= _MOST_BYTES:
+            raise MemoryError
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

@@ -10,6 +10,7 @@ shell that has just sourced CANN:
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -229,10 +230,11 @@ def has_torch_npu() -> bool:
     return importlib.util.find_spec("torch_npu") is not None and not is_old
 
 
-def known_pairs() -> list[Pair]:
+@functools.cache
+def known_pairs() -> tuple[Pair, ...]:
     """All lines of the table: newest CANN first, and for each the newest torch first."""
     _, *lines = TABLE.read_text().splitlines()
-    return [Pair(*line.split("\t")) for line in lines]
+    return tuple(Pair(*line.split("\t")) for line in lines)
 
 
 def pairs_of(cann: str) -> list[Pair]:

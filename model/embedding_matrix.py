@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from common.errors import RankError
 from common.phases import phase
 from devices.execution import Execution
 from devices.gpu import triton_kernels
+from devices.memory import out_of_memory_told
 from model.batch import Bags
 from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
 from optim.update import Update
@@ -195,14 +195,11 @@ class EmbeddingMatrix:
 
 
 def _zeros(num_rows: int, dim: int, device: torch.device) -> torch.Tensor:
-    try:
+    num_bytes = 4 * num_rows * dim
+    what = f"{num_rows} rows of {dim} numbers ({1e-9 * num_bytes:.1f} GB of tables)"
+    less = "more ranks, a lower --max-ind-range or a smaller --arch-sparse-feature-size"
+    with out_of_memory_told(device, what, less, num_bytes):
         return torch.zeros(num_rows, dim, device=device)
-    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory errors are RuntimeErrors
-        raise RankError(
-            f"no memory for {num_rows} rows of {dim} numbers ({4e-9 * num_rows * dim:.1f} GB of"
-            f" tables) on {device}: more ranks, a lower --max-ind-range or a smaller"
-            " --arch-sparse-feature-size help"
-        ) from error
 
 
 def _apply_or_keep(

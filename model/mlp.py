@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from devices.older_torch import onednn_linear
 ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
 NARROW = 64  # oneDNN gains nothing in layers with fewer inputs or outputs than this
 FEW_ROWS = 512  # and nothing in batches of fewer rows: it packs the weights anew each time
-MOST_BYTES = 1 << 63  # torch counts bytes in 64 bits
 
 
 class MLP(nn.Sequential):
@@ -99,15 +98,14 @@ def _make_layers(widths: Sequence[int], last: nn.Module) -> list[nn.Module]:
     return [*layers[:-1], last]
 
 
-@contextlib.contextmanager
-def _memory_for_layers(widths: Sequence[int], device: torch.device) -> Iterator[None]:
+def _memory_for_layers(
+    widths: Sequence[int], device: torch.device
+) -> contextlib.AbstractContextManager[None]:
     num_bytes = 4 * sum(n * m for n, m in itertools.pairwise(widths))
     joined = "-".join(str(width) for width in widths)
     what = f"an MLP of {joined} ({-(-num_bytes // 10**9)} GB of weights)"
-    with out_of_memory_told(device, what, "smaller widths in --arch-mlp-bot or --arch-mlp-top"):
-        if num_bytes >= MOST_BYTES:
-            raise MemoryError
-        yield
+    less = "smaller widths in --arch-mlp-bot or --arch-mlp-top"
+    return out_of_memory_told(device, what, less, num_bytes)
 
 
 def _with_zeros(matrix: torch.Tensor, num_columns: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from common.environment import is_whole_number
 from common.errors import RankError, RankGoneError, UserError
 from common.launch import Launch
 from devices.find import find_device
@@ -72,8 +73,7 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
 
 def _check_meeting_point(address: str, port: str) -> None:
     """Raise a RankError if no such port or machine exists; torch would try for half an hour."""
-    is_port = port.isascii() and port.isdigit() and len(port) < 6 and 1 <= int(port) <= 65535
-    if not is_port:
+    if not is_whole_number(port, 65535, 5):
         raise RankError(f"MASTER_PORT={port!r} in the environment: expected a port, 1 to 65535")
     give_up = time.monotonic() + SECONDS_FOR_ADDRESS
     while reason := _why_no_address(address):

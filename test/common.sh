@@ -15,8 +15,6 @@ fail() { # MESSAGE [STATUS]
 
 # ---------------------------------------------------------------- set-up
 
-NO_PYTHON="no Python 3.10 to 3.14 found; python3 is $(python3 --version 2>&1)"
-
 missing_packages() { # PYTHON REQUIREMENTS_FILE...: prints what that Python lacks
     "$1" "$ROOT/test/missing_packages.py" "${@:2}" 2>/dev/null
 }
@@ -32,9 +30,13 @@ find_python() { # prints the first Python of a version that works
     return 1
 }
 
+fail_without_python() {
+    fail "no Python 3.10 to 3.14 found; python3 is $(python3 --version 2>&1)"
+}
+
 set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
     local own venv=$ROOT/.venv missing system=()
-    own=$(find_python) || fail "$NO_PYTHON"
+    own=$(find_python) || fail_without_python
     if missing=$(missing_packages "$own" "$@") && [ -z "$missing" ]; then
         PYTHON=$own
         return
@@ -55,7 +57,7 @@ set_up() { # REQUIREMENTS_FILE...: sets PYTHON to one that has what they ask for
 
 look_for_torch_npu() { # fails if no Python here has it, before a torch is installed that may not go with CANN
     local own python
-    own=$(find_python) || fail "$NO_PYTHON"
+    own=$(find_python) || fail_without_python
     for python in "$own" "$ROOT/.venv/bin/python"; do
         has_torch_npu "$python" && return
     done

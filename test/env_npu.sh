@@ -51,8 +51,11 @@ lacking_libraries() { # LIBRARY...: prints those that are in no folder of LD_LIB
 say_pairs() { # says which torch and torch_npu go with this CANN; returns 1 if CANN is too old for any
     local python=${PYTHON:-python3} root status=0
     root=$(dirname "${BASH_SOURCE[0]}")/..
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || return 0
-    "$python" -c 'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module("devices.npu_pairs", None, "__main__", True)' \
+    command -v "$python" >/dev/null || return 0
+    "$python" -c 'import runpy, sys
+if sys.version_info >= (3, 8):
+    sys.path.insert(0, sys.argv.pop(1))
+    runpy.run_module("devices.npu_pairs", None, "__main__", True)' \
         "$root" "$CANN_FOLDER" "$CANN_FOLDER/latest" || status=$?
     [ $status -ne 3 ] # devices/npu_pairs.py: the CANN is too old
 }

@@ -101,15 +101,12 @@ def default_of(flag: argparse.Action, words: dict[str, str]) -> str:
         return words["none" if flag.default is None else "empty"]
     if isinstance(flag.default, bool):
         return f"`{str(flag.default).lower()}`"
-    if isinstance(flag.default, tuple):
-        return f"`{'-'.join(map(str, flag.default))}`"
     return f"`{flag.default}`"
 
 
 def english(flag: argparse.Action) -> str:
     """What a flag does, by its help text."""
-    text = (flag.help or "") % {"default": flag.default}
-    return text.replace("|", "\\|")
+    return (flag.help or "").replace("|", "\\|")
 
 
 def sentences() -> dict[str, str]:

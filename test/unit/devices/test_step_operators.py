@@ -4,23 +4,18 @@ The emulated device needs torch 2.10; this test runs with all. On torch's meta d
 shapes and no numbers, a step takes the way of a card.
 """
 
-import sys
 from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, SMALL_MODEL
-from test_npu import SAME, without_kernel
+from conftest import SMALL_MODEL
+from test_npu import KINDS, SAME, without_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dlrm_s_pytorch as dlrm
 from ranks.process import Process
 from reporting.reporter import Reporter
 
-sys.path.insert(0, str(ROOT / "test"))
-from tables_of_torch_npu import read
-
-KINDS = read(ROOT / "test" / "operators.tsv")
 ONLY_A_CARDS = "--pin-memory=false --copy-stream=false --tensor-board-filename=".split()
 STEPS = 2
 
