@@ -79,9 +79,9 @@ class EmbeddingMatrix:
         for part in parts:
             self._rows_of[part] = slice(num_rows, num_rows + part.num_rows)
             num_rows += part.num_rows
+        self.weight = _zeros(num_rows, dim, device)  # first: offsets of too many rows fit nowhere
         offsets = [self._rows_of[part].start - part.begin for part in parts]
         self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device)
-        self.weight = _zeros(num_rows, dim, device)
         self.optimizer = TABLE_OPTIMIZERS[optimizer](self.weight, execution.triton)
         self.pooling: torch.Tensor | None = None
         self.pooling_optimizer: RowOptimizer | None = None

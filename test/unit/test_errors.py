@@ -40,6 +40,7 @@ MISTAKES = {
     "--plot-compute-graph": "--plot-compute-graph is not available yet",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
     "--arch-embedding-size=100000000000000-3-2": "GB of tables",
+    "--arch-embedding-size=99999999999999999999-3-2": "GB of tables",
     "--arch-mlp-bot=4-1000000-100000000000-2": (
         "no memory for an MLP of 4-1000000-100000000000-2 (400000801 GB of weights) on cpu"
     ),
