@@ -84,6 +84,7 @@ from engine.self_check import run_self_check
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
+from model.compression import PlainTables, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction, num_pairs
@@ -133,8 +134,6 @@ def make_parser() -> ArgumentParser:
 
 def _refuse_unavailable(options: argparse.Namespace) -> None:
     asked = {
-        "--md-flag": options.md_flag,
-        "--qr-flag": options.qr_flag,
         "--quantize-mlp-with-bit": options.quantize_mlp_with_bit != 32,
         "--quantize-emb-with-bit": options.quantize_emb_with_bit != 32,
         "--save-onnx": options.save_onnx,
@@ -172,6 +171,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if is_problem:
             raise UserError(message)
     check_model_paths(options.load_model, options.save_model)
+    compression_from_options(options)
     LearningRateSchedule.from_options(options)
 
 
@@ -184,7 +184,7 @@ class Architecture:
 
     Attributes:
         num_rows: rows of each of the T tables.
-        dim: embedding dimension D.
+        tables: the kind of tables; says which dimension D their vectors have.
         bottom: widths of the bottom MLP, dense features first.
         top: widths of the top MLP, the interaction's first.
         interaction: dot or cat.
@@ -194,7 +194,7 @@ class Architecture:
     """
 
     num_rows: tuple[int, ...]
-    dim: int
+    tables: PlainTables
     bottom: tuple[int, ...]
     top: tuple[int, ...]
     interaction: str
@@ -214,22 +214,25 @@ class Architecture:
             num_dense: number of dense features in the data.
 
         Raises:
-            UserError: the bottom MLP does not end in the embedding dimension.
+            UserError: the bottom MLP does not end in the dimension of the tables' vectors.
         """
-        dim = options.arch_sparse_feature_size
-        bottom = (num_dense, *options.arch_mlp_bot[1:])
+        tables = compression_from_options(options)
+        dim, bottom = tables.vector_dim, (num_dense, *options.arch_mlp_bot[1:])
         if len(bottom) < 2 or bottom[-1] != dim:
             widths = "-".join(str(width) for width in options.arch_mlp_bot)
+            times = "twice " if dim > tables.dim else ""
+            why = "--qr-operation=concat: " if times else ""
             raise UserError(
-                f"--arch-mlp-bot={widths} ends in {bottom[-1]}, --arch-sparse-feature-size={dim}:"
-                " the bottom MLP's last width must equal the embedding dimension"
+                f"--arch-mlp-bot={widths} ends in {bottom[-1]},"
+                f" --arch-sparse-feature-size={tables.dim}: {why}the bottom MLP's last width must"
+                f" equal {times}the embedding dimension ({dim})"
             )
         vectors = len(num_rows) + 1
         pairs = num_pairs(vectors, options.arch_interaction_itself)
         width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
         return cls(
             num_rows=tuple(num_rows),
-            dim=dim,
+            tables=tables,
             bottom=bottom,
             top=(width, *options.arch_mlp_top),
             interaction=options.arch_interaction_op,
@@ -260,7 +263,8 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        tables = place_tables(architecture.num_rows, architecture.dim, process.world_size)
+        logical_tables = architecture.tables.make_tables(architecture.num_rows)
+        tables = place_tables(logical_tables, process.world_size)
         exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
             tables, exchange, optimizer, architecture.learned_pooling, execution

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from devices.threads import set_up_threads
 from model.batch import Bags
+from model.compression import PlainTables
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
 from optim.update import Update
-from ranks.placement import place_tables
 from ranks.process import Process
 
 # isort: split
@@ -34,7 +34,7 @@ Step = Callable[[torch.Tensor, torch.Tensor], None]
 def engine(rows: int, dim: int) -> Step:
     """The engine of this project."""
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
-    placed = place_tables([rows] * NUM_TABLES, dim, world_size=1)
+    placed = PlainTables(dim).make_tables([rows] * NUM_TABLES)
     tables = EmbeddingTables(placed, Exchange(process, placed), "sgd", learned_pooling=False)
 
     def step(ids: torch.Tensor, gradient: torch.Tensor) -> None:

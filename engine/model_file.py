@@ -59,10 +59,11 @@ class ModelState:
 
 def full_state_dict(model_state: ModelState) -> dict[str, torch.Tensor]:
     """The whole model's state dict, on rank 0's host; empty on other ranks. All ranks call it."""
-    state = {f"emb_l.{part.key}": value for part, value in _gather(model_state, "weight").items()}
-    if model_state.tables.matrix.pooling is not None:
-        pooling = _gather(model_state, "pooling")
-        state |= {f"v_W_l.{part.table}": value for part, value in pooling.items()}
+    state: dict[str, torch.Tensor] = {}
+    state |= {f"emb_l.{part.key}": value for part, value in gathered_parts(model_state, "weight")}
+    if model_state.tables.learned_pooling:
+        pooling = gathered_parts(model_state, "pooling")
+        state |= {f"v_W_l.{part.table}": value for part, value in pooling}
     if not model_state.process.is_first:
         return {}
     return state | {
@@ -70,17 +71,22 @@ def full_state_dict(model_state: ModelState) -> dict[str, torch.Tensor]:
     }
 
 
-def _gather(model_state: ModelState, name: str) -> dict[Part, torch.Tensor]:
-    """The rows of each part in one of the tables' `row_tensors`, on rank 0; empty on others."""
-    own = model_state.tables.row_tensors()[name]
-    gathered = {}
-    for part, view in model_state.tables.part_views(name):
-        host = None if view is None else view.detach().to("cpu", copy=True)
-        like = torch.empty((part.num_rows, *own.shape[1:]), dtype=own.dtype)
-        received = send_to_first(model_state.process, host, like, part.rank)
-        if received is not None:
-            gathered[part] = received
-    return gathered
+def gathered_parts(model_state: ModelState, name: str) -> Iterator[tuple[Part, torch.Tensor]]:
+    """(part, its rows of the tensor of that name), one after the other; all ranks call it.
+
+    Rank 0 gets all parts that have such a tensor, on its host; the others get none.
+    """
+    for part in model_state.tables.parts:
+        value = _gathered(model_state, part, name)
+        if value is not None:
+            yield part, value
+
+
+def _gathered(model_state: ModelState, part: Part, name: str) -> torch.Tensor | None:
+    view = model_state.tables.part_view(part, name)
+    host = None if view is None else view.detach().to("cpu", copy=True)
+    shape = (part.num_rows, *model_state.tables.row_shapes(part)[name])
+    return send_to_first(model_state.process, host, torch.empty(shape), part.rank)
 
 
 def save_model_file(path: str, model_state: ModelState, progress: Progress) -> None:
@@ -203,13 +209,10 @@ def _optimizer_state(model_state: ModelState, progress: Progress) -> dict[str, A
     """
     dense = model_state.dense_optimizer.state_dict()
     states: list[dict[str, Any]] = []
-    for prefix, names in _row_states(model_state):
-        gathered = {name.removeprefix(prefix): _gather(model_state, name) for name in names}
-        for part in model_state.tables.parts:
-            state = {name: values[part] for name, values in gathered.items() if part in values}
-            states.append(
-                {"step": torch.tensor(float(progress.num_steps)), **state} if state else {}
-            )
+    for part, names in _row_states(model_state):
+        gathered = {key: _gathered(model_state, part, name) for key, name in names.items()}
+        state = {key: value for key, value in gathered.items() if value is not None}
+        states.append({"step": torch.tensor(float(progress.num_steps)), **state} if state else {})
     offset = len(states)
     group = dense["param_groups"][0]
     states += [dense["state"].get(number, {}) for number in group["params"]]
@@ -219,11 +222,19 @@ def _optimizer_state(model_state: ModelState, progress: Progress) -> dict[str, A
     }
 
 
-def _row_states(model_state: ModelState) -> list[tuple[str, list[str]]]:
-    """(prefix, names) of the optimiser's row tensors: for the tables, then for pooling weights."""
-    prefixes = [""] if model_state.tables.matrix.pooling is None else ["", "pooling."]
-    states = [name for name in model_state.tables.row_tensors() if name not in _WEIGHTS]
-    return [(prefix, [n for n in states if ("." in n) == bool(prefix)]) for prefix in prefixes]
+def _row_states(model_state: ModelState) -> list[tuple[Part, dict[str, str]]]:
+    """(part, names) of each state of rows: of all parts, then of their pooling weights.
+
+    `names` has the name of each of the part's tensors by the key that it has in the state.
+    """
+    tables = model_state.tables
+    states = []
+    for prefix in ("", "pooling.") if tables.learned_pooling else ("",):
+        for part in tables.parts:
+            names = [name for name in tables.row_shapes(part) if name not in _WEIGHTS]
+            of_kind = [name for name in names if ("." in name) == bool(prefix)]
+            states.append((part, {name.removeprefix(prefix): name for name in of_kind}))
+    return states
 
 
 def _on_host(state: dict[str, Any]) -> dict[str, Any]:
@@ -278,37 +289,26 @@ def _wanted_parameters(model_state: ModelState) -> dict[str, Wanted]:
     for part in model_state.tables.parts:
         fault = _fault_of(part, model_state)
         wanted[f"emb_l.{part.key}"] = Wanted((part.num_rows, part.dim), fault)
-        if model_state.tables.matrix.pooling is not None:
+        if model_state.tables.learned_pooling:
             wanted[f"v_W_l.{part.table}"] = Wanted((part.num_rows,), fault)
     return wanted | {
         name: Wanted(tuple(value.shape)) for name, value in model_state.model.named_parameters()
     }
 
 
-def _numbered_rows(model_state: ModelState) -> Iterator[tuple[int, str, str]]:
-    """(number of the first part's state, name in that state, name of the row tensor), for each."""
-    num_parts = len(model_state.tables.parts)
-    for k, (prefix, names) in enumerate(_row_states(model_state)):
-        for name in names:
-            yield k * num_parts, name.removeprefix(prefix), name
-
-
-def _num_row_states(model_state: ModelState) -> int:
-    """How many numbers the optimiser's states have before those of the dense parameters."""
-    return len(_row_states(model_state)) * len(model_state.tables.parts)
-
-
 def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
     """The tensors of each parameter's optimiser state, by the number of `_optimizer_state`."""
     wanted: dict[int, dict[str, Wanted]] = {}
-    for first, key, name in _numbered_rows(model_state):
-        row_shape = model_state.tables.row_tensors()[name].shape[1:]
-        for number, part in enumerate(model_state.tables.parts, first):
-            shape = (part.num_rows, *row_shape)
-            state = wanted.setdefault(number, {})
-            state[key] = Wanted(shape, _fault_of(part, model_state), lowest=0.0)
-    offset = _num_row_states(model_state)
-    for number, of_parameter in enumerate(model_state.dense_optimizer.state, offset):
+    row_states = _row_states(model_state)
+    for number, (part, names) in enumerate(row_states):
+        fault, shapes = _fault_of(part, model_state), model_state.tables.row_shapes(part)
+        of_rows = {
+            key: Wanted((part.num_rows, *shapes[name]), fault, lowest=0.0)
+            for key, name in names.items()
+        }
+        if of_rows:
+            wanted[number] = of_rows
+    for number, of_parameter in enumerate(model_state.dense_optimizer.state, len(row_states)):
         wanted[number] = {
             name: Wanted(tuple(value.shape), lowest=0.0) for name, value in of_parameter.items()
         }
@@ -317,10 +317,12 @@ def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
 
 def _load_states(states: dict[int, dict[str, torch.Tensor]], model_state: ModelState) -> None:
     """Copy optimiser states, numbered as in `_optimizer_state`, to the optimisers."""
-    for first, key, name in _numbered_rows(model_state):
-        for number, (_, view) in enumerate(model_state.tables.part_views(name), first):
+    row_states = _row_states(model_state)
+    for number, (part, names) in enumerate(row_states):
+        for key, name in names.items():
+            view = model_state.tables.part_view(part, name)
             if view is not None:
                 view.copy_(states[number][key])
-    offset = _num_row_states(model_state)
+    offset = len(row_states)
     dense = {number - offset: state for number, state in states.items() if number >= offset}
     model_state.dense_optimizer.load_state_dict(dense)

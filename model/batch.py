@@ -1,6 +1,7 @@
 """A batch: one compact block that travels to the device, and the tensors that it becomes there."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,12 +25,63 @@ class Bags:
         ids: (n,) int32 or int64.
         lengths: (B, T) int64; None: every bag holds one id, so n = B * T.
         ids_per_rank: (ranks, T), on the host: number of ids that each rank's rows have in each
-            table. An exchange between ranks needs it if bags have lengths.
+            table. It is needed if bags have lengths and tables are picked: the host then knows
+            how many ids there will be, and need not wait for the device.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor | None = None
     ids_per_rank: npt.NDArray[np.int64] | None = None
+
+    def begins(self) -> torch.Tensor:
+        """(B, T) position of each bag's first id; for bags with lengths only."""
+        assert self.lengths is not None
+        return self.lengths.reshape(-1).cumsum(0).view_as(self.lengths) - self.lengths
+
+
+def ids_of_bags(
+    ids: torch.Tensor, begins: torch.Tensor, lengths: torch.Tensor, num_ids: int
+) -> torch.Tensor:
+    """The ids of some bags, one bag after the other.
+
+    Args:
+        ids: those of all bags.
+        begins: (n,) position of the first id of each bag.
+        lengths: (n,) number of its ids.
+        num_ids: sum of the lengths, which the host must know without waiting for the device.
+    """
+    shifts = begins - (lengths.cumsum(0) - lengths)  # from the new order to that of `ids`
+    shift_of_id = torch.repeat_interleave(shifts, lengths, output_size=num_ids)
+    return ids[shift_of_id + torch.arange(num_ids, device=ids.device)]
+
+
+class TablePick:
+    """Picks the bags of some tables out of those of all tables.
+
+    Args:
+        tables: the numbers of the tables wanted, in the order wanted; one may come twice.
+        num_tables: how many tables there are.
+        device: where the bags are.
+    """
+
+    def __init__(self, tables: Sequence[int], num_tables: int, device: torch.device) -> None:
+        self._tables, self._num_tables = list(tables), num_tables
+        self._takes_all = self._tables == list(range(num_tables))
+        self._on_device = torch.tensor(self._tables, dtype=torch.int64, device=device)
+
+    def __call__(self, bags: Bags) -> Bags:
+        """Bags of B rows in all tables -> bags of B rows in the tables wanted."""
+        if self._takes_all:
+            return bags
+        if bags.lengths is None:
+            ids = bags.ids.view(-1, self._num_tables).index_select(1, self._on_device)
+            return Bags(ids.view(-1))
+        assert bags.ids_per_rank is not None
+        ids_per_rank = bags.ids_per_rank[:, self._tables]
+        lengths = bags.lengths.index_select(1, self._on_device)
+        begins = bags.begins().index_select(1, self._on_device).view(-1)
+        ids = ids_of_bags(bags.ids, begins, lengths.view(-1), int(ids_per_rank.sum()))
+        return Bags(ids, lengths, ids_per_rank)
 
 
 @dataclass(frozen=True)

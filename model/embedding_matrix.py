@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from common.phases import phase
 from devices.execution import Execution
 from devices.gpu import triton_kernels
-from devices.memory import out_of_memory_told
 from model.batch import Bags
-from optim.row_optimizers import POOLING_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
+from model.part_matrix import PartMatrix, apply_or_keep
+from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
 from optim.update import Update
 from ranks.placement import Part
 
@@ -46,21 +46,19 @@ class _PooledLookup(torch.autograd.Function):
         return None, None, None, None
 
 
-class EmbeddingMatrix:
-    """Parts of one dimension D, one below the other: one lookup and one update serve all of them.
+class EmbeddingMatrix(PartMatrix):
+    """Parts of one dimension d that are looked up by id: one lookup and one update serve all.
 
     Args:
         parts: the P parts, in the order of the columns of the bags that are looked up.
-        dim: D, which a rank without parts needs too.
+        dim: d, which a rank without parts needs too.
         device: where the matrix is.
         optimizer: sgd, adagrad or rwsadagrad.
         learned_pooling: each row has a trained weight in the sum over its bag.
         execution: how the device is used; the matrix and its updates are float32 in any case.
 
     Attributes:
-        weight: (R, D) float32, R rows of all parts.
         pooling: (R, 1) float32 weights in sums over bags, or None.
-        optimizer: updates `weight`.
         pooling_optimizer: updates `pooling`; None if that is None.
     """
 
@@ -73,47 +71,31 @@ class EmbeddingMatrix:
         learned_pooling: bool,
         execution: Execution,
     ) -> None:
-        self._execution, self._num_parts, self._dim = execution, len(parts), dim
-        self._rows_of: dict[Part, slice] = {}
-        num_rows = 0
-        for part in parts:
-            self._rows_of[part] = slice(num_rows, num_rows + part.num_rows)
-            num_rows += part.num_rows
-        self.weight = _zeros(num_rows, dim, device)  # first: offsets of too many rows fit nowhere
-        offsets = [self._rows_of[part].start - part.begin for part in parts]
-        self._offsets = torch.tensor(offsets, dtype=torch.int64, device=device)
-        self.optimizer = TABLE_OPTIMIZERS[optimizer](self.weight, execution.triton)
+        def make_optimizer(weight: torch.Tensor) -> RowOptimizer:
+            return TABLE_OPTIMIZERS[optimizer](weight, execution.triton)
+
+        super().__init__(parts, dim, device, make_optimizer)
+        self._execution, self._num_parts = execution, len(parts)
+        self._rows_of_ids = _RowsOfIds(self, device)
         self.pooling: torch.Tensor | None = None
         self.pooling_optimizer: RowOptimizer | None = None
         if learned_pooling:
-            self.pooling = torch.ones(num_rows, 1, device=device)
-            self.pooling_optimizer = POOLING_OPTIMIZERS[optimizer](self.pooling, execution.triton)
+            self.pooling = torch.ones(len(self.weight), 1, device=device)
+            self.pooling_optimizer = ELEMENT_OPTIMIZERS[optimizer](self.pooling, execution.triton)
         self._triton = triton_kernels() if execution.triton else None
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:
-        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, D).
+        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, d).
 
         Args:
             bags: each part's column has ids of the part's table.
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
         pooled: torch.Tensor = _PooledLookup.apply(
-            self._anchor, self, self._ids_to_rows(bags), update
+            self._anchor, self, self._rows_of_ids(bags), update
         )
         return pooled
-
-    def _ids_to_rows(self, bags: Bags) -> Bags:
-        """Ids of the parts' tables -> rows of the matrix: each part's own function of the id."""
-        if bags.lengths is None:
-            if not self._num_parts:
-                return Bags(bags.ids.long())
-            return Bags((bags.ids.view(-1, self._num_parts) + self._offsets).view(-1))
-        offsets = self._offsets.expand_as(bags.lengths).reshape(-1)
-        offset_of_id = torch.repeat_interleave(
-            offsets, bags.lengths.reshape(-1), output_size=len(bags.ids)
-        )
-        return Bags(bags.ids + offset_of_id, bags.lengths)
 
     def pool_bags(self, bags: Bags) -> torch.Tensor:
         """Bags of rows of the matrix -> the sums of their vectors (bags, D)."""
@@ -138,7 +120,7 @@ class EmbeddingMatrix:
             return F.embedding(rows, self.weight)
         columns = rows.view(-1, self._num_parts).unbind(1)
         by_part = [F.embedding(column, self.weight) for column in columns]
-        return torch.stack(by_part, dim=1).view(-1, self._dim)
+        return torch.stack(by_part, dim=1).view(-1, self.dim)
 
     def update_rows(self, bags: Bags, gradient: torch.Tensor, update: Update) -> None:
         """Apply the gradient of the pooled vectors (bags, D) to the rows in the bags, or keep it.
@@ -162,24 +144,22 @@ class EmbeddingMatrix:
             vectors = F.embedding(bags.ids, self.weight)
             pooling_gradients = (row_gradients * vectors).sum(1, keepdim=True)
             row_gradients = row_gradients * F.embedding(bags.ids, self.pooling)
-            _apply_or_keep(self.pooling_optimizer, bags.ids, pooling_gradients, update)
-        _apply_or_keep(self.optimizer, bags.ids, row_gradients, update)
+            apply_or_keep(self.pooling_optimizer, bags.ids, pooling_gradients, update)
+        apply_or_keep(self.optimizer, bags.ids, row_gradients, update)
 
     def apply_kept(self, update: Update) -> None:
         """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
-        if not update.scale.is_on:
-            return
-        for optimizer in (self.optimizer, self.pooling_optimizer):
-            if optimizer is not None:
-                optimizer.apply_kept(update.lr, update.scale)
+        super().apply_kept(update)
+        if update.scale.is_on and self.pooling_optimizer is not None:
+            self.pooling_optimizer.apply_kept(update.lr, update.scale)
 
     def row_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with a row for each row of the matrix, by name.
 
-        They are `weight`, the optimiser's state by its own names, `pooling` and the state of the
-        pooling weights as `pooling.sum`.
+        They are those of every PartMatrix, `pooling` and the state of the pooling weights as
+        `pooling.sum`.
         """
-        found = {"weight": self.weight} | self.optimizer.state
+        found = super().row_tensors()
         if self.pooling is not None and self.pooling_optimizer is not None:
             found["pooling"] = self.pooling.view(-1)
             found |= {
@@ -188,29 +168,48 @@ class EmbeddingMatrix:
             }
         return found
 
-    def part_view(self, name: str, part: Part) -> torch.Tensor | None:
-        """The rows of `row_tensors()[name]` that are the part's; None if it is not held here."""
-        rows = self._rows_of.get(part)
-        return None if rows is None else self.row_tensors()[name][rows]
 
+class _RowsOfIds:
+    """Turns ids of tables into rows of a matrix: (id // divisor) % modulus + offset.
 
-def _zeros(num_rows: int, dim: int, device: torch.device) -> torch.Tensor:
-    num_bytes = 4 * num_rows * dim
-    what = f"{num_rows} rows of {dim} numbers ({1e-9 * num_bytes:.1f} GB of tables)"
-    less = "more ranks, a lower --max-ind-range or a smaller --arch-sparse-feature-size"
-    with out_of_memory_told(device, what, less, num_bytes):
-        return torch.zeros(num_rows, dim, device=device)
+    Args:
+        matrix: says where its parts begin.
+        device: where the ids are.
+    """
 
+    def __init__(self, matrix: PartMatrix, device: torch.device) -> None:
+        parts = matrix.parts
+        self._num_parts = len(parts)
 
-def _apply_or_keep(
-    optimizer: RowOptimizer, rows: torch.Tensor, gradients: torch.Tensor, update: Update
-) -> None:
-    """Pass gradients (n, D) of rows (n,) to their optimiser, which applies or keeps them."""
-    if update.scale.is_on:
-        gradients = gradients.float()  # without their scale float16 would make some of them 0
-        update.scale.unscale_([gradients])
-        optimizer.keep(rows, gradients)
-    elif update.rows_now:
-        optimizer.apply(rows, gradients, update.lr)
-    else:
-        optimizer.keep(rows, gradients)
+        def on_device(numbers: list[int]) -> torch.Tensor:
+            return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+        self._offsets = on_device([matrix.first_row(part) - part.begin for part in parts])
+        self._divisors = on_device([part.divisor for part in parts])
+        self._moduli = on_device([part.modulus or torch.iinfo(torch.int64).max for part in parts])
+        self._has_own_rows = all(part.divisor == 1 and not part.modulus for part in parts)
+
+    def __call__(self, bags: Bags) -> Bags:
+        """Bags of ids, B rows of P parts -> the same bags with rows of the matrix."""
+        if bags.lengths is None:
+            ids = bags.ids.view(-1, self._num_parts) if self._num_parts else bags.ids.long()
+            rows = self._rows(ids, (self._offsets, self._divisors, self._moduli))
+            return Bags(rows.view(-1))
+        lengths, num_ids = bags.lengths, len(bags.ids)
+
+        def of_each_id(of_parts: torch.Tensor) -> torch.Tensor:
+            of_bags = of_parts.expand_as(lengths).reshape(-1)
+            return torch.repeat_interleave(of_bags, lengths.reshape(-1), output_size=num_ids)
+
+        numbers = (
+            [self._offsets] if self._has_own_rows else [self._offsets, self._divisors, self._moduli]
+        )
+        return Bags(self._rows(bags.ids, [of_each_id(number) for number in numbers]), lengths)
+
+    def _rows(self, ids: torch.Tensor, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not self._num_parts:
+            return ids
+        if self._has_own_rows:
+            return ids + numbers[0]
+        offsets, divisors, moduli = numbers
+        return ids.div(divisors, rounding_mode="floor").remainder(moduli) + offsets

@@ -1,6 +1,8 @@
 """Embedding bags of all tables, whichever ranks hold them, under the original's names."""
 
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,33 +11,51 @@ from torch import nn
 
 from common.phases import phase
 from devices.execution import Execution
-from model.batch import Bags
+from model.batch import Bags, TablePick
 from model.embedding_matrix import EmbeddingMatrix
 from model.exchange import Exchange
+from model.part_matrix import PartMatrix
+from model.table_kinds import TableKind
+from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from optim.update import Update
 from ranks.placement import LogicalTable, Part
 
 VALUES_PER_DRAW = 1 << 22  # initial values drawn at a time
 
 
-class EmbeddingTables(nn.Module):
-    """Embedding bags of T tables, summed over each bag; this rank holds some of their parts.
+@dataclass(frozen=True)
+class _Lookup:
+    """What one matrix looks up: the parts of one dimension d.
 
-    Ids travel to the ranks of the parts, the parts' pooled vectors travel back, and the vectors
-    of a table's parts are joined to that of the table.
+    Attributes:
+        pick: picks the bags of the parts' tables out of those of this rank's tables.
+        pieces: (number of the kind, place of the parts in their tables, number of parts), one for
+            each stretch of the matrix's columns.
+    """
+
+    pick: TablePick
+    pieces: tuple[tuple[int, int, int], ...]
+
+
+class EmbeddingTables(nn.Module):
+    """Embedding bags of T tables, summed over each bag; this rank holds some of the tables.
+
+    Ids travel to the ranks of the tables. There the vectors of a table's parts are summed over each
+    bag and joined, and the table's vectors travel back.
 
     Args:
-        tables: all T tables, with the ranks that hold their parts.
-        exchange: moves ids to parts and vectors to rows.
+        tables: all T tables, with the ranks that hold them; their vectors have D numbers each.
+        exchange: moves ids to tables and vectors to rows.
         optimizer: sgd, adagrad or rwsadagrad.
-        learned_pooling: each row has a trained weight in the sum over its bag.
+        learned_pooling: each row has a trained weight in the sum over its bag; for plain tables.
         execution: how the device is used; vectors travel between ranks in its lower precision,
             which is what the interaction takes. Tables and updates stay float32.
 
     Attributes:
         exchange: as given.
+        learned_pooling: as given.
         parts: the parts of all tables, in the tables' order.
-        matrix: the parts of this rank.
+        matrices: the parts of this rank that are looked up, one matrix for each dimension.
     """
 
     def __init__(
@@ -47,23 +67,59 @@ class EmbeddingTables(nn.Module):
         execution: Execution = Execution(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__()
-        self._tables, self.exchange, self._execution = tables, exchange, execution
+        self.exchange, self._execution = exchange, execution
+        self.learned_pooling, self._optimizer = learned_pooling, optimizer
         self.parts = tuple(part for table in tables for part in table.parts)
-        (self._dim,) = {part.dim for part in self.parts}  # plain tables: one dimension, one matrix
-        process = exchange.process
-        self._own_parts = exchange.parts_of[process.rank]
-        self.matrix = EmbeddingMatrix(
-            self._own_parts, self._dim, process.device, optimizer, learned_pooling, execution
-        )
-        self._part_of_table = self._find_parts(process.device)
+        self._dim = tables[0].dim
+        self._device = device = exchange.process.device
+        own = [tables[number] for number in exchange.tables_of[exchange.process.rank]]
+        self._kinds = [
+            TableKind(list(of_kind), device, optimizer, execution)
+            for _, of_kind in itertools.groupby(own, key=lambda table: table.kind)
+        ]
+        self._lookups: list[_Lookup] = []
+        self.matrices: list[EmbeddingMatrix] = []
+        self._make_lookups([table.parts[0].table for table in own])
+        self._store_of = {part: store for store in self._stores() for part in store.parts}
+        self._order = self._find_order()
 
-    def _find_parts(self, device: torch.device) -> torch.Tensor | None:
-        """(T,) position of each table's part in the exchange's order; None: they are in order."""
-        exchanged = [part for parts in self.exchange.parts_of for part in parts]
-        positions = [exchanged.index(part) for part in self.parts]
+    def _make_lookups(self, numbers: Sequence[int]) -> None:
+        """Make a lookup and a matrix for each dimension of this rank's parts.
+
+        Args:
+            numbers: the numbers of this rank's tables, in the exchange's order.
+        """
+        pieces_of: dict[int, list[tuple[int, int]]] = {}
+        for k, kind in enumerate(self._kinds):
+            for place, parts in enumerate(kind.looked_up):
+                pieces_of.setdefault(parts[0].dim, []).append((k, place))
+        # a rank without tables looks nothing up, but takes part in the exchange of the gradients
+        for dim, pieces in (pieces_of or {self._dim: []}).items():
+            by_piece = [self._kinds[k].looked_up[place] for k, place in pieces]
+            parts = [part for of_piece in by_piece for part in of_piece]
+            columns = [numbers.index(part.table) for part in parts]
+            sized = tuple(
+                (*piece, len(of_piece)) for piece, of_piece in zip(pieces, by_piece, strict=True)
+            )
+            self._lookups.append(_Lookup(TablePick(columns, len(numbers), self._device), sized))
+            self.matrices.append(
+                EmbeddingMatrix(
+                    parts,
+                    dim,
+                    self._device,
+                    self._optimizer,
+                    self.learned_pooling,
+                    self._execution,
+                )
+            )
+
+    def _find_order(self) -> torch.Tensor | None:
+        """(T,) position of each table in the exchange's order; None: they are in order."""
+        exchanged = [number for of_rank in self.exchange.tables_of for number in of_rank]
+        positions = [exchanged.index(number) for number in range(len(exchanged))]
         if positions == list(range(len(positions))):
             return None
-        return torch.tensor(positions, device=device)
+        return torch.tensor(positions, device=self._device)
 
     def forward(
         self, bags: Bags, rows_per_rank: Sequence[int], update: Update | None = None
@@ -76,49 +132,79 @@ class EmbeddingTables(nn.Module):
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
         with phase("exchange"):
-            bags = self.exchange.ids_to_parts(bags, rows_per_rank)
-        pooled = self.matrix.look_up(bags, update)
-        if self._execution.lower is not None:
-            pooled = pooled.to(self._execution.lower)
-        side_by_side = pooled.view(sum(rows_per_rank), len(self._own_parts) * self._dim)
+            bags = self.exchange.ids_to_tables(bags, rows_per_rank)
+        vectors = self._look_up(bags, sum(rows_per_rank), update)
         with phase("exchange"):
-            vectors = self.exchange.vectors_to_rows(side_by_side, rows_per_rank)
-        return self._join(vectors)
+            vectors = self.exchange.vectors_to_rows(vectors, rows_per_rank)
+        return vectors if self._order is None else vectors.index_select(1, self._order)
 
-    def _join(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Parts' vectors side by side, in the exchange's order -> the tables' vectors (b, T, D).
+    def _look_up(self, bags: Bags, num_rows: int, update: Update | None) -> torch.Tensor:
+        """Bags of B rows in this rank's t tables -> the tables' vectors (B, t, D)."""
+        pooled: dict[tuple[int, int], torch.Tensor] = {}
+        vectors = torch.empty(0)
+        for lookup, matrix in zip(self._lookups, self.matrices, strict=True):
+            vectors = matrix.look_up(lookup.pick(bags), update)
+            if self._execution.lower is not None:
+                vectors = vectors.to(self._execution.lower)
+            vectors = vectors.view(num_rows, len(matrix.parts), matrix.dim)
+            sizes = [size for _, _, size in lookup.pieces]
+            columns = vectors.split(sizes, dim=1) if len(sizes) > 1 else [vectors]
+            for (kind, place, _), piece in zip(lookup.pieces, columns, strict=False):
+                pooled[kind, place] = piece
+        joined = [
+            kind.join([pooled[k, place] for place in range(len(kind.looked_up))], update)
+            for k, kind in enumerate(self._kinds)
+        ]
+        if len(joined) > 1:
+            return torch.cat(joined, dim=1)
+        return joined[0] if joined else vectors
 
-        A plain table's vector is the vector of its one part.
-        """
-        by_part = vectors.view(len(vectors), len(self.parts), self._dim)
-        if self._part_of_table is None:
-            return by_part  # without a copy
-        return by_part.index_select(1, self._part_of_table)
+    def _stores(self) -> list[PartMatrix]:
+        """The matrices of all parts of this rank, with those of projections."""
+        projections = [kind.projections for kind in self._kinds if kind.projections is not None]
+        return [*self.matrices, *projections]
 
     def apply_kept(self, update: Update) -> None:
         """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
-        self.matrix.apply_kept(update)
+        for store in self._stores():
+            store.apply_kept(update)
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw uniform(+-sqrt(1/rows)) for each table in order from numpy's global generator.
+        """Draw all parts, table by table, from numpy's global generator.
 
-        Every rank draws every table and keeps its own parts, so the numbers are those of one
-        process.
+        Every rank draws every part and keeps its own ones, so the numbers are those of one process.
         """
-        for table in self._tables:
-            bound = np.sqrt(1 / table.num_rows)
-            for part in table.parts:
-                _draw_uniform(part, bound, self.matrix.part_view("weight", part))
+        for part, view in self.part_views("weight"):
+            _draw_uniform(part, view)
 
-    def row_tensors(self) -> dict[str, torch.Tensor]:
-        """What EmbeddingMatrix.row_tensors returns for the parts of this rank."""
-        return self.matrix.row_tensors()
+    def row_shapes(self, part: Part) -> dict[str, tuple[int, ...]]:
+        """The shape of a row of each of a part's tensors, by the names that `part_views` takes.
+
+        They are `weight`, the optimiser's state by its own names and, with learned pooling,
+        `pooling` and the state of the pooling weights as `pooling.sum`.
+
+        Args:
+            part: a part of any rank.
+        """
+        of_elements = ELEMENT_OPTIMIZERS[self._optimizer]
+        rule = TABLE_OPTIMIZERS[self._optimizer] if part.is_looked_up else of_elements
+        shapes = {"weight": (part.dim,), **rule.state_shapes(part.dim)}
+        if self.learned_pooling:
+            shapes["pooling"] = ()
+            shapes |= {f"pooling.{name}": () for name in of_elements.state_shapes(1)}
+        return shapes
+
+    def part_view(self, part: Part, name: str) -> torch.Tensor | None:
+        """The part's rows of its tensor of that name; None if it is not held here."""
+        store = self._store_of.get(part)
+        return None if store is None else store.part_view(name, part)
 
     def part_views(self, name: str) -> Iterator[tuple[Part, torch.Tensor | None]]:
-        """(part, its rows of `row_tensors()[name]`) of all parts; None if another rank has it."""
+        """(part, its rows of the tensor of that name) of all parts that have one."""
         for part in self.parts:
-            yield part, self.matrix.part_view(name, part)
+            if name in self.row_shapes(part):
+                yield part, self.part_view(part, name)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for part, view in self.part_views("weight"):
@@ -131,12 +217,12 @@ class EmbeddingTables(nn.Module):
                 view.copy_(state_dict[f"{prefix}{part.key}"][part.begin : part.end])
 
 
-def _draw_uniform(part: Part, bound: float, view: torch.Tensor | None) -> None:
+def _draw_uniform(part: Part, view: torch.Tensor | None) -> None:
     """Draw the part's rows, some at a time, into the view; None: draw and forget them."""
     rows_per_draw = max(1, VALUES_PER_DRAW // part.dim)
     for begin in range(0, part.num_rows, rows_per_draw):
         size = (min(rows_per_draw, part.num_rows - begin), part.dim)
-        values = np.random.uniform(low=-bound, high=bound, size=size)
+        values = np.random.uniform(low=-part.bound, high=part.bound, size=size)
         if view is not None:
             view[begin : begin + size[0]].copy_(torch.from_numpy(values.astype(np.float32)))
 

@@ -4,8 +4,6 @@ A row's gradients are summed before the rule is applied. On the CPU numba's kern
 Other devices use operators whose shapes do not depend on the rows, so the host need not wait.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from devices import cpu_kernels
@@ -26,7 +24,8 @@ class RowOptimizer:
 
     Attributes:
         weight: as given.
-        state: tensors with a row for each row of `weight` that the rule remembers, by name.
+        state: tensors with a row for each row of `weight` that the rule remembers, by name; they
+            begin with zeros.
         is_linear: the rule may be applied to each gradient of a row in turn, without their sum.
     """
 
@@ -34,10 +33,16 @@ class RowOptimizer:
 
     def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
         self.weight = weight
-        self.state: dict[str, torch.Tensor] = {}
+        shapes = self.state_shapes(weight.shape[1])
+        self.state = {name: weight.new_zeros(len(weight), *shape) for name, shape in shapes.items()}
         self._triton = triton_kernels() if triton else None
         self._kept = make_row_gradients(weight, distinct=not self.is_linear)
         self._on_cpu = weight.device.type == "cpu"
+
+    @classmethod
+    def state_shapes(cls, dim: int) -> dict[str, tuple[int, ...]]:
+        """The shape of a row of each tensor of the state, for rows of `dim` numbers, by name."""
+        return {}
 
     def _subtract(self, rows: torch.Tensor, steps: torch.Tensor, lr: Rate) -> None:
         """weight[rows] -= lr * steps, by an operator."""
@@ -100,9 +105,10 @@ class RowAdagrad(RowOptimizer):
     Duchi et al., 2011.
     """
 
-    def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
-        super().__init__(weight, triton)
-        self.state["sum"] = torch.zeros_like(weight)
+    @classmethod
+    def state_shapes(cls, dim: int) -> dict[str, tuple[int, ...]]:
+        """Sums of squares, one for each number."""
+        return {"sum": (dim,)}
 
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         total = self.state["sum"]
@@ -116,9 +122,10 @@ class RowAdagrad(RowOptimizer):
 class RowWiseAdagrad(RowOptimizer):
     """Adagrad with one accumulator for each row: the mean of the squared gradient, as in FBGEMM."""
 
-    def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
-        super().__init__(weight, triton)
-        self.state["momentum"] = weight.new_zeros(len(weight))
+    @classmethod
+    def state_shapes(cls, dim: int) -> dict[str, tuple[int, ...]]:
+        """Sums of mean squares, one for each row."""
+        return {"momentum": ()}
 
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         total = self.state["momentum"]
@@ -129,14 +136,15 @@ class RowWiseAdagrad(RowOptimizer):
             self._subtract(rows, sums / (total[rows].sqrt() + EPS)[:, None], lr)
 
 
-TABLE_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
+TABLE_OPTIMIZERS: dict[str, type[RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
     "rwsadagrad": RowWiseAdagrad,
 }
-POOLING_OPTIMIZERS: dict[str, Callable[[torch.Tensor, bool], RowOptimizer]] = {
+# Of pooling weights and projections, which are dense parameters for --optimizer. Their rules are
+# those of optim/dense.py, and so are the names of their state.
+ELEMENT_OPTIMIZERS: dict[str, type[RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,
-    # the same rule for rows of one number; its state has the name of the dense parameters' state
     "rwsadagrad": RowAdagrad,
 }

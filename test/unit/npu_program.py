@@ -48,7 +48,7 @@ FAULTS = {
     "embedding_bag": _embedding_bag,
     "item": lambda trainer, features: features.label.sum().item(),
     "cpu": lambda trainer, features: features.bags.ids.cpu(),
-    "table": lambda trainer, features: trainer.model.emb_l.matrix.weight.cpu(),
+    "table": lambda trainer, features: trainer.model.emb_l.matrices[0].weight.cpu(),
     "nonzero": lambda trainer, features: features.label.nonzero(),
     "unique": lambda trainer, features: features.bags.ids.unique(),
     "synchronize": lambda trainer, features: torch.npu.synchronize(),

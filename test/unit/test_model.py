@@ -46,7 +46,7 @@ def test_predictions_and_a_step_equal_naive_ones(flags, one_each):
     """Tables are updated in the backward pass, the MLPs' gradients are autograd's."""
     model = make_model(*flags.split())
     if model.architecture.learned_pooling:
-        model.emb_l.matrix.pooling.uniform_(0.5, 2)
+        model.emb_l.matrices[0].pooling.uniform_(0.5, 2)
     bags, lists = draw_bags(ROWS, BATCH, one_each)
     dense, label = torch.randn(BATCH, 5), torch.rand(BATCH, 1)
     weights, pooling = parameters_of(model.state_dict(), ROWS)

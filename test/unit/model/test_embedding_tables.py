@@ -6,6 +6,7 @@ import torch
 from naive_embedding import bags_of, draw_bags, naive_vectors, parameters_of
 
 from devices.execution import Execution
+from model.compression import PlainTables
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from optim.update import Update
@@ -19,7 +20,7 @@ LEARNED = pytest.mark.parametrize("learned", [True, False], ids=["learned", "pla
 
 def make(optimizer="sgd", learned=False, rank=0, world_size=1, execution=Execution()):  # noqa: B008
     process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
-    placed = place_tables(NUM_ROWS, DIM, world_size)
+    placed = place_tables(PlainTables(DIM).make_tables(NUM_ROWS), world_size)
     tables = EmbeddingTables(placed, Exchange(process, placed), optimizer, learned, execution)
     np.random.seed(3)
     tables.initialise()
@@ -37,7 +38,7 @@ def state_of(tables, learned):
 def test_vectors_equal_sums_over_bags(learned, one_each):
     tables = make(learned=learned)
     if learned:
-        tables.matrix.pooling.uniform_(0.5, 2)
+        tables.matrices[0].pooling.uniform_(0.5, 2)
     bags, lists = draw_bags(NUM_ROWS, BATCH, one_each)
     got = tables(bags, (BATCH,))
     want = naive_vectors(*parameters_of(state_of(tables, learned), NUM_ROWS), lists)
@@ -77,11 +78,11 @@ def test_gradients_are_kept_until_a_pass_that_updates():
     bags, lists = draw_bags(NUM_ROWS, BATCH, one_each=True)
     gradient = torch.randn(BATCH, len(NUM_ROWS), DIM)
     whole(bags, (BATCH,), Update(0.1)).backward(gradient)
-    before = chunked.matrix.weight.clone()
+    before = chunked.matrices[0].weight.clone()
     chunked(bags_of(lists[:4], True), (4,), Update(0.1, rows_now=False)).backward(gradient[:4])
-    assert torch.equal(chunked.matrix.weight, before)
+    assert torch.equal(chunked.matrices[0].weight, before)
     chunked(bags_of(lists[4:], True), (2,), Update(0.1)).backward(gradient[4:])
-    torch.testing.assert_close(chunked.matrix.weight, whole.matrix.weight)
+    torch.testing.assert_close(chunked.matrices[0].weight, whole.matrices[0].weight)
 
 
 def test_no_parameter_has_a_gradient_of_a_tables_size_and_evaluation_makes_no_graph():
@@ -123,9 +124,9 @@ def test_ranks_hold_and_initialise_their_own_parts_of_the_tables():
 def test_a_loaded_state_is_what_is_looked_up(learned):
     """A rank takes the rows of its own parts from the whole state."""
     whole = make(learned=learned)
-    whole.matrix.weight.mul_(-2)
+    whole.matrices[0].weight.mul_(-2)
     if learned:
-        whole.matrix.pooling.uniform_(0.5, 2)
+        whole.matrices[0].pooling.uniform_(0.5, 2)
     for rank in range(2):
         tables = make(learned=learned, rank=rank, world_size=2)
         tables.load_state_dict(whole.state_dict())
