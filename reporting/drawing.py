@@ -296,7 +296,6 @@ def save_svg(flag: str, picture: Picture, path: Path) -> None:
         "font.family": ["sans-serif"],
         "font.sans-serif": _FONTS,
         "svg.fonttype": "none",
-        "svg.hashsalt": path.name,  # else the names inside the file are random
     }
     partial = path.with_name(path.name + ".partial")
     try:
