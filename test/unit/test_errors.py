@@ -37,7 +37,6 @@ MISTAKES = {
     "--quantize-mlp-with-bit=8": "--quantize-mlp-with-bit is not available yet",
     "--quantize-emb-with-bit=4": "--quantize-emb-with-bit is not available yet",
     "--save-onnx": "--save-onnx is not available yet",
-    "--plot-compute-graph": "--plot-compute-graph is not available yet",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
     "--arch-embedding-size=100000000000000-3-2": "GB of tables",
     "--arch-embedding-size=99999999999999999999-3-2": "GB of tables",
