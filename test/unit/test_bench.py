@@ -55,6 +55,16 @@ def test_quality_is_told_in_pairs():
     assert mean == pytest.approx(sum(differences) / 2, rel=0.06, abs=2e-6)
 
 
+@pytest.mark.slow
+def test_compressed_tables_stand_beside_plain_ones():
+    text = bench("compressed.py", "--rows=30000", "--flags=--print-freq=1")
+    rows = {line[:16].strip(): line[16:].split() for line in text.splitlines()[1:]}
+    share = {name: float(figures[2]) for name, figures in rows.items()}
+    assert share["plain"] == 1 and share["qr mult"] == share["qr add"] < 0.5
+    assert share["qr concat, D 32"] < share["qr mult"] and share["md"] < 1
+    assert all(0 < float(figures[4]) < 1 for figures in rows.values())
+
+
 def test_a_checkout_is_measured_against_another():
     text = bench("against.py", ROOT, "--pairs=1", "--only=data_utils.py --help")
     (line,) = text.splitlines()[1:]

@@ -32,8 +32,6 @@ MISTAKES = {
     "--save-model=.": "is a folder",
     "--use-npu --use-gpu": "give one of them",
     "--dist-backend=nccl": "--dist-backend=nccl does not serve cpu",
-    "--md-flag": "--md-flag is not available yet",
-    "--qr-flag": "--qr-flag is not available yet",
     "--quantize-mlp-with-bit=8": "--quantize-mlp-with-bit is not available yet",
     "--quantize-emb-with-bit=4": "--quantize-emb-with-bit is not available yet",
     "--save-onnx": "--save-onnx is not available yet",
