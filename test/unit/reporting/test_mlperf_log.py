@@ -226,12 +226,7 @@ def test_adagrad_has_mlperfs_keys_for_it_and_none_of_sgd(optimizer):
 
 
 @pytest.mark.parametrize(
-    "more, rows",
-    [
-        ("--data-size=600", 600),
-        ("--num-batches=3", 192),
-        ("--data-size=5", 5),
-    ],
+    "more, rows", [("--data-size=600", 600), ("--num-batches=3", 192), ("--data-size=5", 5)]
 )
 def test_samples_are_those_of_an_epoch(more, rows):
     events = events_of(train(*LOGGED, *more.split()).out)
@@ -410,23 +405,44 @@ def test_an_evaluation_without_an_auc_has_no_value():
     assert "eval_stop" in keys and "eval_accuracy" not in keys and "NaN" not in result.out
 
 
-def test_of_several_ranks_the_first_writes(tmp_path):
-    """The program of the tests of ranks keeps what the first one prints; the others' is here."""
-    program = tmp_path / "two_ranks.py"
+TWO_RANKS = """
+import contextlib, os, pathlib, sys
+
+sys.path[:0] = {paths}
+import dlrm_s_pytorch as dlrm
+from common.errors import RankError
+from forked_ranks import run_ranks
+
+
+def fail(self, batch, it):
+    raise RankError("a card is hot")
+
+
+def work():
+    if {fails} and os.environ["RANK"] == "1":
+        dlrm.Trainer.train_step = fail
+    with open(pathlib.Path({folder}, os.environ["RANK"]), "w") as file:
+        with contextlib.redirect_stdout(file):
+            assert dlrm.main({flags}) == (2 if {fails} else 0)
+
+
+run_ranks(2, work)
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_several_ranks_the_first_writes(fails, tmp_path):
+    """If the other one fails, the reason sends the reader to its log."""
+    program, paths = tmp_path / "two_ranks.py", [str(ROOT), str(ROOT / "test" / "unit")]
+    flags = [*LOGGED, "--tensor-board-filename="]
     program.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'test' / 'unit')!r}]\n"
-        "import contextlib, os, pathlib, dlrm_s_pytorch\n"
-        "from forked_ranks import run_ranks\n"
-        "def work():\n"
-        f"    with open(pathlib.Path({str(tmp_path)!r}, os.environ['RANK']), 'w') as file:\n"
-        "        with contextlib.redirect_stdout(file):\n"
-        f"            assert dlrm_s_pytorch.main({[*LOGGED, '--tensor-board-filename=']!r}) == 0\n"
-        "run_ranks(2, work)\n"
+        TWO_RANKS.format(paths=paths, fails=fails, folder=repr(str(tmp_path)), flags=flags)
     )
     done = shell(sys.executable, program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first = events_of((tmp_path / "0").read_text())
-    assert values_of(first, "submission_platform") == ["2 x CPU"]
-    assert values_of(first, "train_samples") == [640]
+    log = (tmp_path / "0").read_text()
+    assert values_of(events_of(log), "submission_platform") == ["2 x CPU"]
+    assert values_of(events_of(log), "train_samples") == [640]
+    reason = "another rank has ended: its own log says why" if fails else "no threshold was given"
+    assert end_of(log) == ("aborted", reason)
     assert (tmp_path / "1").read_text() == ""
