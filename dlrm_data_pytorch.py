@@ -45,10 +45,12 @@ class BatchedDataset(Protocol):
     """A sequence of batches.
 
     Attributes:
+        num_rows: number of rows, over all batches and ranks.
         num_batches_per_read: number of batches that are best read together.
         num_readers: number of threads that may call `read` at the same time.
     """
 
+    num_rows: int
     num_batches_per_read: int
     num_readers: int
 
@@ -324,7 +326,7 @@ class CriteoDataset:
         shares_only: bool = False,
     ) -> None:
         self._prepared, self._file = prepared, getattr(rows, "filename", None) or "the epoch"
-        self._rows, self._num_rows, self._batch_size = np.asarray(rows), num_rows, batch_size
+        self._rows, self.num_rows, self._batch_size = np.asarray(rows), num_rows, batch_size
         self._process, self._shares_only = process, shares_only
         self._rows_of_thread: Counter[int] = Counter()
         self.num_batches_per_read = max(1, ROWS_PER_READ // batch_size)
@@ -332,7 +334,7 @@ class CriteoDataset:
         self.num_readers = 1 if process.device.type == "cpu" else NUM_CARD_READERS
 
     def __len__(self) -> int:
-        return -(-self._num_rows // self._batch_size)
+        return -(-self.num_rows // self._batch_size)
 
     def __getitem__(self, number: int) -> Batch:
         return self.read([number])[0]
@@ -368,7 +370,7 @@ class CriteoDataset:
 
     def _size(self, number: int) -> int:
         """Rows of a batch, over all ranks."""
-        return min(self._batch_size, self._num_rows - number * self._batch_size)
+        return min(self._batch_size, self.num_rows - number * self._batch_size)
 
     def _rows_per_rank(self, number: int) -> tuple[int, ...]:
         return tuple(split_evenly(self._size(number), self._process.world_size))
@@ -465,6 +467,7 @@ class RandomDataset:
 
     def __init__(self, spec: RandomSpec, process: Process) -> None:
         self._spec, self._process = spec, process
+        self.num_rows = spec.num_batches * spec.batch_size or spec.data_size
         self._random, self._next = np.random.RandomState(spec.seed), 0
         self.num_batches_per_read, self.num_readers, self.num_rows_read = 1, 1, 0
         self._traces: list[StackDistances] = []

@@ -24,7 +24,6 @@ with garbage_left_alone():
 
 # isort: split
 import argparse
-import contextlib
 import math
 import sys
 import time
@@ -41,6 +40,7 @@ from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import DataSpec, add_data_options
 from data_utils import prepare
+from devices.card import device_name
 from devices.execution import (
     Execution,
     add_device_options,
@@ -100,6 +100,8 @@ from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_comput
 from reporting.drawing import check_drawable
 from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
+from reporting.mlperf_log import MLPerfLog
+from reporting.mlperf_submission import check_submission, writes_events
 from reporting.profiling import profiled
 from reporting.reporter import Console, Reporter
 
@@ -171,6 +173,7 @@ def _check_options(options: argparse.Namespace) -> None:
     for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
+    check_submission(options)
     check_model_paths(options.load_model, options.save_model)
     if options.plot_compute_graph:
         check_drawable(GRAPH_FLAG, GRAPH_FILE)
@@ -375,7 +378,9 @@ class Trainer:
 
     def train(self, after_step: Callable[[], None]) -> None:
         """Train all epochs that are left; ends early at a threshold or with --performance."""
-        progress = self.progress
+        progress, shape = self.progress, self.model.architecture
+        num_rows = min(self.data.train.num_rows, self.num_batches * self.options.mini_batch_size)
+        self.reporter.begin_run(num_rows, self.data.test.num_rows, shape.bottom, shape.top)
         if (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches):
             self.reporter.say(
                 f"nothing left to train: {self.options.nepochs} epoch(s) are done;"
@@ -388,6 +393,7 @@ class Trainer:
             begin = progress.resume_iter if epoch == progress.epoch else 0
             if not self._train_epoch(epoch, begin, after_step):
                 break
+        self.reporter.end_run()
         # the best value may be that of a model that was loaded: this run has chosen none
         none_chosen = not self._evaluates or math.isnan(self._best())
         if self.options.save_model and not progress.saved and none_chosen:
@@ -478,9 +484,11 @@ class Trainer:
 
     def evaluate_and_report(self) -> None:
         """Evaluate, note the metrics in the progress, and report them."""
-        progress, found = self.progress, self.evaluate()
-        progress.note_evaluation(found)
+        progress = self.progress
         where = StepPosition(progress.iter, self.num_batches, progress.epoch)
+        self.reporter.begin_evaluation(where)
+        found = self.evaluate()
+        progress.note_evaluation(found)
         self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc))
 
     @torch.no_grad()
@@ -590,6 +598,8 @@ def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
     """The reporter of this rank: the first one prints, the others are silent."""
     if not process.is_first:
         return Reporter()
+    if writes_events(options):
+        return MLPerfLog(options, f"{process.world_size} x {device_name(process.device)}")
     return Console(options.mlperf_logging, options.print_wall_time, options.tensor_board_filename)
 
 
@@ -655,8 +665,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
     group = joined(process, options.enable_profiling)
-    reporting = contextlib.closing(make_reporter(options, process))
-    with group, reporting as reporter, out_of_memory_told(process.device):
+    # the reporter is outermost, so that it sees the errors that the others make of what they catch
+    with make_reporter(options, process) as reporter, group, out_of_memory_told(process.device):
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter)

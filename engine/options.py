@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.flags import dashed_floats, dashed_ints, number_in, true_or_false
+from reporting.mlperf_submission import add_submission_options
 from reporting.profiling import PROFILED_STEPS
 
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
@@ -351,7 +352,9 @@ def add_mlperf_options(parser: argparse.ArgumentParser) -> None:
     flag(
         "--mlperf-logging",
         action="store_true",
-        help="all metrics in evaluations, the best model by AUC (events: not available yet)",
+        help="all metrics in evaluations, the best model by AUC, and MLPerf's events of a training,"
+        " :::MLLOG lines that end in run_stop: success at a threshold, else aborted with a reason"
+        " (--performance: always). --inference-only and --dry-run train nothing and write none",
     )
     flag(
         "--mlperf-acc-threshold",
@@ -365,6 +368,7 @@ def add_mlperf_options(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="stop at this AUC; 0: never",
     )
+    add_submission_options(flag)
     flag(
         "--mlperf-bin-shuffle",
         action="store_true",

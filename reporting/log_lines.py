@@ -18,6 +18,11 @@ class StepPosition:
         """The number of the step over all epochs, from 1."""
         return self.epoch * self.num_batches + self.it
 
+    @property
+    def epochs(self) -> float:
+        """How many epochs are trained after this step."""
+        return self.epoch + self.it / self.num_batches
+
     def __str__(self) -> str:
         return f"{self.it}/{self.num_batches} of epoch {self.epoch}"
 

@@ -3,6 +3,8 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +21,33 @@ from reporting.metrics import Metrics, remark
 
 
 class Reporter:
-    """Reports nothing: the reporter of every rank but the first, which has a Console."""
+    """Reports nothing: the reporter of every rank but the first, which has a Console.
+
+    As a context manager it ends the run's report, and knows the error that ended the run.
+    """
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end_run(error)
+        self.close()
+
+    def begin_run(
+        self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
+    ) -> None:
+        """Begin to train, before the first batch is loaded.
+
+        Args:
+            num_train: rows of an epoch, over all ranks.
+            num_test: rows of an evaluation.
+            bottom, top: widths of the MLPs, their inputs first.
+        """
 
     def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
         """Begin an epoch of `num_batches` steps, of which `num_done` are done."""
@@ -36,6 +64,9 @@ class Reporter:
             loss: mean over the rows.
         """
 
+    def begin_evaluation(self, where: StepPosition) -> None:
+        """Note that an evaluation begins after a step."""
+
     def evaluation(self, where: StepPosition, metrics: Metrics, best: tuple[float, float]) -> None:
         """Report an evaluation.
 
@@ -48,8 +79,15 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line of its own."""
 
+    def end_run(self, error: BaseException | None = None) -> None:
+        """Note that training has ended; only the first call counts.
+
+        Args:
+            error: what ended it, if it did not end by itself.
+        """
+
     def close(self) -> None:
-        """End the run's report."""
+        """Free what the report needs."""
 
 
 class Console(Reporter):
