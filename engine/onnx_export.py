@@ -54,7 +54,10 @@ def _check_paths(options: argparse.Namespace) -> None:
     try:
         check_place(FLAG, data)
     except UserError as error:
-        raise UserError(f"{error}; weights of more than 2 GB would go there") from error
+        raise UserError(
+            f"{FLAG}={path}: {data} is where weights above 2 GB go, and cannot be written:"
+            " remove it or name another file"
+        ) from error
     for flag in ("save_model", "load_model"):
         other = getattr(options, flag)
         if other and target_of(Path(other)) in (target_of(path), data):
