@@ -348,7 +348,7 @@ def add_model_file_options(parser: argparse.ArgumentParser) -> None:
         "--onnx-file",
         default=ONNX_FILE,
         metavar="PATH",
-        help="where --save-onnx writes; weights above 2 GB go to PATH.data",
+        help="where --save-onnx writes (an error without it); weights above 2 GB go to PATH.data",
     )
 
 

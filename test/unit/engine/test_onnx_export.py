@@ -136,6 +136,7 @@ def test_padding_counts_nothing_wherever_it_is(exported, kind):
     dense, sparse = rows_of(trainer)
     longer = np.full((NUM_ROWS, 4, 15), -1, np.int64)
     longer[:, :, 1:13:2] = sparse
+    longer[:, :, 0] = -1000  # any number below 0 does, whatever the table's rows
     longer[::3, 2] = -1
     longer[7] = -1
     want = predictions(trainer.model, dense, longer)
