@@ -98,6 +98,8 @@ from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
+from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
+from reporting.drawing import check_drawable
 from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
 from reporting.profiling import profiled
@@ -138,7 +140,6 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
     asked = {
         "--quantize-mlp-with-bit": options.quantize_mlp_with_bit != 32,
         "--quantize-emb-with-bit": options.quantize_emb_with_bit != 32,
-        "--plot-compute-graph": options.plot_compute_graph,
     }
     for name, is_asked in asked.items():
         if is_asked:
@@ -173,6 +174,8 @@ def _check_options(options: argparse.Namespace) -> None:
             raise UserError(message)
     check_model_paths(options.load_model, options.save_model)
     check_onnx_options(options)
+    if options.plot_compute_graph:
+        check_drawable(GRAPH_FLAG, GRAPH_FILE)
     compression_from_options(options)
     LearningRateSchedule.from_options(options)
 
@@ -626,13 +629,38 @@ def export_onnx(trainer: Trainer) -> None:
     trainer.reporter.say(f"ONNX model: {', '.join(str(file) for file in files)}")
 
 
-def check_only(options: argparse.Namespace, prepared: Prepared | None) -> int:
-    """Finish a --dry-run: check that the model fits the data; returns the exit status."""
+def make_architecture(options: argparse.Namespace, prepared: Prepared | None) -> Architecture:
+    """The model's shape, known before any data is read.
+
+    Raises:
+        UserError: the model does not fit the data.
+    """
     if prepared is None:
-        Architecture.from_options(options, options.arch_embedding_size, options.arch_mlp_bot[0])
+        num_rows, num_dense = options.arch_embedding_size, options.arch_mlp_bot[0]
     else:
-        Architecture.from_options(options, prepared.counts, NUM_DENSE)
-    return 0
+        num_rows, num_dense = prepared.counts, NUM_DENSE
+    return Architecture.from_options(options, num_rows, num_dense)
+
+
+def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> None:
+    """Draw the model into the current folder, on the first rank, with --plot-compute-graph."""
+    if not (options.plot_compute_graph and process.is_first):
+        return
+    architecture = make_architecture(options, prepared)
+    tables = architecture.tables.make_tables(architecture.num_rows)
+    network = Network(
+        tables=place_tables(tables, process.world_size),
+        bottom=architecture.bottom,
+        top=architecture.top,
+        interaction=architecture.interaction,
+        itself=architecture.itself,
+        pooling=options.weighted_pooling or "",
+        loss=options.loss_function,
+        loss_weights=tuple(options.loss_weights),
+        clamp=architecture.clamp,
+        num_ranks=process.world_size,
+    )
+    print(f"compute graph: {plot_compute_graph(network)}", flush=True)
 
 
 @reports_errors
@@ -643,8 +671,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.self_check:
         return run_self_check(main, process, options)
     prepared = prepare_data(options)
+    plot_if_asked(options, prepared, process)
     if options.dry_run:
-        return check_only(options, prepared)
+        make_architecture(options, prepared)  # raises its errors
+        return 0
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
     group = joined(process, options.enable_profiling)

@@ -1,7 +1,8 @@
 """Model files: one file with the original's keys, however many ranks there are.
 
-Three keys are ours, for resuming: `progress` (batches done and best metrics), `generators` and
-`loss_scale`. A file of the original has none of them: a run continues from its epoch and iter.
+Four keys are ours: `progress` (batches done and best metrics), `generators`, `loss_scale` and
+`joins` (how each table's parts are joined: the parts of --qr-operation=mult look like those of
+add). A file of the original has none of them: a run continues from its epoch and iter.
 """
 
 from collections.abc import Iterator
@@ -118,6 +119,7 @@ def save_model_file(path: str, model_state: ModelState, progress: Progress) -> N
         "progress": {name: value for name, value in asdict(progress).items() if name != "saved"},
         "generators": _generators(),
         "loss_scale": model_state.scale.state(),
+        "joins": list(model_state.tables.joins),
     }
     _write(Path(path), content)
 
@@ -227,6 +229,7 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int, resume:
     """
     content = SavedContent(path)
     parameters = content.parameters(_wanted_parameters(model_state))
+    content.check_joins(model_state.tables.joins)
     if not resume:  # an evaluation only, which has best metrics of its own
         model_state.model.load_state_dict(parameters, strict=False)
         return Progress(content.epoch, content.iter)

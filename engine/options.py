@@ -300,7 +300,11 @@ def add_reporting_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"write a Chrome trace and a table of the phases of {PROFILED_STEPS} steps",
     )
-    flag("--plot-compute-graph", action="store_true", help="not available yet: refused")
+    flag(
+        "--plot-compute-graph",
+        action="store_true",
+        help="draw tables, layers and ranks into dlrm_s_pytorch_graph.svg; --dry-run: only that",
+    )
     flag("--tensor-board-filename", default="run_kaggle_pt", help="TensorBoard folder; empty: none")
     flag(
         "--performance",

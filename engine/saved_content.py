@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -55,10 +55,7 @@ class SavedContent:
         state = self._check.dict_of("state_dict", self._content["state_dict"])
         for name, tensor in wanted.items():
             if name not in state:
-                raise UserError(
-                    f"--load-model={self._path} has no {name}:"
-                    " it was made with other widths, tables or pooling"
-                )
+                raise UserError(f"--load-model={self._path}{_what_lacks(name, state, wanted)}")
             self._check.tensor(name, state[name], tensor.shape)
         if extra := sorted(set(state) - set(wanted), key=shown):
             raise UserError(
@@ -68,6 +65,19 @@ class SavedContent:
         for name, tensor in wanted.items():
             self._check.numbers(name, state[name], tensor)
         return {name: state[name].detach() for name in wanted}
+
+    def check_joins(self, joins: Sequence[str]) -> None:
+        """Raise a UserError if a table's parts are joined in another way, as far as is known."""
+        saved = self._content.get("joins", list(joins))
+        if not isinstance(saved, list) or len(saved) != len(joins):
+            raise self._check.fault("joins", shown(saved), f"a list of {len(joins)} words")
+        for table, (there, here) in enumerate(zip(saved, joins, strict=True)):
+            if there != here:
+                raise UserError(
+                    f"--load-model={self._path}: the parts of table {table} are joined by"
+                    f" {shown(there)} there, by {here!r} in this model:"
+                    " give the --qr-operation it was made with"
+                )
 
     def check_length(self, num_batches: int) -> None:
         """Raise a UserError if an epoch of this run has another number of batches."""
@@ -216,6 +226,29 @@ class SavedContent:
             self._check.number(f"loss_scale.{k}", value, low, high)
             for k, (value, low, high) in enumerate(limits)
         ]
+
+
+def _what_lacks(name: str, state: Mapping[Any, Any], wanted: Mapping[str, Wanted]) -> str:
+    """The rest of the sentence about a file without a tensor of that name.
+
+    A table of another kind has other tensors, so both kinds are shown.
+    """
+    table = ".".join(name.split(".")[:2]) + "."
+    there = {
+        key: tuple(value.shape) if is_plain(value) else shown(value)
+        for key, value in state.items()
+        if isinstance(key, str) and key.startswith(table)
+    }
+    if not name.startswith("emb_l.") or not there:
+        return f" has no {name}: it was made with other widths, tables or pooling"
+    here = {key: tensor.shape for key, tensor in wanted.items() if key.startswith(table)}
+    texts = [
+        " and ".join(f"{key} {shape}" for key, shape in shapes.items()) for shapes in (there, here)
+    ]
+    return (
+        f": a table is {texts[0]} there, {texts[1]} in this model:"
+        " give the --qr-... or --md-... flags it was made with"
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -36,10 +36,11 @@ NUM_ROWS = 16_000  # rows of three days; the first two have the rows of all step
 TAKEN = (
     "optimizer", "arch_interaction_op", "weighted_pooling", "num_workers", "amp", "fused_optimizer",
     "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
-    "local_rank", "mlperf_grad_accum_iter", "triton",
+    "local_rank", "mlperf_grad_accum_iter", "triton", "qr_threshold", "qr_operation",
+    "qr_collisions", "md_threshold", "md_temperature",
 )  # fmt: skip
 OF_A_CARD = ("use_npu", "use_gpu", "tf32", "cuda_graphs")  # refused on the CPU
-SWITCHES = (*OF_A_CARD, "arch_interaction_itself")
+SWITCHES = (*OF_A_CARD, "arch_interaction_itself", "qr_flag", "md_flag", "md_round_dims")
 RATE = {"sgd": 0.5, "adagrad": 0.01, "rwsadagrad": 0.01}
 # relative difference of a loss from the CPU's in float32
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2, "fp16": 5e-2, "tf32": 1e-2}
@@ -88,13 +89,16 @@ class SelfCheck:
         """The flags that are taken from the command line."""
         values = {name: getattr(self.options, name) for name in TAKEN}
         given = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return [*given, *(f"--{name}" for name in SWITCHES if getattr(self.options, name))]
+        given += [f"--{name}" for name in SWITCHES if getattr(self.options, name)]
+        if self.options.qr_flag and self.options.qr_operation == "concat":
+            given += ["--arch-mlp-bot=13-64-32"]  # vectors of 2 D numbers
+        return given
 
     def _run(self, *flags: str, on_cpu: bool = False) -> LogSummary:
         """Run the program and read its log, which only the first rank prints."""
         out, err = io.StringIO(), io.StringIO()
         rate = f"--learning-rate={RATE[self.options.optimizer]}"
-        words = [*self._flags(), *FLAGS, rate]
+        words = [*FLAGS, *self._flags(), rate]
         if on_cpu:
             words = [word for word in words if word.removeprefix("--") not in OF_A_CARD]
             words += ["--amp=off", "--dist-backend=gloo"]

@@ -55,6 +55,7 @@ class EmbeddingTables(nn.Module):
         exchange: as given.
         learned_pooling: as given.
         parts: the parts of all tables, in the tables' order.
+        joins: how each table's parts are joined.
         matrices: the parts of this rank that are looked up, one matrix for each dimension.
     """
 
@@ -70,6 +71,7 @@ class EmbeddingTables(nn.Module):
         self.exchange, self._execution = exchange, execution
         self.learned_pooling, self._optimizer = learned_pooling, optimizer
         self.parts = tuple(part for table in tables for part in table.parts)
+        self.joins = tuple(table.join for table in tables)
         self._dim = tables[0].dim
         self._device = device = exchange.process.device
         own = [tables[number] for number in exchange.tables_of[exchange.process.rank]]

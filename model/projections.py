@@ -80,4 +80,5 @@ class Projections(PartMatrix):
 
     def update_matrices(self, gradients: torch.Tensor, update: Update) -> None:
         """Apply the gradients (P, D, d) of the projections, or keep them, as `update` says."""
-        apply_or_keep(self.optimizer, self._rows, gradients.reshape(-1, self.dim), update)
+        of_rows = gradients.reshape(-1, self.dim).float()
+        apply_or_keep(self.optimizer, self._rows, of_rows, update)

@@ -38,7 +38,6 @@ MISTAKES = {
     "--quantize-emb-with-bit=4": "--quantize-emb-with-bit is not available yet",
     "--onnx-file=m.onnx": "--onnx-file=m.onnx without --save-onnx writes nothing: add --save-onnx",
     "--save-onnx --onnx-file=/no/such/folder/x": "--onnx-file=/no/such/folder/x: its folder does",
-    "--plot-compute-graph": "--plot-compute-graph is not available yet",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
     "--arch-embedding-size=100000000000000-3-2": "GB of tables",
     "--arch-embedding-size=99999999999999999999-3-2": "GB of tables",

@@ -10,7 +10,8 @@ from common.flags import ArgumentParser
 from criteo.prepared import find_prepared
 from criteo.spec import DataSpec, add_data_options
 
-RANDOM, CRITEO = golden("random_data.json"), golden("criteo_data.json")
+RANDOM = golden("random_data.json") + golden("compressed_tables.json")
+CRITEO = golden("criteo_data.json")
 TOLERANCE = 2e-4
 METRICS = ("recall", "precision", "f1", "ap", "auc")
 

@@ -52,6 +52,9 @@ SAME = {
     "learned_pooling": "--weighted-pooling=learned --optimizer=rwsadagrad --learning-rate=0.01",
     "cat": "--arch-interaction-op=cat --loss-function=mse",
     "itself": "--arch-interaction-itself --loss-function=wbce --loss-weights=0.5-2",
+    "qr": "--qr-flag --qr-threshold=50",
+    "qr_concat": "--qr-flag --qr-threshold=150 --qr-operation=concat --arch-mlp-bot=13-64-32",
+    "md": "--md-flag --md-threshold=50 --optimizer=adagrad --learning-rate=0.01",
     "clamp": "--loss-threshold=0.1 --num-indices-per-lookup-fixed=true",
 }
 OF_CRITEO = {
@@ -62,6 +65,8 @@ OF_CRITEO = {
     "criteo_in_memory": "--data-randomize=day",
     "criteo_worker": "--num-workers=1 --loss-function=wbce --loss-weights=0.5-2",
     "criteo_cat": "--arch-interaction-op=cat --loss-function=mse",
+    "criteo_qr": "--qr-flag",
+    "criteo_md": "--md-flag",
     "no_fused_optimizer": "--fused-optimizer=false",
     "no_one_lookup": "--one-lookup=false",
     "no_static_shapes": "--static-shapes=false",
@@ -73,7 +78,11 @@ AMP = {
     f"{amp}_{optimizer}": f"--amp={amp} --optimizer={optimizer} --learning-rate={RATES[optimizer]}"
     for amp in ("bf16", "fp16")
     for optimizer in ("sgd", "adagrad", "rwsadagrad")
-} | {"fp16_accumulation": "--amp=fp16 --mlperf-grad-accum-iter=4"}
+} | {
+    "fp16_accumulation": "--amp=fp16 --mlperf-grad-accum-iter=4",
+    "fp16_md": "--amp=fp16 --md-flag",
+    "bf16_qr": "--amp=bf16 --qr-flag",
+}
 CHIPS = {"910": "fp16", "A2": "bf16", "A3": "fp16", "950": "bf16"}
 FAULTS = {
     "embedding_bag": "operators",

@@ -91,6 +91,8 @@ RESUMED = {
     "adagrad": ["--optimizer=adagrad", "--weighted-pooling=learned"],
     "rwsadagrad": ["--optimizer=rwsadagrad"],
     "accumulation": ["--mlperf-grad-accum-iter=4", "--optimizer=adagrad"],
+    "quotient-remainder": ["--qr-flag", "--qr-threshold=50", "--optimizer=rwsadagrad"],
+    "mixed dimensions": ["--md-flag", "--md-threshold=150", "--optimizer=rwsadagrad"],
 }  # fmt: skip
 
 

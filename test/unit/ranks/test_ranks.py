@@ -36,6 +36,16 @@ RANDOM_CASES = {
     "one_id_a_bag": [
         *RANDOM_SHORT, "--num-indices-per-lookup=1", "--num-indices-per-lookup-fixed=true",
     ],
+    "qr": [*RANDOM_SHORT, "--qr-flag", "--qr-threshold=50"],
+    "qr_concat": [
+        *RANDOM_SHORT, "--qr-flag", "--qr-threshold=150", "--qr-operation=concat",
+        "--arch-mlp-bot=13-64-32", "--optimizer=rwsadagrad", "--learning-rate=0.001",
+    ],
+    "md": [*RANDOM_SHORT, "--md-flag", "--md-threshold=50", "--mlperf-grad-accum-iter=5"],
+    "md_rwsadagrad": [
+        *RANDOM_SHORT, "--md-flag", "--md-threshold=50", "--optimizer=rwsadagrad",
+        "--learning-rate=0.01",
+    ],
     "accumulation": [*RANDOM_SHORT, "--mlperf-grad-accum-iter=5", "--optimizer=adagrad"],
     "does_not_divide": [
         *RANDOM_SHORT, "--mini-batch-size=50", "--num-batches=0", "--data-size=333",
@@ -51,8 +61,8 @@ RANDOM_CASES = {
 
 # where shares are small or empty, and where rows are read
 ON_8_RANKS = (
-    "rwsadagrad", "last_batch_smaller_than_ranks", "batch_of_one", "fewer_tables_than_ranks",
-    "criteo_in_memory",
+    "rwsadagrad", "md_rwsadagrad", "qr_concat", "last_batch_smaller_than_ranks", "batch_of_one",
+    "fewer_tables_than_ranks", "criteo_in_memory",
 )  # fmt: skip
 
 
@@ -72,6 +82,8 @@ def criteo_cases(folder):
             "--learning-rate=0.02",
             "--test-freq=47",
         ],
+        "criteo_qr": [*data, "--qr-flag", "--qr-operation=add", "--num-batches=20"],
+        "criteo_md": [*data, "--md-flag", "--md-round-dims", "--num-batches=20"],
         "criteo_rate_1": [*data, "--learning-rate=1", "--nepochs=2", "--test-freq=47"],
         "criteo_workers": [*data, "--num-workers=2", "--num-batches=10"],
     }
