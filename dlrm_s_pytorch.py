@@ -68,6 +68,7 @@ from engine.model_file import (
     load_model_file,
     save_model_file,
 )
+from engine.onnx_export import check_onnx_options, save_onnx
 from engine.options import (
     PERFORMANCE_LINES,
     add_loss_options,
@@ -81,6 +82,7 @@ from engine.options import (
 from engine.progress import Progress, is_better
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
+from engine.served_model import ServedModel
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
@@ -140,7 +142,6 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
     asked = {
         "--quantize-mlp-with-bit": options.quantize_mlp_with_bit != 32,
         "--quantize-emb-with-bit": options.quantize_emb_with_bit != 32,
-        "--save-onnx": options.save_onnx,
     }
     for name, is_asked in asked.items():
         if is_asked:
@@ -175,6 +176,7 @@ def _check_options(options: argparse.Namespace) -> None:
             raise UserError(message)
     check_submission(options)
     check_model_paths(options.load_model, options.save_model)
+    check_onnx_options(options)
     if options.plot_compute_graph:
         check_drawable(GRAPH_FLAG, GRAPH_FILE)
     compression_from_options(options)
@@ -616,6 +618,27 @@ def print_debug(trainer: Trainer, title: str) -> None:
             print(name, value.numpy(), sep="\n")
 
 
+def export_onnx(trainer: Trainer) -> None:
+    """Write the model as it is now as ONNX, with --save-onnx. All ranks call it."""
+    options, shape = trainer.options, trainer.model.architecture
+    if not options.save_onnx:
+        return
+    is_criteo = options.data_generation == "dataset"
+    served = ServedModel(
+        tables=shape.tables.make_tables(shape.num_rows),
+        bottom=shape.bottom,
+        top=shape.top,
+        interaction=shape.interaction,
+        itself=shape.itself,
+        learned_pooling=shape.learned_pooling,
+        clamp=shape.clamp,
+        takes_integers=is_criteo,
+        one_id=is_criteo or options.num_indices_per_lookup == 1,
+    )
+    files = save_onnx(options.onnx_file, trainer.state, served)
+    trainer.reporter.say(f"ONNX model: {', '.join(str(file) for file in files)}")
+
+
 def make_architecture(options: argparse.Namespace, prepared: Prepared | None) -> Architecture:
     """The model's shape, known before any data is read.
 
@@ -675,11 +698,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_debug(trainer, "initial")
         if options.inference_only:
             trainer.evaluate_only()
+            export_onnx(trainer)
             return 0
         profiling = profiled(options.enable_profiling, process, reporter.say)
         with profiling as after_step:
             trainer.train(after_step)
         print_debug(trainer, "updated")
+        export_onnx(trainer)
     return 0
 
 

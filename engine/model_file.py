@@ -5,9 +5,6 @@ Four keys are ours: `progress` (batches done and best metrics), `generators`, `l
 add). A file of the original has none of them: a run continues from its epoch and iter.
 """
 
-import contextlib
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +18,7 @@ from common.errors import RankError, UserError
 from engine.progress import Progress
 from engine.saved_content import SavedContent, reason_of
 from engine.value_checks import Wanted
+from engine.whole_files import check_place, target_of, write_whole
 from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
@@ -60,16 +58,22 @@ class ModelState:
 
 def full_state_dict(model_state: ModelState) -> dict[str, torch.Tensor]:
     """The whole model's state dict, on rank 0's host; empty on other ranks. All ranks call it."""
-    state: dict[str, torch.Tensor] = {}
-    state |= {f"emb_l.{part.key}": value for part, value in gathered_parts(model_state, "weight")}
+    return dict(gathered_state(model_state))
+
+
+def gathered_state(model_state: ModelState) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, value) of the whole model's state dict, one after the other; all ranks call it.
+
+    Rank 0 gets all of them, on its host; the others get none.
+    """
+    for part, value in gathered_parts(model_state, "weight"):
+        yield f"emb_l.{part.key}", value
     if model_state.tables.learned_pooling:
-        pooling = gathered_parts(model_state, "pooling")
-        state |= {f"v_W_l.{part.table}": value for part, value in pooling}
-    if not model_state.process.is_first:
-        return {}
-    return state | {
-        name: value.detach().cpu().clone() for name, value in model_state.model.named_parameters()
-    }
+        for part, value in gathered_parts(model_state, "pooling"):
+            yield f"v_W_l.{part.table}", value
+    if model_state.process.is_first:
+        for name, value in model_state.model.named_parameters():
+            yield name, value.detach().cpu().clone()
 
 
 def gathered_parts(model_state: ModelState, name: str) -> Iterator[tuple[Part, torch.Tensor]]:
@@ -135,61 +139,19 @@ def check_model_paths(load: str, save: str) -> None:
             raise UserError(f"{flag}: {reason}")
         flag = f"--save-model={save}"
         if save:
-            _check_place(Path(save))
+            check_place("--save-model", Path(save))
     except OSError as error:
         raise UserError(f"{flag}: {reason_of(error)}") from error
 
 
-def _check_place(path: Path) -> None:
-    kind = path.stat().st_mode if path.exists() else stat.S_IFREG
-    if stat.S_ISDIR(kind):
-        raise UserError(f"--save-model={path} is a folder: name a file")
-    if not stat.S_ISREG(kind):
-        raise UserError(
-            f"--save-model={path} is a device, pipe or socket, which a model file cannot replace:"
-            " name a regular file or a new one"
-        )
-    target = _target(path)
-    if target.is_symlink():
-        raise UserError(f"--save-model={path} is a link that leads to itself: name a file")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        reason = "is not writable" if target.parent.is_dir() else "does not exist"
-        raise UserError(f"--save-model={path}: its folder {reason}")
-    partial = _partial(target)
-    with contextlib.suppress(FileNotFoundError):  # its name may be too long where path's is not
-        if not stat.S_ISREG(partial.lstat().st_mode):
-            raise UserError(
-                f"--save-model={path} is written to {partial} first, and {partial.name} is not a"
-                " regular file: remove it or name another file"
-            )
-
-
-def _target(path: Path) -> Path:
-    """The path itself or, if it is a link, the file that it leads to, which need not exist."""
-    return Path(os.path.realpath(path))
-
-
-def _partial(path: Path) -> Path:
-    """The file that becomes `path` by a rename as soon as it is complete."""
-    return path.with_name(path.name + ".partial")
-
-
 def _write(path: Path, content: dict[str, Any]) -> None:
-    target = _target(path)
-    partial = _partial(target)
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        write_whole([(target_of(path), lambda file: torch.save(content, file))])
     except (OSError, RuntimeError) as error:
         raise RankError(
             f"--save-model={path}: cannot write it ({reason_of(error)});"
             " what was there before is kept"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _generators() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.flags import dashed_floats, dashed_ints, number_in, true_or_false
+from engine.onnx_export import ONNX_FILE
 from reporting.mlperf_submission import add_submission_options
 from reporting.profiling import PROFILED_STEPS
 
@@ -343,7 +344,17 @@ def add_model_file_options(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="not available yet: others are refused",
     )
-    flag("--save-onnx", action="store_true", help="not available yet: refused")
+    flag(
+        "--save-onnx",
+        action="store_true",
+        help="write the model as it is at the end as ONNX, for onnxruntime and others",
+    )
+    flag(
+        "--onnx-file",
+        default=ONNX_FILE,
+        metavar="PATH",
+        help="where --save-onnx writes (an error without it); weights above 2 GB go to PATH.data",
+    )
 
 
 def add_mlperf_options(parser: argparse.ArgumentParser) -> None:

@@ -106,13 +106,13 @@ def test_there_are_no_circles_between_modules():
             del left[module]
 
 
-def test_a_run_imports_neither_torchs_compiler_nor_sympy():
+def test_a_run_imports_neither_torchs_compiler_nor_sympy_nor_onnx():
     """They take two seconds; inside a process group, importing the first may end in SIGABRT."""
     flags = "--mini-batch-size=4 --data-size=16 --test-freq=2 --tensor-board-filename="
     code = (
         "import sys, dlrm_s_pytorch as dlrm\n"
         "for more in (['--optimizer=adagrad'], ['--mlperf-logging', '--round-targets=true'], []):\n"
         f"    assert dlrm.main({flags!r}.split() + more) == 0\n"
-        "sys.exit(bool({'torch._dynamo', 'sympy'} & set(sys.modules)))"
+        "sys.exit(bool({'torch._dynamo', 'sympy', 'onnx'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,112 @@
+"""The model as an ONNX file, for --save-onnx.
+
+onnx is an optional package, so the modules that import it are imported here when they are needed.
+"""
+
+import argparse
+from pathlib import Path
+
+from common.errors import RankError, UserError
+from engine.model_file import ModelState, gathered_state
+from engine.saved_content import reason_of
+from engine.served_model import ServedModel
+from engine.whole_files import check_place, target_of
+
+ONNX_FILE = "dlrm_s_pytorch.onnx"  # the original's name
+REQUIREMENTS = "requirements-onnx.txt"
+FLAG = "--onnx-file"
+
+
+def check_onnx_options(options: argparse.Namespace) -> None:
+    """Raise a UserError before training if the ONNX file cannot be written after it."""
+    if not options.save_onnx:
+        if options.onnx_file != ONNX_FILE:
+            raise UserError(
+                f"{FLAG}={options.onnx_file} without --save-onnx writes nothing: add --save-onnx"
+            )
+        return
+    _check_package()
+    if not options.onnx_file:
+        raise UserError(f"{FLAG}= is empty: name a file")
+    try:
+        _check_paths(options)
+    except OSError as error:
+        raise UserError(f"{FLAG}={options.onnx_file}: {reason_of(error)}") from error
+
+
+def _check_package() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        root = Path(__file__).resolve().parent.parent
+        raise UserError(
+            f"--save-onnx needs the package onnx ({' '.join(str(error).split())}):"
+            f" python -m pip install -r {root / REQUIREMENTS}"
+        ) from error
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    from engine.onnx_file import data_file_of
+
+    path = Path(options.onnx_file)
+    check_place(FLAG, path)
+    data = data_file_of(target_of(path))
+    try:
+        check_place(FLAG, data)
+    except UserError as error:
+        raise UserError(
+            f"{FLAG}={path}: {data} is where weights above 2 GB go, and cannot be written:"
+            " remove it or name another file"
+        ) from error
+    for flag in ("save_model", "load_model"):
+        other = getattr(options, flag)
+        if other and target_of(Path(other)) in (target_of(path), data):
+            name = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{FLAG}={path} and {name}={other}: expected two files, name another")
+
+
+def save_onnx(
+    path: str, model_state: ModelState, served: ServedModel, most_in_one_file: int | None = None
+) -> list[Path]:
+    """Write the model as it is now, on rank 0. All ranks call it.
+
+    Beside the model, memory for one or two parts of tables is needed at a time.
+
+    Args:
+        path: where it goes.
+        model_state: has the weights.
+        served: the model's shape.
+        most_in_one_file: bytes; a larger model has its weights in a second file. None: as many as
+            ONNX's format allows.
+
+    Returns:
+        The files; on other ranks none.
+
+    Raises:
+        RankError: they cannot be written; those that were there before are kept.
+    """
+    from engine.onnx_file import MOST_IN_ONE_FILE, write_onnx_file
+    from engine.onnx_graph import make_onnx_model
+
+    weights = gathered_state(model_state)
+    if not model_state.process.is_first:
+        for _ in weights:  # there are none, but asking for them sends this rank's to rank 0
+            pass
+        return []
+    most = MOST_IN_ONE_FILE if most_in_one_file is None else most_in_one_file
+    shapes = weight_shapes(model_state)
+    try:
+        return write_onnx_file(Path(path), make_onnx_model(served), shapes, weights, most)
+    except OSError as error:
+        raise RankError(
+            f"{FLAG}={path}: cannot write it ({reason_of(error)}); what was there before is kept"
+        ) from error
+
+
+def weight_shapes(model_state: ModelState) -> dict[str, tuple[int, ...]]:
+    """The shapes of the whole model's weights by their keys, in the order of `gathered_state`."""
+    tables, model = model_state.tables, model_state.model
+    shapes = {f"emb_l.{part.key}": (part.num_rows, part.dim) for part in tables.parts}
+    if tables.learned_pooling:
+        shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in tables.parts}
+    return shapes | {name: tuple(value.shape) for name, value in model.named_parameters()}

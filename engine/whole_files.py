@@ -1,0 +1,77 @@
+"""Files that are there whole or not at all: written beside their place, then renamed into it."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from common.errors import UserError
+
+
+def check_place(flag: str, path: Path) -> None:
+    """Raise a UserError if no file can be written at the path of a flag.
+
+    The path need not exist. If it is a link, the link stays and its target is written.
+
+    Args:
+        flag: the flag's name, for the message.
+        path: the path that it gives.
+
+    Raises:
+        OSError: the system refuses to look at the path.
+    """
+    kind = path.stat().st_mode if path.exists() else stat.S_IFREG
+    if stat.S_ISDIR(kind):
+        raise UserError(f"{flag}={path} is a folder: name a file")
+    if not stat.S_ISREG(kind):
+        raise UserError(
+            f"{flag}={path} is a device, pipe or socket, which a file cannot replace:"
+            " name a regular file or a new one"
+        )
+    target = target_of(path)
+    if target.is_symlink():
+        raise UserError(f"{flag}={path} is a link that leads to itself: name a file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        reason = "is not writable" if target.parent.is_dir() else "does not exist"
+        raise UserError(f"{flag}={path}: its folder {reason}")
+    partial = partial_of(target)
+    with contextlib.suppress(FileNotFoundError):  # its name may be too long where path's is not
+        if not stat.S_ISREG(partial.lstat().st_mode):
+            raise UserError(
+                f"{flag}={path} is written to {partial} first, and {partial.name} is not a"
+                " regular file: remove it or name another file"
+            )
+
+
+def target_of(path: Path) -> Path:
+    """The path itself or, if it is a link, the file that it leads to, which need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def partial_of(path: Path) -> Path:
+    """The file that becomes `path` by a rename as soon as it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def write_whole(files: Sequence[tuple[Path, Callable[[BinaryIO], object]]]) -> None:
+    """Write files, and give them their names only when all of them are complete and on the disk.
+
+    Args:
+        files: (path, function that writes the file's content), in the order of the renames.
+
+    Raises:
+        OSError: one of them cannot be written; those that were there before are kept.
+    """
+    try:
+        for path, write in files:
+            with open(partial_of(path), "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, _ in files:
+            os.replace(partial_of(path), path)
+    finally:
+        for path, _ in files:
+            partial_of(path).unlink(missing_ok=True)
