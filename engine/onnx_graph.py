@@ -87,13 +87,11 @@ def _value(
 
 def _meanings(served: ServedModel) -> dict[str, str]:
     """The model's metadata: a text for each input and output, and numbers for those who check."""
-    integers = "integers x of the data's text, 0 if empty; log(max(x, 0) + 1) is taken inside"
+    integers = "integers x of the data's text, 0 if empty; log(max(x, 0) + 1) is inside the graph"
     one = "one id a table, from 0; -1: no id, a vector of zeros"
     bags = "ids of a table, from 0; a bag shorter than the longest one is padded with -1"
     return {
-        "dense": f"{integers} is taken inside"
-        if served.takes_integers
-        else "features, as they are",
+        "dense": integers if served.takes_integers else "features, as they are",
         "dense_logarithm": "inside the graph" if served.takes_integers else "none",
         "sparse": one if served.one_id else bags,
         "pred": "probability of a click",
