@@ -79,6 +79,12 @@ from engine.options import (
     add_training_options,
 )
 from engine.progress import Progress, is_better
+from engine.quantization import (
+    check_quantization,
+    is_quantized,
+    quantize,
+    takes_whole_batches,
+)
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
@@ -95,7 +101,7 @@ from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
-from reporting.log_lines import StepPosition
+from reporting.log_lines import StepPosition, speed_line
 from reporting.metrics import Metrics
 from reporting.profiling import profiled
 from reporting.reporter import Console, Reporter
@@ -135,8 +141,6 @@ def _refuse_unavailable(options: argparse.Namespace) -> None:
     asked = {
         "--md-flag": options.md_flag,
         "--qr-flag": options.qr_flag,
-        "--quantize-mlp-with-bit": options.quantize_mlp_with_bit != 32,
-        "--quantize-emb-with-bit": options.quantize_emb_with_bit != 32,
         "--save-onnx": options.save_onnx,
         "--plot-compute-graph": options.plot_compute_graph,
     }
@@ -171,6 +175,7 @@ def _check_options(options: argparse.Namespace) -> None:
     for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
+    check_quantization(options)
     check_model_paths(options.load_model, options.save_model)
     LearningRateSchedule.from_options(options)
 
@@ -344,6 +349,7 @@ class Trainer:
         )
         self._evaluates = options.test_freq > 0 and not options.performance
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
+        self._num_evaluated = 0  # rows, of all ranks
 
     def _make_parts(self) -> StepParts:
         options, device, execution = self.options, self.process.device, self.execution
@@ -358,6 +364,8 @@ class Trainer:
         )
 
     def _chunking(self, data: BatchedDataset, batch_size: int) -> Chunking:
+        if takes_whole_batches(self.options):
+            return Chunking(self.process.device)
         return Chunking.of_data(len(data), batch_size, self.process, self.execution)
 
     def resume(self, path: str) -> None:
@@ -467,7 +475,12 @@ class Trainer:
             self.reporter.say(
                 "warning: --inference-only without --load-model evaluates random weights"
             )
+        quantize(self.model, self.options, self.process, self.reporter.say)
+        begin = time.perf_counter()
         self.evaluate_and_report()
+        if is_quantized(self.options):
+            seconds = time.perf_counter() - begin
+            self.reporter.say(speed_line(self._num_evaluated, seconds))
 
     def evaluate_and_report(self) -> None:
         """Evaluate, note the metrics in the progress, and report them."""
@@ -489,6 +502,7 @@ class Trainer:
         chunking = self._chunking(data, evaluation_batch_size(options))
         scores = ScoreMeter(self.process)
         for batch in self._load(data, range(len(data)), workers):
+            self._num_evaluated += sum(batch.rows_per_rank)
             for chunk in chunking.chunks(batch):
                 features = chunk.decode(self.execution.triton)
                 predicted = self.model(features, chunk.rows_per_rank)
