@@ -28,7 +28,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +82,9 @@ from engine.progress import Progress, is_better
 from engine.quantization import (
     check_quantization,
     is_quantized,
+    mlps_take_whole_batches,
+    predict_together,
     quantize,
-    takes_whole_batches,
 )
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
@@ -296,6 +297,10 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             joined_vectors = self.interact(dense, pooled)
         with phase("MLPs"):
             probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
+        return self.clamped(probability)
+
+    def clamped(self, probability: torch.Tensor) -> torch.Tensor:
+        """The probabilities, not nearer to 0 and 1 than --loss-threshold."""
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
@@ -364,8 +369,6 @@ class Trainer:
         )
 
     def _chunking(self, data: BatchedDataset, batch_size: int) -> Chunking:
-        if takes_whole_batches(self.options):
-            return Chunking(self.process.device)
         return Chunking.of_data(len(data), batch_size, self.process, self.execution)
 
     def resume(self, path: str) -> None:
@@ -503,15 +506,23 @@ class Trainer:
         scores = ScoreMeter(self.process)
         for batch in self._load(data, range(len(data)), workers):
             self._num_evaluated += sum(batch.rows_per_rank)
-            for chunk in chunking.chunks(batch):
-                features = chunk.decode(self.execution.triton)
-                predicted = self.model(features, chunk.rows_per_rank)
-                count = chunk.num_rows - chunk.num_padding
-                scores.add(predicted[:count], features.label[:count])
+            for predicted, label in self._predict(chunking.chunks(batch)):
+                scores.add(predicted, label)
         found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite")
         return found
+
+    def _predict(self, chunks: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Probabilities and labels of this rank's rows of a batch, some at a time."""
+        if mlps_take_whole_batches(self.options):
+            yield predict_together(self.model, chunks)
+            return
+        for chunk in chunks:
+            features = chunk.decode(self.execution.triton)
+            predicted = self.model(features, chunk.rows_per_rank)
+            count = chunk.num_rows - chunk.num_padding
+            yield predicted[:count], features.label[:count]
 
     def _save(self) -> None:
         save_model_file(self.options.save_model, self.state, self.progress)

@@ -227,18 +227,17 @@ def _mirror_pairs_of_row(gradient: Floats, b: int, dim: int, itself: int, out: F
 INT8_SHIFT = 128
 
 
-def to_int8(values: "Tensor", inverse_scale: float, zero_point: int, out: "Tensor") -> None:
+def to_int8(values: "Tensor", scale: float, zero_point: int, out: "Tensor") -> None:
     """Write values as integers from 0 to 127, less INT8_SHIFT.
 
     Args:
         values: (B, n); none is nan.
-        inverse_scale: an integer is value * inverse_scale + zero_point, the product rounded half
-            to even, and the sum clamped.
+        scale: an integer is value / scale + zero_point, rounded half to even and clamped.
         zero_point: the integer of 0.
         out: (B, n) int8, written.
     """
     arrays = _arrays(values.contiguous(), out)
-    _to_int8(*arrays, np.float32(inverse_scale), np.float32(zero_point))
+    _to_int8(*arrays, np.float32(1) / np.float32(scale), np.float32(zero_point))
 
 
 @parallel_kernel
@@ -247,7 +246,7 @@ def _to_int8(
 ) -> None:
     for b in numba.prange(len(values)):
         for k in range(values.shape[1]):
-            integer = np.rint(values[b, k] * inverse_scale) + zero_point
+            integer = np.rint(values[b, k] * inverse_scale + zero_point)
             clamped = max(min(integer, np.float32(127)), np.float32(0))
             out[b, k] = np.int8(np.int32(clamped) - INT8_SHIFT)
 

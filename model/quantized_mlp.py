@@ -8,7 +8,6 @@ range, and the sums of products are exact. The original has 7 bits on x86_64, so
 
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -19,7 +18,11 @@ from model.mlp import linear_layer
 from ranks.collectives import largest_over_ranks
 from ranks.process import Process
 
-CHUNK_ROWS = 2048  # integers and sums of more rows leave the cache
+Chunks = tuple[torch.Tensor, ...]
+
+# More rows leave the cache, and the system zeroes the pages of tensors above 32 MB each time: a
+# batch of 16384 rows would take half as long again.
+CHUNK_ROWS = 2048
 LEVELS = 127  # the integers of inputs are 0 to 127
 LEAST_INPUT_SCALE = 6.1e-5  # torch's own
 LARGEST_WEIGHT = 127.5  # torch's scale takes the largest weight for that, then clamps it to int8
@@ -62,9 +65,10 @@ class QuantizedMLP(nn.Module):
             sgd_lr: None, as there is no backward pass.
         """
         assert sgd_lr is None, "quantized weights are not trained"
+        chunks = inputs.split(CHUNK_ROWS)
         for layer in self._layers:
-            inputs = layer(inputs)
-        return inputs
+            chunks = layer(chunks)
+        return torch.cat(chunks)
 
 
 class _Float16Layer:
@@ -74,16 +78,19 @@ class _Float16Layer:
         self._bias, self._activation = linear.bias.detach(), activation
         self.num_bytes = self._weight.nbytes + self._bias.nbytes
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, chunks: Chunks) -> Chunks:
         # fbgemm's product takes float16 as it is, but no faster, and only x86_64 has it
-        return linear_layer(inputs, self._weight.float(), self._bias, self._activation)
+        weight = self._weight.float()
+        return tuple(linear_layer(rows, weight, self._bias, self._activation) for rows in chunks)
 
 
 class _Int8Layer:
     def __init__(self, linear: nn.Linear, activation: str, process: Process) -> None:
         weight = linear.weight.detach()
-        self._scale = max(weight.abs().max().item() / LARGEST_WEIGHT, LEAST_WEIGHT_SCALE)
-        self._weight = (weight / self._scale).round_().clamp_(-128, 127).to(torch.int8)
+        scale = (weight.abs().max() / LARGEST_WEIGHT).clamp_(min=LEAST_WEIGHT_SCALE)
+        self._scale = scale.item()
+        # as torch rounds: by a quotient the largest weight would be another integer now and then
+        self._weight = (weight * (1 / scale)).round_().clamp_(-128, 127).to(torch.int8)
         self._row_sums = self._weight.sum(1, dtype=torch.int32)
         self._bias, self._activation, self._process = linear.bias.detach(), activation, process
         exact = multiplies_exactly(*self._weight.shape)
@@ -91,42 +98,35 @@ class _Int8Layer:
         scale_bytes = 4
         self.num_bytes = self._weight.nbytes + self._bias.nbytes + scale_bytes
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        minus_low, high = self._range(inputs)
+    def __call__(self, chunks: Chunks) -> Chunks:
+        minus_low, high = self._range(chunks)
         step = (minus_low + high) / LEVELS
-        if not math.isfinite(step):
-            # integers would hide that a model diverges
-            return inputs.new_full((len(inputs), len(self._bias)), math.nan)
+        if not math.isfinite(step):  # integers would hide that a model diverges
+            return tuple(rows.new_full((len(rows), len(self._bias)), math.nan) for rows in chunks)
         zero_point = min(round(minus_low / step), LEVELS) if step else 0
         scale = max(step, LEAST_INPUT_SCALE)
-        outputs = torch.empty(len(inputs), len(self._bias))
-        for rows, out in zip(inputs.split(CHUNK_ROWS), outputs.split(CHUNK_ROWS), strict=True):
-            self._compute(rows, scale, zero_point, out)
-        return outputs
+        return tuple(self._compute(rows, scale, zero_point) for rows in chunks)
 
-    def _compute(
-        self, inputs: torch.Tensor, scale: float, zero_point: int, out: torch.Tensor
-    ) -> None:
+    def _compute(self, inputs: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
         integers = torch.empty(inputs.shape, dtype=torch.int8)
-        cpu_kernels.to_int8(inputs, 1 / scale, zero_point, integers)
+        cpu_kernels.to_int8(inputs, scale, zero_point, integers)
         sums = self._product(integers, self._weight.t())
         of_zero_point = (zero_point - cpu_kernels.INT8_SHIFT) * self._row_sums
-        cpu_kernels.from_sums(sums, of_zero_point, scale * self._scale, self._bias, out)
-        if self._activation == "ReLU":
-            out.relu_()
-        else:
-            out.sigmoid_()
+        outputs = torch.empty(sums.shape)
+        cpu_kernels.from_sums(sums, of_zero_point, scale * self._scale, self._bias, outputs)
+        return outputs.relu_() if self._activation == "ReLU" else outputs.sigmoid_()
 
-    def _range(self, inputs: torch.Tensor) -> Sequence[float]:
+    def _range(self, chunks: Chunks) -> tuple[float, float]:
         """(-least, largest) input of all ranks, neither below 0; infinite if an input is nan."""
+        found = [torch.stack(rows.aminmax()) for rows in chunks if len(rows)]
         ends = torch.zeros(2)
-        if len(inputs):
-            low, high = inputs.aminmax()
-            ends = torch.stack([-low, high]).clamp_(min=0)
+        if found:
+            low, high = torch.stack(found).unbind(1)
+            ends = torch.stack([-low.min(), high.max()]).clamp_(min=0)
         ends.nan_to_num_(nan=math.inf, posinf=math.inf)  # not all backends keep nan in a maximum
         largest_over_ranks(self._process, ends)
-        found: list[float] = ends.tolist()
-        return found
+        minus_low, high_end = ends.tolist()
+        return minus_low, high_end
 
 
 @functools.cache
