@@ -28,7 +28,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,12 +78,12 @@ from engine.options import (
     add_source_options,
     add_training_options,
 )
+from engine.prediction import predictions, predictions_together
 from engine.progress import Progress, is_better
 from engine.quantization import (
     check_quantization,
     is_quantized,
     mlps_take_whole_batches,
-    predict_together,
     quantize,
 )
 from engine.score_meter import ScoreMeter
@@ -506,23 +506,17 @@ class Trainer:
         scores = ScoreMeter(self.process)
         for batch in self._load(data, range(len(data)), workers):
             self._num_evaluated += sum(batch.rows_per_rank)
-            for predicted, label in self._predict(chunking.chunks(batch)):
+            chunks = chunking.chunks(batch)
+            if mlps_take_whole_batches(options):
+                found_here = predictions_together(self.model, chunks)
+            else:
+                found_here = predictions(self.model, chunks, self.execution.triton)
+            for predicted, label in found_here:
                 scores.add(predicted, label)
         found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite")
         return found
-
-    def _predict(self, chunks: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Probabilities and labels of this rank's rows of a batch, some at a time."""
-        if mlps_take_whole_batches(self.options):
-            yield predict_together(self.model, chunks)
-            return
-        for chunk in chunks:
-            features = chunk.decode(self.execution.triton)
-            predicted = self.model(features, chunk.rows_per_rank)
-            count = chunk.num_rows - chunk.num_padding
-            yield predicted[:count], features.label[:count]
 
     def _save(self) -> None:
         save_model_file(self.options.save_model, self.state, self.progress)

@@ -1,14 +1,13 @@
 """Quantized inference on the CPU: its flags, and a loaded model with fewer bits a number."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from common.errors import UserError
 from devices.older_torch import int8_product, quantized_operators
-from model.batch import Batch
 from model.embedding_tables import EmbeddingTables
 from model.quantized_matrix import QuantizedMatrix, bytes_of_row
 from model.quantized_mlp import QuantizedMLP
@@ -47,26 +46,6 @@ def is_quantized(options: argparse.Namespace) -> bool:
 def mlps_take_whole_batches(options: argparse.Namespace) -> bool:
     """Whether the MLPs need a batch in one piece: the range of its numbers makes their integers."""
     return bool(options.quantize_mlp_with_bit == 8)
-
-
-def predict_together(model: Any, chunks: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Click probabilities and labels (b, 1) of all chunks of a batch, which the MLPs see whole.
-
-    Tables and interaction still take chunks, because more rows leave the cache.
-
-    Args:
-        model: the DLRM_Net.
-        chunks: those of this rank's b rows; all ranks have the same number.
-    """
-    features = [chunk.decode() for chunk in chunks]
-    dense = model.bot_l(torch.cat([part.dense for part in features]))
-    parts = zip(dense.split([chunk.num_rows for chunk in chunks]), features, chunks, strict=True)
-    vectors = [
-        model.interact(rows, model.emb_l(part.bags, chunk.rows_per_rank))
-        for rows, part, chunk in parts
-    ]
-    label = torch.cat([part.label for part in features])
-    return model.clamped(model.top_l(torch.cat(vectors))), label
 
 
 def check_quantization(options: argparse.Namespace) -> None:

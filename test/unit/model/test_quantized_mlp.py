@@ -103,7 +103,7 @@ def test_products_in_float32_are_the_same_where_the_processor_has_no_exact_ones(
 
 def test_a_processor_whose_sums_of_two_products_have_16_bits_is_found_out(monkeypatch):
     def saturating(left, right):
-        """As x86_64 without VNNI: its kernels add 128 to the numbers of one side, here the right's."""
+        """As x86_64 without VNNI: its kernels add 128 to one side's numbers, here the right's."""
         pairs = left.double()[:, :, None] * (right.double() + 128)[None]
         sums = (pairs[:, 0::2] + pairs[:, 1::2]).clamp(-(2**15), 2**15 - 1)
         return (sums.sum(1) - 128 * left.double().sum(1, keepdim=True)).int()
@@ -111,6 +111,23 @@ def test_a_processor_whose_sums_of_two_products_have_16_bits_is_found_out(monkey
     assert multiplies_exactly.__wrapped__(16, 8), "int8 products are inexact here: float32's serve"
     monkeypatch.setattr(quantized_mlp, "int8_product", saturating)
     assert not multiplies_exactly.__wrapped__(16, 8)
+
+
+def test_the_largest_weight_is_the_integer_that_torch_makes_of_it():
+    """It is halfway between two integers, so its rounding decides."""
+    mlp, _ = make((2, 1))
+    found = set()
+    for value in np.random.default_rng(5).uniform(0.1, 1, 200).astype(np.float32):
+        mlp[0].weight.data = torch.tensor([[-value, 0.0]])
+        scale = value / np.float32(127.5)
+        want = max(np.rint(-value * (np.float32(1) / scale)), -128)
+        inputs = torch.tensor([[127.0, 0.0]])  # their scale is 1
+        with torch.no_grad():
+            mlp[0].bias.fill_(200.0)  # so that the ReLU passes the sum
+            got = QuantizedMLP(mlp, 8, ALONE)(inputs).item()
+        assert got == pytest.approx(200 + 127 * want * scale, rel=1e-6)
+        found.add(float(want))
+    assert found == {-128.0, -127.0}
 
 
 @pytest.mark.parametrize("last", LAST)
@@ -131,7 +148,13 @@ def test_weights_beyond_float16_are_its_largest():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_integers_do_not_hide_what_is_not_finite(value):
+def test_integers_do_not_hide_what_is_not_finite(value, monkeypatch):
+    """Though a maximum over ranks may lose what is nan."""
+
+    def lossy(process, numbers):
+        numbers.nan_to_num_(nan=0.0, posinf=float("inf"))
+
+    monkeypatch.setattr(quantized_mlp, "largest_over_ranks", lossy)
     mlp, inputs = make((13, 8, 1), "Sigmoid", 4)
     inputs[1, 2], inputs[2, 3] = value, -value
     assert QuantizedMLP(mlp, 8, ALONE)(inputs).isnan().all()
