@@ -508,10 +508,10 @@ class Trainer:
             self._num_evaluated += sum(batch.rows_per_rank)
             chunks = chunking.chunks(batch)
             if mlps_take_whole_batches(options):
-                found_here = predictions_together(self.model, chunks)
+                of_chunks = predictions_together(self.model, chunks)
             else:
-                found_here = predictions(self.model, chunks, self.execution.triton)
-            for predicted, label in found_here:
+                of_chunks = predictions(self.model, chunks, self.execution.triton)
+            for predicted, label in of_chunks:
                 scores.add(predicted, label)
         found = scores.metrics()
         if math.isnan(found.accuracy):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +39,7 @@ MODEL = (
     " --mini-batch-size=1024 --test-mini-batch-size=16384 --print-freq=1000000 --mlperf-logging"
     " --tensor-board-filename= --data_path={folder}"
 )
-SIZE = re.compile(r"^(?:embeddings|MLPs): ([\d,]+) bytes, (?:not|([\d,]+) with)", re.M)
+SIZES = re.compile(r"^(?:embeddings|MLPs): ([\d,]+) bytes, (?:not|([\d,]+) with)", re.M)
 
 
 class TimedTrainer(dlrm.Trainer):
@@ -48,7 +49,7 @@ class TimedTrainer(dlrm.Trainer):
         speeds: rows a second of each evaluation since this was last emptied.
     """
 
-    speeds: list[float] = []  # noqa: RUF012 (of all trainers: the program makes one a run)
+    speeds: ClassVar[list[float]] = []  # of all trainers, as the program makes one a run
 
     def evaluate(self) -> dlrm.Metrics:
         """Evaluate once to warm up, then once more."""
@@ -69,9 +70,10 @@ def evaluated(flags: str) -> str:
     return out.getvalue()
 
 
-def num_bytes(text: str) -> int:
-    """Bytes of tables and MLPs as a run tells them, 0 if it does not."""
-    return sum(int((after or before).replace(",", "")) for before, after in SIZE.findall(text))
+def num_bytes(text: str, quantized: bool = True) -> int:
+    """Bytes of tables and MLPs, as they were or are, in what a run with such flags has printed."""
+    sizes = SIZES.findall(text)
+    return sum(int((after * quantized or before).replace(",", "")) for before, after in sizes)
 
 
 def main() -> int:
@@ -95,14 +97,13 @@ def main() -> int:
                 TimedTrainer.speeds.clear()
                 texts[kind] = evaluated(f"{flags} {more}")
                 speeds[kind] += TimedTrainer.speeds
-    full = int(re.findall(r"embeddings: ([\d,]+)", texts["tables 8"])[0].replace(",", ""))
-    full += int(re.findall(r"MLPs: ([\d,]+)", texts["tables 8"])[0].replace(",", ""))
+    full = num_bytes(texts["tables 8"], quantized=False)
     print(f"{'':<18} {'AUC':>7} {'log loss':>9} {'MB':>8} {'rows/s':>9}")
     for kind, text in texts.items():
         auc, loss = (re.findall(rf"{name} ([\d.]+)", text)[0] for name in (" auc", "log loss"))
         size = num_bytes(text) or full
         speed = statistics.median(speeds[kind])
-        print(f"{kind:<18} {auc:>7} {loss:>9} {1e-6 * size:8.2f} {speed:9,.0f}", flush=True)
+        print(f"{kind:<18} {auc:>7} {loss:>9} {1e-6 * size:8.2f} {speed:9,.0f}")
     return 0
 
 
