@@ -35,6 +35,8 @@ class QuantizedMatrix:
         bits: 8 or 4.
 
     Attributes:
+        parts: as given.
+        dim: D.
         weight: (R, bytes of a row) uint8.
         pooling: None: rows have no weights in sums over bags.
 
@@ -43,11 +45,11 @@ class QuantizedMatrix:
     """
 
     def __init__(self, weight: torch.Tensor, parts: Sequence[Part], bits: int) -> None:
-        self._dim, self._num_parts = weight.shape[1], len(parts)
+        self.parts, self.dim = tuple(parts), weight.shape[1]
         operators = quantized_operators(bits)
         assert operators is not None
         self._pack, self._sums = operators
-        self.weight = _empty(len(weight), bytes_of_row(self._dim, bits))
+        self.weight = _empty(len(weight), bytes_of_row(self.dim, bits))
         self.pooling = None
         offsets, first = [], 0
         for part in parts:
@@ -60,7 +62,7 @@ class QuantizedMatrix:
 
     def _quantize(self, source: torch.Tensor, target: torch.Tensor, name: str, bits: int) -> None:
         """Write the rows of `source` (n, D) as integers into `target`, some at a time."""
-        rows_per_piece = max(1, VALUES_PER_PIECE // self._dim)
+        rows_per_piece = max(1, VALUES_PER_PIECE // self.dim)
         pieces = zip(source.split(rows_per_piece), target.split(rows_per_piece), strict=True)
         for values, integers in pieces:
             low, high = values.aminmax()
@@ -69,7 +71,7 @@ class QuantizedMatrix:
                     f"--quantize-emb-with-bit={bits}: {name} has numbers from {low:g} to {high:g},"
                     f" expected +-{LARGEST[bits]:g} at most: leave the flag out"
                 )
-            if bits == 4 and self._dim % 2:  # two numbers share a byte
+            if bits == 4 and self.dim % 2:  # two numbers share a byte
                 values = torch.cat([values, values[:, -1:]], dim=1)
             integers.copy_(self._pack(values))
 
@@ -82,8 +84,8 @@ class QuantizedMatrix:
         """
         assert update is None, "integers are not trained"
         if bags.lengths is None:
-            columns = bags.ids.view(-1, max(self._num_parts, 1))
-            rows = (columns + self._offsets).view(-1) if self._num_parts else bags.ids.long()
+            columns = bags.ids.view(-1, max(len(self.parts), 1))
+            rows = (columns + self._offsets).view(-1) if self.parts else bags.ids.long()
             begins = torch.arange(len(rows))
         else:
             lengths = bags.lengths.reshape(-1)
@@ -93,7 +95,7 @@ class QuantizedMatrix:
             )
             begins = lengths.cumsum(0) - lengths
         pooled: torch.Tensor = self._sums(self.weight, rows, begins)
-        return pooled[:, : self._dim].contiguous()  # without a copy, unless D is odd
+        return pooled[:, : self.dim].contiguous()  # without a copy, unless D is odd
 
 
 def _empty(num_rows: int, num_bytes: int) -> torch.Tensor:
