@@ -79,7 +79,14 @@ from engine.options import (
     add_source_options,
     add_training_options,
 )
+from engine.prediction import predictions, predictions_together
 from engine.progress import Progress, is_better
+from engine.quantization import (
+    check_quantization,
+    is_quantized,
+    mlps_take_whole_batches,
+    quantize,
+)
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
 from engine.served_model import ServedModel
@@ -100,7 +107,7 @@ from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
 from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
 from reporting.drawing import check_drawable
-from reporting.log_lines import StepPosition
+from reporting.log_lines import StepPosition, speed_line
 from reporting.metrics import Metrics
 from reporting.mlperf_log import MLPerfLog
 from reporting.mlperf_submission import check_submission, writes_events
@@ -117,7 +124,6 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         UserError: a flag is wrong, or flags contradict one another.
     """
     options: argparse.Namespace = make_parser().parse_args(argv)
-    _refuse_unavailable(options)
     _check_options(options)
     if options.data_path:
         options.data_generation = "dataset"
@@ -136,16 +142,6 @@ def make_parser() -> ArgumentParser:
     for add_options in (*model, *data, *training, *results):
         add_options(parser)
     return parser
-
-
-def _refuse_unavailable(options: argparse.Namespace) -> None:
-    asked = {
-        "--quantize-mlp-with-bit": options.quantize_mlp_with_bit != 32,
-        "--quantize-emb-with-bit": options.quantize_emb_with_bit != 32,
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise UserError(f"{name} is not available yet: leave it out")
 
 
 def _check_options(options: argparse.Namespace) -> None:
@@ -175,6 +171,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if is_problem:
             raise UserError(message)
     check_submission(options)
+    check_quantization(options)
     check_model_paths(options.load_model, options.save_model)
     check_onnx_options(options)
     if options.plot_compute_graph:
@@ -303,6 +300,10 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             joined_vectors = self.interact(dense, pooled)
         with phase("MLPs"):
             probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
+        return self.clamped(probability)
+
+    def clamped(self, probability: torch.Tensor) -> torch.Tensor:
+        """The probabilities, not nearer to 0 and 1 than --loss-threshold."""
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
@@ -482,7 +483,12 @@ class Trainer:
             self.reporter.say(
                 "warning: --inference-only without --load-model evaluates random weights"
             )
+        quantize(self.model, self.options, self.process, self.reporter.say)
+        begin = time.perf_counter()
         self.evaluate_and_report()
+        if is_quantized(self.options):
+            seconds = time.perf_counter() - begin
+            self.reporter.say(speed_line(self.data.test.num_rows, seconds))
 
     def evaluate_and_report(self) -> None:
         """Evaluate, note the metrics in the progress, and report them."""
@@ -504,13 +510,11 @@ class Trainer:
         own = options.test_num_workers >= 0
         workers = options.test_num_workers if own else options.num_workers
         chunking = self._chunking(data, evaluation_batch_size(options))
-        scores = ScoreMeter(self.process)
+        scores, together = ScoreMeter(self.process), mlps_take_whole_batches(options)
         for batch in self._load(data, range(len(data)), workers):
-            for chunk in chunking.chunks(batch):
-                features = chunk.decode(self.execution.triton)
-                predicted = self.model(features, chunk.rows_per_rank)
-                count = chunk.num_rows - chunk.num_padding
-                scores.add(predicted[:count], features.label[:count])
+            predict = predictions_together if together else predictions
+            for predicted, label in predict(self.model, chunking.chunks(batch), self.execution):
+                scores.add(predicted, label)
         found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite")

@@ -220,6 +220,59 @@ def _mirror_pairs_of_row(gradient: Floats, b: int, dim: int, itself: int, out: F
         out[b, i, i] *= 2
 
 
+# ---------------------------------------------------------------- quantized products
+
+# Integers from 0 to 127 are kept less this number, because oneDNN's kernels add it again: where
+# they sum in 16 bits, only integers below 128 keep the sums of two products exact.
+INT8_SHIFT = 128
+
+
+def to_int8(values: "Tensor", scale: float, zero_point: int, out: "Tensor") -> None:
+    """Write values as integers from 0 to 127, less INT8_SHIFT.
+
+    Args:
+        values: (B, n); none is nan.
+        scale: an integer is value / scale + zero_point, rounded half to even and clamped.
+        zero_point: the integer of 0.
+        out: (B, n) int8, written.
+    """
+    arrays = _arrays(values.contiguous(), out)
+    _to_int8(*arrays, np.float32(1) / np.float32(scale), np.float32(zero_point))
+
+
+@parallel_kernel
+def _to_int8(
+    values: Floats, out: npt.NDArray[np.int8], inverse_scale: np.float32, zero_point: np.float32
+) -> None:
+    for b in numba.prange(len(values)):
+        for k in range(values.shape[1]):
+            integer = np.rint(values[b, k] * inverse_scale + zero_point)
+            clamped = max(min(integer, np.float32(127)), np.float32(0))
+            out[b, k] = np.int8(np.int32(clamped) - INT8_SHIFT)
+
+
+def from_sums(
+    sums: "Tensor", of_zero_point: "Tensor", scale: float, bias: "Tensor", out: "Tensor"
+) -> None:
+    """out = (sums - of_zero_point) * scale + bias.
+
+    Args:
+        sums: (B, m) int32 sums of products of integers.
+        of_zero_point: (m,) int32 sums that inputs of 0 would have.
+        scale: what 1 of a sum stands for.
+        bias: (m,).
+        out: (B, m) float32, written.
+    """
+    _from_sums(*_arrays(sums, of_zero_point, bias, out), np.float32(scale))
+
+
+@parallel_kernel
+def _from_sums(sums: Slots, of_zero_point: Slots, bias: Floats, out: Floats, scale: float) -> None:
+    for b in numba.prange(len(sums)):
+        for m in range(sums.shape[1]):
+            out[b, m] = np.float32(sums[b, m] - of_zero_point[m]) * scale + bias[m]
+
+
 # ---------------------------------------------------------------- loss
 
 

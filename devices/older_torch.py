@@ -26,3 +26,17 @@ if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
 # that has still to free a tensor waits for the lock, and the process for ever (pytorch#154976). A
 # thread frees its last tensor within microseconds if it gets the lock.
 SECONDS_BEFORE_GROUP_ENDS = 0.0 if _RELEASE >= (2, 8) else 0.2
+
+# Every torch from 2.6 to 2.15 has these three, but torch has announced the end of other operators
+# for quantized models. None if this torch does not have them.
+int8_product: Any = getattr(torch, "_int_mm", None)
+
+
+def quantized_operators(bits: int) -> tuple[Any, Any] | None:
+    """Packing rows of 8 or 4 bits, and pooled sums of packed rows; None if this torch lacks one."""
+    kind = {8: "byte", 4: "4bit"}[bits]
+    found = [
+        getattr(torch.ops.quantized, f"embedding_bag_{kind}_{what}", None)
+        for what in ("prepack", "rowwise_offsets")
+    ]
+    return None if None in found else (found[0], found[1])

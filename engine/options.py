@@ -9,6 +9,7 @@ from typing import Any
 
 from common.flags import dashed_floats, dashed_ints, number_in, true_or_false
 from engine.onnx_export import ONNX_FILE
+from engine.quantization import add_quantization_options
 from reporting.mlperf_submission import add_submission_options
 from reporting.profiling import PROFILED_STEPS
 
@@ -330,20 +331,7 @@ def add_model_file_options(parser: argparse.ArgumentParser) -> None:
         help="continue from this model file, or evaluate it",
     )
     flag("--inference-only", action="store_true", help="evaluate the model of --load-model, stop")
-    flag(
-        "--quantize-mlp-with-bit",
-        type=int,
-        choices=(8, 16, 32),
-        default=32,
-        help="not available yet: others are refused",
-    )
-    flag(
-        "--quantize-emb-with-bit",
-        type=int,
-        choices=(4, 8, 32),
-        default=32,
-        help="not available yet: others are refused",
-    )
+    add_quantization_options(flag)
     flag(
         "--save-onnx",
         action="store_true",

@@ -82,7 +82,6 @@ class EmbeddingTables(nn.Module):
         self._lookups: list[_Lookup] = []
         self.matrices: list[EmbeddingMatrix] = []
         self._make_lookups([table.parts[0].table for table in own])
-        self._store_of = {part: store for store in self._stores() for part in store.parts}
         self._order = self._find_order()
 
     def _make_lookups(self, numbers: Sequence[int]) -> None:
@@ -199,8 +198,10 @@ class EmbeddingTables(nn.Module):
 
     def part_view(self, part: Part, name: str) -> torch.Tensor | None:
         """The part's rows of its tensor of that name; None if it is not held here."""
-        store = self._store_of.get(part)
-        return None if store is None else store.part_view(name, part)
+        for store in self._stores():
+            if part in store.parts:
+                return store.part_view(name, part)
+        return None
 
     def part_views(self, name: str) -> Iterator[tuple[Part, torch.Tensor | None]]:
         """(part, its rows of the tensor of that name) of all parts that have one."""

@@ -151,7 +151,7 @@ class _AllLayers(torch.autograd.Function):
         outputs = [inputs]
         layers = zip(mlp._activations, parameters[::2], parameters[1::2], strict=True)
         for activation, weight, bias in layers:
-            outputs.append(_layer(outputs[-1], weight, bias, activation))
+            outputs.append(linear_layer(outputs[-1], weight, bias, activation))
         ctx.save_for_backward(*outputs)
         ctx.activations, ctx.lr, ctx.parameters = mlp._activations, sgd_lr, parameters
         return outputs[-1]
@@ -179,7 +179,7 @@ def _gains_from_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
     return onednn_linear is not None and is_large
 
 
-def _layer(
+def linear_layer(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str
 ) -> torch.Tensor:
     """(B, n), weight (m, n), bias (m,) -> (B, m), with the activation applied."""

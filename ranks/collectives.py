@@ -1,4 +1,4 @@
-"""Sums, gathers and broadcasts over ranks; with one rank they do nothing."""
+"""Sums, maxima, gathers and broadcasts over ranks; with one rank they do nothing."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,12 @@ def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
     sizes = [tensor.numel() for tensor in tensors]
     for tensor, summed in zip(tensors, flat.split(sizes), strict=True):
         tensor.copy_(summed.view_as(tensor))
+
+
+def largest_over_ranks(process: Process, numbers: torch.Tensor) -> None:
+    """Replace each number by the largest one of all ranks; none of them may be nan."""
+    if process.world_size > 1:
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
 
 
 def gather_on_first(

@@ -56,3 +56,15 @@ def metrics_line(metrics: Metrics, best_accuracy: float, best_auc: float) -> str
 def calibration_line(metrics: Metrics) -> str:
     """The line after the metrics of every evaluation, which the original does not print."""
     return f"log loss {metrics.log_loss:.6f}, base rate {metrics.base_rate:.6f}"
+
+
+def size_line(what: str, bits: int, before: int, after: int) -> str:
+    """The line about a part of a model that may be quantized: its bytes before and after."""
+    if bits == 32:
+        return f"{what}: {before:,} bytes, not quantized"
+    return f"{what}: {before:,} bytes, {after:,} with {bits} bits, {before / after:.2f} times less"
+
+
+def speed_line(num_rows: int, seconds: float) -> str:
+    """The line about the time of an evaluation, reading included."""
+    return f"evaluated {num_rows} rows in {seconds:.2f} s, {num_rows / seconds:.0f} rows/s"

@@ -70,3 +70,14 @@ def test_a_checkout_is_measured_against_another():
     (line,) = text.splitlines()[1:]
     other, this, ratio = (float(word) for word in line.split()[-3:])
     assert 0.05 < other < 60 and ratio == pytest.approx(this / other, rel=0.05)
+
+
+@pytest.mark.slow
+def test_quantization_is_told_in_a_table():
+    text = bench("quantization.py", "--rows=3000", "--dim=8", "--repeats=1")
+    rows = {line[:18].strip(): line[18:].split() for line in text.splitlines()[1:]}
+    assert list(rows)[0] == "float32" and len(rows) == 7
+    megabytes = {kind: float(found[2]) for kind, found in rows.items()}
+    assert megabytes["tables 4, MLPs 8"] < megabytes["tables 8"] < megabytes["float32"]
+    assert all(0 < float(auc) < 1 for auc, *_ in rows.values())
+    assert all(float(found[3].replace(",", "")) > 10 for found in rows.values())
