@@ -121,18 +121,11 @@ def draw_floats(stream: Stream, numbers: Floats) -> None:
     """Fill `numbers` (n,) with what `rand` draws, rounded to float32."""
     words, doubles, at = stream.words, stream.doubles, stream.next[0]
     for i in range(len(numbers)):
-        at = _ready(words, doubles, at, 1)
+        if at == len(doubles):
+            at = _draw_ahead(words, doubles, at)
         numbers[i] = doubles[at]
         at += 1
     stream.next[0] = at
-
-
-@compiled
-def _ready(words: Words, doubles: Doubles, at: int, count: int) -> int:
-    """Where the next `count` doubles lie: at `at`, or elsewhere because more were drawn."""
-    if at + count <= len(doubles):
-        return at
-    return _draw_ahead(words, doubles, at)
 
 
 @compiled
@@ -179,7 +172,8 @@ def _temper(word: np.uint32) -> np.uint32:
 def _draw_normals(words: Words, doubles: Doubles, at: int) -> tuple[int, float, float]:
     """(place behind the doubles used, a normal, another one): Marsaglia's polar method."""
     while True:
-        at = _ready(words, doubles, at, 2)
+        if at + 2 > len(doubles):
+            at = _draw_ahead(words, doubles, at)
         x, y = 2.0 * doubles[at] - 1.0, 2.0 * doubles[at + 1] - 1.0
         at += 2
         square = x * x + y * y
@@ -195,16 +189,20 @@ def _draw_normals(words: Words, doubles: Doubles, at: int) -> tuple[int, float, 
 def draw_uniform(stream: Stream, bags: Bags, table: int, size: Size, num_rows: int) -> None:
     """Draw a table's bags of ids, all rows equally likely; the ids of a bag are distinct."""
     words, doubles, at = stream.words, stream.doubles, stream.next[0]
-    values, largest = bags.values, float(num_rows - 1)
-    bags.ends[table + 1] = bags.ends[table]
-    for row in range(bags.lengths.shape[1]):
-        at = _ready(words, doubles, at, size.most + 1)
+    lengths, ids, end = bags.lengths[table], bags.ids, bags.ends[table]
+    (begin_row, end_row), values = bags.kept, bags.values.view(np.int64)
+    largest = float(num_rows - 1)
+    for row in range(len(lengths)):
+        if at + size.most >= len(doubles):
+            at = _draw_ahead(words, doubles, at)
         at, count = _bag_size(doubles, at, size)
         for k in range(count):
-            values[k] = np.rint(doubles[at + k] * largest)
+            values[k] = int(np.rint(doubles[at + k] * largest))
         at += count
-        _keep(bags, table, row, values, _distinct(values, count))
-    stream.next[0] = at
+        lengths[row] = count = _distinct(values, count)
+        if begin_row <= row < end_row:
+            end = _keep(values, count, ids, end)
+    stream.next[0], bags.ends[table + 1] = at, end
 
 
 @compiled
@@ -218,34 +216,27 @@ def draw_gaussian(
     """
     words, doubles, at = stream.words, stream.doubles, stream.next[0]
     is_left, left = stream.normal[0] > 0, stream.normal[1]
-    values, num_rows_float = bags.values, float(num_rows)
-    bags.ends[table + 1] = bags.ends[table]
-    for row in range(bags.lengths.shape[1]):
-        at = _ready(words, doubles, at, 1)
+    lengths, ids, end = bags.lengths[table], bags.ids, bags.ends[table]
+    (begin_row, end_row), values = bags.kept, bags.values
+    for row in range(len(lengths)):
+        if at == len(doubles):
+            at = _draw_ahead(words, doubles, at)
         at, count = _bag_size(doubles, at, size)
         for k in range(count):
             drawn = left
             if not is_left:
                 at, drawn, left = _draw_normals(words, doubles, at)
             is_left = not is_left
-            values[k] = _cut(normal.mu + normal.sigma * drawn, normal)
-        count = _distinct(values, count)
-        if not values[0] > -1.0:
-            return values[0]
-        if not values[count - 1] < num_rows_float:
-            return values[count - 1]
-        _keep(bags, table, row, values, count)
-    stream.next[0] = at
+            drawn = normal.mu + normal.sigma * drawn
+            values[k] = min(max(drawn, normal.minimum), normal.maximum)
+        lengths[row] = count = _distinct(values, count)
+        if values[0] <= -1.0 or values[count - 1] >= num_rows:
+            return values[0] if values[0] <= -1.0 else values[count - 1]
+        if begin_row <= row < end_row:
+            end = _keep(values, count, ids, end)
+    stream.next[0], bags.ends[table + 1] = at, end
     stream.normal[0], stream.normal[1] = is_left, left
     return 0.0
-
-
-@compiled
-def _cut(number: float, normal: Normal) -> float:
-    """The number in [minimum, maximum]; nan stays, and is then outside every table."""
-    if number < normal.minimum:
-        return normal.minimum
-    return normal.maximum if number > normal.maximum else number
 
 
 @compiled
@@ -258,20 +249,24 @@ def draw_traced(
         Whether an id of the trace lies beyond the table.
     """
     words, doubles, at = stream.words, stream.doubles, stream.next[0]
-    values, is_beyond = bags.values.view(np.int64), False
-    bags.ends[table + 1] = bags.ends[table]
-    for row in range(bags.lengths.shape[1]):
-        at = _ready(words, doubles, at, size.most + 1)
+    lengths, ids, end = bags.lengths[table], bags.ids, bags.ends[table]
+    (begin_row, end_row), values = bags.kept, bags.values.view(np.int64)
+    is_beyond = False
+    for row in range(len(lengths)):
+        if at + size.most >= len(doubles):
+            at = _draw_ahead(words, doubles, at)
         at, count = _bag_size(doubles, at, size)
         draw_trace(profile, doubles[at : at + count], values)
         at += count
-        count = _distinct(values, count)
-        is_beyond |= values[count - 1] >= num_rows
-        if values[0] < 0 or values[count - 1] >= num_rows:
+        lengths[row] = count = _distinct(values, count)
+        lowest, highest = values[0], values[count - 1]
+        if lowest < 0 or highest >= num_rows:
+            is_beyond |= highest >= num_rows
             for k in range(count):
                 values[k] %= num_rows
-        _keep(bags, table, row, values, count)
-    stream.next[0] = at
+        if begin_row <= row < end_row:
+            end = _keep(values, count, ids, end)
+    stream.next[0], bags.ends[table + 1] = at, end
     return is_beyond
 
 
@@ -284,14 +279,11 @@ def _bag_size(doubles: Doubles, at: int, size: Size) -> tuple[int, int]:
 
 
 @compiled
-def _keep(bags: Bags, table: int, row: int, values: Ints | Doubles, count: int) -> None:
-    """Note the length of a bag, and its ids if its row is kept."""
-    bags.lengths[table, row] = count
-    if bags.kept[0] <= row < bags.kept[1]:
-        end = bags.ends[table + 1]
-        for k in range(count):
-            bags.ids[end + k] = int(values[k])
-        bags.ends[table + 1] = end + count
+def _keep(values: Ints | Doubles, count: int, ids: Ids, end: int) -> int:
+    """Write a bag's ids behind those before `end`; returns the new end."""
+    for k in range(count):
+        ids[end + k] = int(values[k])
+    return end + count
 
 
 @compiled
