@@ -46,6 +46,7 @@ Ints = npt.NDArray[np.int64]
 ROWS_PER_READ = 8192  # small batches are read in groups: each read costs more than copying it
 READS_AHEAD = 2  # reads that are done or under way while steps train on earlier batches
 MAX_BATCHES_ON_DEVICE = 16  # most batches handed out before the device has done their steps
+MOST_INDICES = 2**31 - 1  # of a bag: its length is an int32
 NUM_CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 
 
@@ -439,6 +440,10 @@ class RandomSpec:
             raise UserError(f"{got}: expected two numbers, the first at most the second")
         if not math.isfinite(options.rand_data_mu):
             raise UserError(f"--rand-data-mu={options.rand_data_mu}: expected a number")
+        most, fixed = options.num_indices_per_lookup, options.num_indices_per_lookup_fixed
+        if (most if fixed else min(most, max(options.arch_embedding_size))) > MOST_INDICES:
+            got = f"--num-indices-per-lookup={most}"
+            raise UserError(f"{got}: expected at most {MOST_INDICES} indices in a bag")
         return cls(
             num_rows=options.arch_embedding_size,
             num_dense=options.arch_mlp_bot[0],

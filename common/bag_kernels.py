@@ -228,7 +228,7 @@ def draw_gaussian(
                 at, drawn, left = _draw_normals(words, doubles, at)
             is_left = not is_left
             drawn = normal.mu + normal.sigma * drawn
-            values[k] = min(max(drawn, normal.minimum), normal.maximum)
+            values[k] = min(normal.maximum, max(normal.minimum, drawn))  # nan becomes minimum
         lengths[row] = count = _distinct(values, count)
         if values[0] <= -1.0 or values[count - 1] >= num_rows:
             return values[0] if values[0] <= -1.0 else values[count - 1]

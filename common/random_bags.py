@@ -77,7 +77,7 @@ class GaussianBags:
         outside = draw_gaussian(stream, bags, table, self.size, self._normal, self._num_rows)
         if outside:
             raise UserError(
-                f"gaussian data drew id {np.trunc(outside):.0f} for table {table} of"
+                f"gaussian data drew id {np.trunc(outside):.16g} for table {table} of"
                 f" {self._num_rows} rows: let --rand-data-min and --rand-data-max lie inside"
                 " every table"
             )
