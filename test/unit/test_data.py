@@ -159,8 +159,8 @@ def test_each_table_has_a_trace_and_ids_beyond_it_are_taken_modulo_with_a_warnin
      "1,99999999999999999999999\n0,1\n0.5,1\n", "1," + "9" * 400 + "\n0,1\n0.5,1\n",
      "1," + "9" * 5000 + "\n0,1\n0.5,1\n", "1,2\n0," + "9" * 23 + "\n0.5,1\n",
      "1,2\n0,1\n0.5,nan\n", "1,2\n0,1\n0.5,1e400\n", "1,2\n0,1\n0.5,0.4\n", "1,2\n0,1\n-1,1\n",
-     "1,2\n-1,1\n0.5,1\n", "\udcff"],
-    ids=range(16),
+     "1,2\n-1,1\n0.5,1\n", "1,2\n1,0\n0.5,1\n", "\udcff"],
+    ids=range(17),
 )  # fmt: skip
 def test_a_bad_trace_file_is_named(tmp_path, text):
     if text is not None:

@@ -102,7 +102,7 @@ def test_trace_ids_are_those_of_a_list_that_is_popped(tmp_path, case, padding):
     random = np.random.default_rng(0)
     for _ in range(20):
         numbers = random.random(int(random.integers(1, 400)))
-        numbers[random.random(len(numbers)) < 0.1] = 1 - 2.0**-53
+        numbers[random.random(len(numbers)) < 0.3] = 1 - 2.0**-53
         numbers[random.random(len(numbers)) < 0.1] = 0
         drawn = np.empty(len(numbers), np.int64)
         draw_trace(profile, numbers, drawn)
