@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dlrm_s_pytorch as dlrm
 from devices.threads import set_up_threads
-from dlrm_data_pytorch import READS_AHEAD
+from dlrm_data_pytorch import READS_AHEAD, load_batches
 from model.batch import Batch
 from reporting.reporter import Reporter
 
@@ -73,7 +73,9 @@ class Run:
 
     def loaded(self, count: int) -> Iterator[Batch]:
         """Batches as training loads them."""
-        return iter(self._trainer._load(self.data.train, range(count), 0))
+        trainer = self._trainer
+        device = trainer.process.device
+        return iter(load_batches(self.data.train, range(count), 0, device, trainer.execution))
 
     def seconds(self, batches: Iterable[Batch]) -> float:
         """Seconds of the steps on some batches."""
@@ -88,7 +90,6 @@ def measure(run: Run, steps: int, pairs: int) -> tuple[float, float, float, floa
 
     Medians of pairs; the two take turns, so that a machine that slows down slows both.
     """
-    begin = time.perf_counter()
     ready = [run.data.train[number] for number in range(steps + 1)][1:]
     made = []
     for number in range(steps):
@@ -128,8 +129,8 @@ def lines(
             flags += [f"--num-batches={2 * steps + 3 * WARM_UP}"]
             flags = [flag.replace("=trace_j", f"={folder}/trace_j") for flag in flags]
             loaded, bare, ratio, alone = measure(Run(flags), steps, pairs)
-            found = (f"{loaded:.1f} ms", f"{bare:.1f} ms", f"{ratio:.2f}")
-            wanted = f"at most {MOST_RATIO}; {alone:.1f} ms a batch alone"
+            found = (f"{loaded:.2f} ms", f"{bare:.2f} ms", f"{ratio:.2f}")
+            wanted = f"at most {MOST_RATIO}; {alone:.2f} ms a batch alone"
             yield row(f"step, {kind} data, ids a bag: {count}", *found, wanted)
 
 
