@@ -440,9 +440,9 @@ class RandomSpec:
             raise UserError(f"{got}: expected two numbers, the first at most the second")
         if not math.isfinite(options.rand_data_mu):
             raise UserError(f"--rand-data-mu={options.rand_data_mu}: expected a number")
-        most, fixed = options.num_indices_per_lookup, options.num_indices_per_lookup_fixed
-        if (most if fixed else min(most, max(options.arch_embedding_size))) > MOST_INDICES:
-            got = f"--num-indices-per-lookup={most}"
+        indices, fixed = options.num_indices_per_lookup, options.num_indices_per_lookup_fixed
+        if (indices if fixed else min(indices, max(options.arch_embedding_size))) > MOST_INDICES:
+            got = f"--num-indices-per-lookup={indices}"
             raise UserError(f"{got}: expected at most {MOST_INDICES} indices in a bag")
         return cls(
             num_rows=options.arch_embedding_size,
