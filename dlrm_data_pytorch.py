@@ -9,7 +9,6 @@ import argparse
 import itertools
 import math
 import threading
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,17 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from common.bag_kernels import Normal, Size, Stream, start_stream
 from common.errors import RankError, UserError
+from common.random_bags import (
+    BagSource,
+    DrawnRows,
+    GaussianBags,
+    TracedBags,
+    UniformBags,
+    draw_rows,
+    most_draws,
+)
 from common.shares import share_of_rows, split_evenly
 from common.stack_distances import StackDistances
 from criteo.columns import NUM_DENSE, NUM_SPARSE, Bytes
@@ -33,11 +42,11 @@ from model.batch import BagBatch, Batch, CriteoBatch
 from ranks.process import Process
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 ROWS_PER_READ = 8192  # small batches are read in groups: each read costs more than copying it
 READS_AHEAD = 2  # reads that are done or under way while steps train on earlier batches
 MAX_BATCHES_ON_DEVICE = 16  # most batches handed out before the device has done their steps
+MOST_INDICES = 2**31 - 1  # of a bag: its length is an int32
 NUM_CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 
 
@@ -433,6 +442,10 @@ class RandomSpec:
             raise UserError(f"{got}: expected two numbers, the first at most the second")
         if not math.isfinite(options.rand_data_mu):
             raise UserError(f"--rand-data-mu={options.rand_data_mu}: expected a number")
+        indices, fixed = options.num_indices_per_lookup, options.num_indices_per_lookup_fixed
+        if (indices if fixed else min(indices, max(options.arch_embedding_size))) > MOST_INDICES:
+            got = f"--num-indices-per-lookup={indices}"
+            raise UserError(f"{got}: expected at most {MOST_INDICES} indices in a bag")
         return cls(
             num_rows=options.arch_embedding_size,
             num_dense=options.arch_mlp_bot[0],
@@ -452,6 +465,25 @@ class RandomSpec:
             trace_padding=options.data_trace_enable_padding,
         )
 
+    def source(self, table: int) -> BagSource:
+        """What draws the bags of a table.
+
+        Raises:
+            UserError: the table's trace cannot be read.
+        """
+        rows = self.num_rows[table]
+        most = self.num_indices if self.num_indices_fixed else min(rows, self.num_indices)
+        size = Size(most, self.num_indices_fixed)
+        if self.trace:
+            path = Path(self.trace)
+            path = path.with_name(path.name.replace("j", str(table)))
+            return TracedBags(rows, size, StackDistances(path, self.trace_padding))
+        if self.distribution == "gaussian":
+            mu = (self.maximum + self.minimum) / 2 if self.mu == -1 else self.mu
+            numbers = (mu, self.sigma, self.minimum, self.maximum)
+            return GaussianBags(rows, size, Normal(*map(float, numbers)))
+        return UniformBags(rows, size)
+
 
 def make_random_data(spec: RandomSpec, process: Process) -> RunData:
     """Random training batches, and evaluation batches from a second generator of the same seed."""
@@ -468,14 +500,9 @@ class RandomDataset:
     def __init__(self, spec: RandomSpec, process: Process) -> None:
         self._spec, self._process = spec, process
         self.num_rows = spec.num_batches * spec.batch_size or spec.data_size
-        self._random, self._next = np.random.RandomState(spec.seed), 0
+        self._sources = [spec.source(table) for table in range(len(spec.num_rows))]
+        self._next, self._stream = 0, self._start()
         self.num_batches_per_read, self.num_readers, self.num_rows_read = 1, 1, 0
-        self._traces: list[StackDistances] = []
-        if spec.trace:
-            path = Path(spec.trace)
-            for table in range(len(spec.num_rows)):
-                name = path.with_name(path.name.replace("j", str(table)))
-                self._traces.append(StackDistances(name, spec.trace_padding))
 
     def __len__(self) -> int:
         return self._spec.num_batches or -(-self._spec.data_size // self._spec.batch_size)
@@ -484,78 +511,36 @@ class RandomDataset:
         if number < self._next:
             self._next = 0
         while self._next < number:
-            self._draw(self._next)
-        return self._share(*self._draw(number))
+            self._draw(self._next, (0, 0))
+        size, process = self._size(number), self._process
+        begin, end = share_of_rows(size, process.rank, process.world_size)
+        drawn = self._draw(number, (begin, end))
+        self.num_rows_read += end - begin
+        shares = split_evenly(size, process.world_size)
+        by_rank = np.split(drawn.bags.lengths, np.cumsum(shares)[:-1], axis=1)
+        ids_per_rank = np.stack([lengths.sum(1, dtype=np.int64) for lengths in by_rank])
+        widths = self._spec.num_dense, len(self._spec.num_rows)
+        block = torch.from_numpy(drawn.block())
+        return BagBatch(block, end - begin, tuple(shares), *widths, ids_per_rank)
 
     def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
         """The batches of these numbers, drawn one after the other."""
         return [self[number] for number in numbers]
 
-    def _draw(self, number: int) -> tuple[Floats, Ints, Ints, Floats]:
-        """The next batch: dense (B, m), lengths (B, T), ids row by row, targets (B,)."""
+    def _start(self) -> Stream:
+        return start_stream(self._spec.seed, most_draws(self._sources))
+
+    def _draw(self, number: int, kept: tuple[int, int]) -> DrawnRows:
+        """The next batch, of whose rows only (begin, end) `kept` are."""
         if number == 0:
-            self._random = np.random.RandomState(self._spec.seed)
+            self._stream = self._start()
         self._next = number + 1
-        size = self._size(number)
-        dense = self._random.rand(size, self._spec.num_dense).astype(np.float32)
-        tables = range(len(self._spec.num_rows))
-        bags = [[self._draw_bag(table) for _ in range(size)] for table in tables]
-        targets = self._random.rand(size, 1).astype(np.float32)[:, 0]
-        lengths = np.array([[len(bags[t][row]) for t in tables] for row in range(size)], np.int64)
-        ids = np.concatenate([bags[t][row] for row in range(size) for t in tables])
-        return dense, lengths, ids, np.round(targets) if self._spec.round_targets else targets
+        spec, size = self._spec, self._size(number)
+        return draw_rows(
+            self._stream, self._sources, size, spec.num_dense, kept, spec.round_targets
+        )
 
     def _size(self, number: int) -> int:
         """Rows of a batch, over all ranks."""
         size, rows_left = self._spec.batch_size, self._spec.data_size
         return size if self._spec.num_batches else min(size, rows_left - number * size)
-
-    def _draw_bag(self, table: int) -> Ints:
-        rows, spec = self._spec.num_rows[table], self._spec
-        size = spec.num_indices
-        if not spec.num_indices_fixed:
-            number = float(self._random.random_sample(1)[0]) * min(rows, spec.num_indices)
-            size = max(1, int(np.round(number)))
-        if self._traces:
-            return self._inside(np.unique(self._traces[table].draw(size, self._random)), table)
-        if spec.distribution == "gaussian":
-            return self._draw_gaussian(size, table)
-        return np.unique(np.round(self._random.random_sample(size) * (rows - 1))).astype(np.int64)
-
-    def _draw_gaussian(self, size: int, table: int) -> Ints:
-        spec = self._spec
-        mu = (spec.maximum + spec.minimum) / 2 if spec.mu == -1 else spec.mu
-        drawn = self._random.normal(mu, spec.sigma, size)
-        ids = np.unique(np.clip(drawn, spec.minimum, spec.maximum)).astype(np.int64)
-        if ids.min() < 0 or ids.max() >= spec.num_rows[table]:
-            raise UserError(
-                f"gaussian data drew id {ids.max() if ids.min() >= 0 else ids.min()} for table"
-                f" {table} of {spec.num_rows[table]} rows: let --rand-data-min and"
-                " --rand-data-max lie inside every table"
-            )
-        return ids
-
-    def _inside(self, ids: Ints, table: int) -> Ints:
-        rows = self._spec.num_rows[table]
-        if ids.max() >= rows:
-            message = f"the trace of table {table} has ids beyond its {rows} rows: taken modulo"
-            warnings.warn(message, stacklevel=2)
-        return ids % rows
-
-    def _share(self, dense: Floats, lengths: Ints, ids: Ints, targets: Floats) -> Batch:
-        """This rank's rows of a drawn batch as one block."""
-        process = self._process
-        shares = split_evenly(len(dense), process.world_size)
-        begin, end = share_of_rows(len(dense), process.rank, process.world_size)
-        ends = np.concatenate([[0], np.cumsum(lengths.sum(1))])
-        parts = (
-            dense[begin:end].view(np.int32),
-            targets[begin:end].view(np.int32),
-            lengths[begin:end],
-            ids[ends[begin] : ends[end]],
-        )
-        block = np.concatenate([part.reshape(-1).astype(np.int32) for part in parts])
-        ids_per_rank = np.array([part.sum(0) for part in np.split(lengths, np.cumsum(shares)[:-1])])
-        self.num_rows_read += end - begin
-        widths = self._spec.num_dense, len(self._spec.num_rows)
-        return BagBatch(torch.from_numpy(block), end - begin, tuple(shares), *widths, ids_per_rank)

@@ -3,10 +3,12 @@
     python bench/loader.py [--rows 4000000] [--batch 32768]
 
 Blocks are what the loader gives and what travels to a device; tensors are what `decode` makes of
-them on the CPU: logarithms in float32, ids in int64, labels in float32.
+them on the CPU: logarithms in float32, ids in int64, labels in float32. Lines of random data, which
+is drawn while steps run, come from bench/random_data.py.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -28,6 +30,7 @@ from ranks.process import Process
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from bench import random_data  # noqa: E402
 from bench.common import HEADER, row  # noqa: E402
 from bench.training import write_prepared  # noqa: E402
 
@@ -108,7 +111,9 @@ def main() -> int:
     print(HEADER, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         prepared = make(Path(folder) / "prepared", options.rows)
-        for line in lines(prepared, options.batch):
+        for line in itertools.chain(
+            lines(prepared, options.batch), random_data.lines(Path(folder))
+        ):
             print(line, flush=True)
     return 0
 

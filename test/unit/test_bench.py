@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT, shell
 
-from bench import evaluation, gpu
+from bench import evaluation, gpu, random_data
 from bench.training import Case
 
 
@@ -42,6 +42,19 @@ def test_the_gpus_table_is_printed_without_a_gpu_too(capsys, monkeypatch):
     assert ours > 100 and float(ratio) == pytest.approx(ours / yardstick, rel=0.1, abs=0.06)
     assert len(re.findall(r"^  floor of (products|copies) +[\d.]+ ms", text, re.M)) == 2
     assert "kernels, batch 64" in text
+
+
+def test_steps_that_load_random_data_are_told_beside_those_that_do_not(tmp_path):
+    """With a small model in place of the published one."""
+    model = "--arch-sparse-feature-size=8 --arch-mlp-bot=13-8 --arch-mlp-top=4-1"
+    model += " --mini-batch-size=16"
+    lines = list(random_data.lines(tmp_path, steps=2, pairs=1, model=model, tables=2))
+    kinds = [(kind, ids) for ids in ("1", "10") for kind in ("uniform", "gaussian", "trace")]
+    form = r"step, (\w+) data, ids a bag: (\d+) +([\d.]+) ms +([\d.]+) ms +([\d.]+)  at most 1.20; "
+    for line, want in zip(lines, kinds, strict=True):
+        kind, ids, loaded, bare, ratio = re.match(form + r"[\d.]+ ms a batch alone$", line).groups()
+        assert (kind, ids) == want
+        assert float(ratio) == pytest.approx(float(loaded) / float(bare), rel=0.2)
 
 
 @pytest.mark.slow

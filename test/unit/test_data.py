@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from by_hand import spec as data_spec
-from conftest import SMALL_MODEL, train
+from conftest import GOLDEN, SMALL_MODEL, train
+from naive_random_data import NaiveRandomData
 
 import dlrm_s_pytorch as dlrm
 from common.errors import RankError, UserError
@@ -119,6 +120,10 @@ def test_the_flags_of_random_data_are_its_record():
         ("--rand-data-max=inf", "--rand-data-min=0 and --rand-data-max=inf"),
         ("--rand-data-mu=nan", "--rand-data-mu=nan: expected a number"),
         ("--rand-data-mu=-inf", "--rand-data-mu=-inf: expected a number"),
+        (
+            "--num-indices-per-lookup=2147483648 --num-indices-per-lookup-fixed=true",
+            "--num-indices-per-lookup=2147483648: expected at most 2147483647 indices in a bag",
+        ),
     ],
 )
 def test_random_data_that_cannot_be_drawn_is_refused(flags, words):
@@ -154,8 +159,8 @@ def test_each_table_has_a_trace_and_ids_beyond_it_are_taken_modulo_with_a_warnin
      "1,99999999999999999999999\n0,1\n0.5,1\n", "1," + "9" * 400 + "\n0,1\n0.5,1\n",
      "1," + "9" * 5000 + "\n0,1\n0.5,1\n", "1,2\n0," + "9" * 23 + "\n0.5,1\n",
      "1,2\n0,1\n0.5,nan\n", "1,2\n0,1\n0.5,1e400\n", "1,2\n0,1\n0.5,0.4\n", "1,2\n0,1\n-1,1\n",
-     "1,2\n-1,1\n0.5,1\n", "\udcff"],
-    ids=range(16),
+     "1,2\n-1,1\n0.5,1\n", "1,2\n1,0\n0.5,1\n", "\udcff"],
+    ids=range(17),
 )  # fmt: skip
 def test_a_bad_trace_file_is_named(tmp_path, text):
     if text is not None:
@@ -164,24 +169,48 @@ def test_a_bad_trace_file_is_named(tmp_path, text):
         StackDistances(tmp_path / "t", padding=False)
 
 
-class Scripted:
-    """A generator of given numbers."""
+def drawn_in_order(spec, *ranks):
+    """For each batch, what the naive loop draws, and what ranks give, joined again."""
+    shares, naive = [RandomDataset(spec, rank) for rank in ranks], NaiveRandomData(spec)
+    for number in range(len(shares[0])):
+        parts = [share[number].decode() for share in shares]
+        dense, label = (
+            torch.cat([getattr(p, n) for p in parts]).numpy() for n in ("dense", "label")
+        )
+        yield (
+            naive.batch(len(dense)),
+            (dense, label, [row for part in parts for row in bags_of(part)]),
+        )
 
-    def __init__(self, *numbers):
-        self.numbers = iter(numbers)
 
-    def rand(self, size):
-        return [next(self.numbers) for _ in range(size)]
+SOURCES = {
+    "uniform": {},
+    "gaussian": dict(distribution="gaussian", maximum=2.5, sigma=2, mu=1),
+    "the middle": dict(distribution="gaussian", minimum=-0.5, maximum=2.9),
+    "trace": dict(trace="golden"),
+    "padded trace": dict(trace="golden", trace_padding=True),
+}
 
 
-@pytest.mark.parametrize("padding, last", [(True, 1), (False, 2)])
-def test_padding_of_a_trace_draws_no_new_ids_once_all_distances_can_be_drawn(
-    tmp_path, padding, last
-):
-    """Distance 0 is a new id, the first of the list; distance 1 is the id drawn before."""
-    trace = StackDistances(write_trace(tmp_path / "t"), padding)
-    drawn = trace.draw(3, Scripted(0.99, 0.0, 0.01)).tolist()
-    assert drawn == [3, 1, last], "before an id is used, only distance 0 can be drawn"
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+@pytest.mark.parametrize("num_indices, fixed", [(1, True), (1, False), (4, True), (300, False)])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.filterwarnings("ignore:the trace of table")
+def test_batches_are_those_of_a_naive_loop(source, num_indices, fixed, seed):
+    """With a short last batch, tables of few rows and of many, on one rank and on three."""
+    changes = SOURCES[source]
+    if "trace" in changes:
+        changes = changes | {"trace": str(GOLDEN / "data" / "dist_emb_j.log")}
+    settings = dict(num_indices=num_indices, num_indices_fixed=fixed, seed=seed)
+    spec = random_spec(
+        num_rows=(3, 1000, 4) if changes else (1, 2, 10**9), round_targets=fixed,
+        **settings, **changes,
+    )  # fmt: skip
+    for ranks in ([ALONE], [rank_of(rank, 3) for rank in range(3)]):
+        for want, found in drawn_in_order(spec, *ranks):
+            np.testing.assert_array_equal(found[0], want[0])
+            np.testing.assert_array_equal(found[1], want[1])
+            assert found[2] == want[2]
 
 
 # ---------------------------------------------------------------- Criteo data
