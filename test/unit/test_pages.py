@@ -11,7 +11,9 @@ import flags_pages
 
 READMES = ("README.md", "README.zh.md")
 SCRIPTS_OWN = {"--demo", "--device", "--device_id", "--nproc", "--batch_size", "--help"}
-OTHER_PROGRAMS = {"--nproc_per_node", "--nnodes", "--logdir", "--only", "--rows"}
+OTHER_PROGRAMS = {
+    "--nproc_per_node", "--nnodes", "--logdir", "--only", "--rows", "--usage", "--ruleset",
+}  # fmt: skip
 
 
 def all_flags():
