@@ -28,6 +28,10 @@ AS_ON_THE_CPU = {
     "graphs": "--cuda-graphs",
     "itself": "--cuda-graphs --arch-interaction-itself",
     "cat": "--arch-interaction-op=cat",
+    "qr": "--cuda-graphs --qr-flag",
+    "qr concat": "--qr-flag --qr-operation=concat --arch-mlp-bot=13-64-32",
+    "md": "--cuda-graphs --md-flag",
+    "md, operators": "--triton=false --md-flag --md-round-dims",
     "no copy stream": "--copy-stream=false --pin-memory=false --fused-optimizer=false",
     "not filled": "--cuda-graphs --static-shapes=false",
 }
@@ -62,7 +66,10 @@ def test_lower_precision_comes_near_float32(flags, graphs, kaggle):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("flags", ["", "--amp=fp16", "--cuda-graphs --amp=bf16", "--triton=false"])
+@pytest.mark.parametrize(
+    "flags",
+    ["", "--amp=fp16", "--cuda-graphs --amp=bf16", "--triton=false", "--qr-flag", "--md-flag"],
+)
 def test_nothing_waits_inside_a_step(flags, optimizer, kaggle):
     seldom = ["--print-freq=1000", "--test-freq=-1", "--nepochs=1", "--num-batches=6"]
     words = f"{flags} {OPTIMIZERS[optimizer]}".split()

@@ -72,6 +72,30 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
         torch.optim.Adagrad(parameters, lr=1).load_state_dict(saved)
 
 
+COMPRESSED = {
+    "--qr-flag --qr-threshold=150": {0: ["weight"], 1: ["weight_q", "weight_r"]},
+    "--md-flag --md-threshold=150": {0: ["weight"], 1: ["embs.weight", "proj.weight"]},
+}
+
+
+@pytest.mark.parametrize("flags", COMPRESSED)
+def test_parts_of_compressed_tables_are_numbered_as_torchs_optimiser_does(tmp_path, flags):
+    """Table by table, and in a table as they are drawn; then the MLPs."""
+    path = tmp_path / "model.pth"
+    argv = [*SMALL_MODEL, *flags.split(), "--optimizer=adagrad", f"--save-model={path}"]
+    assert train(*argv).status == 0
+    content = load(path)
+    state, parts = content["state_dict"], COMPRESSED[flags]
+    of_table = [parts[0], parts[1], parts[1], parts[0]]  # of 100, 200, 300 and 40 rows
+    keys = [f"emb_l.{table}.{part}" for table, names in enumerate(of_table) for part in names]
+    assert [key for key in state if key.startswith("emb_l.")] == keys
+    parameters = [torch.nn.Parameter(state[key].clone()) for key in state]
+    torch.optim.Adagrad(parameters, lr=1).load_state_dict(content["opt_state_dict"])
+    for number, parameter in enumerate(parameters):
+        entry = content["opt_state_dict"]["state"][number]
+        assert entry["sum"].shape == parameter.shape and entry["sum"].abs().sum() > 0
+
+
 def test_a_file_holds_the_current_rate_wherever_the_step_is_taken(tmp_path):
     """On one CPU sgd steps inside the backward pass; with accumulation it steps after it."""
     warm_up = ["--lr-num-warmup-steps=100", f"--save-model={tmp_path}/m.pth"]

@@ -45,6 +45,9 @@ CASES = {
     " --loss-weights=0.5-2",
     "cat": "--arch-interaction-op=cat --loss-function=mse",
     "learned": "--weighted-pooling=learned --optimizer=rwsadagrad --learning-rate=0.01",
+    "quotient-remainder": "--qr-flag",
+    "mixed dimensions": "--md-flag --optimizer=rwsadagrad --learning-rate=0.01",
+    "mixed dimensions, fp16": "--md-flag --amp=fp16",
     "not filled": "--static-shapes=false",
 }
 STEPS = 2 * 7

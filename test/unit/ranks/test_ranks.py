@@ -149,3 +149,36 @@ def test_the_work_is_split(one_rank, many_ranks):
 def test_some_lines_were_compared(one_rank):
     assert len(losses_of(one_rank["sgd_100_steps"]["out"])) == 10
     assert len(metrics_of(one_rank["criteo_in_memory"]["out"])) == 2
+
+
+KINDS = {
+    "plain": "--optimizer=adagrad",
+    "qr": "--optimizer=rwsadagrad --qr-flag --qr-threshold=50",
+    "md": "--optimizer=rwsadagrad --md-flag --md-threshold=50",
+}
+
+
+def test_a_model_file_continues_on_another_number_of_ranks(tmp_path):
+    """From one rank to three, and from three to one, the next epoch is the uninterrupted one's."""
+    runs = {
+        name: [*SMALL_MODEL, "--tensor-board-filename=", "--learning-rate=0.001", *flags.split()]
+        for name, flags in KINDS.items()
+    }
+    on_one = {name: [*argv, f"--save-model={tmp_path}/1{name}"] for name, argv in runs.items()}
+    whole = {f"whole {name}": [*argv, "--nepochs=2"] for name, argv in runs.items()}
+    alone = run_cases(on_one | whole)
+    on_three = {name: [*argv, f"--save-model={tmp_path}/3{name}"] for name, argv in runs.items()}
+
+    def continued(ranks):
+        return {
+            f"continued {name}": [*argv, "--nepochs=2", f"--load-model={tmp_path}/{ranks}{name}"]
+            for name, argv in runs.items()
+        }
+
+    together = launch(3, on_three | continued(1), tmp_path)
+    back = run_cases(continued(3))
+    for name in runs:
+        want = losses_of(alone[f"whole {name}"]["out"])
+        assert [line[2] for line in want] == [0] * 10 + [1] * 10
+        for found in (together, back):
+            assert_same_losses(losses_of(found[f"continued {name}"]["out"]), want[10:])
