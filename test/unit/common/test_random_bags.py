@@ -40,6 +40,13 @@ def test_a_number_outside_the_table_is_named_as_an_id(minimum, maximum, got):
     assert str(caught.value).startswith(f"gaussian data drew id {got} for table 1 of 20 rows: let ")
 
 
+def test_limits_outside_the_table_are_no_error_while_all_ids_are_inside():
+    """Also in bags of fewer draws than others; numbers above -1 are id 0."""
+    source = GaussianBags(20, Size(40, False), Normal(0.0, 0.1, -9.0, 99.0))
+    bags = draw_rows(start_stream(1), [source], 50, 1, (0, 50), False).bags
+    assert not bags.ids[: bags.ends[-1]].any()
+
+
 @pytest.mark.parametrize("make", [UniformBags, GaussianBags])
 def test_a_batch_takes_far_less_time_than_a_step_on_it(make):
     """About 2 ms, and a call of numpy a bag 1.3 s; a step takes 70 ms."""
