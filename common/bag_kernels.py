@@ -123,8 +123,8 @@ def _draw_normal(stream: Stream) -> float:
 
 
 # ---------------------------------------------------------------- bags of a table
-# Loops fill a row of `values` (R, at least the draws of a bag) for each bag, and write to `lengths`
-# (R,) how many draws it has. Behind them the row has numbers that are sorted to its end.
+# The loops that draw fill a row of `values` (R, size.most) for each bag and write to `lengths` (R,)
+# how many draws the bag has. The rest of a row is filled with numbers that sort last.
 
 
 @compiled
@@ -170,10 +170,10 @@ def draw_traced(stream: Stream, size: Size, profile: Profile, values: Ints, leng
 def keep_distinct(
     values: Ints | Doubles, lengths: Ids, kept: tuple[int, int], num_rows: int, ids: Ids
 ) -> int:
-    """Drop the repeated numbers of bags and write ids, numbers cut and modulo the table.
+    """Drop the repeated numbers of bags; write the others, cut and modulo the table, as ids.
 
     Args:
-        values: (R, at least the draws of a bag) the numbers of each bag in ascending order.
+        values: (R, size.most) the numbers of each bag in ascending order; overwritten.
         lengths: (R,) the draws of each bag; written: its distinct numbers.
         kept: the first row whose ids are written, and the one after the last.
         num_rows: of the table.
