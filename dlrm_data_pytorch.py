@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.bag_kernels import Normal, Size, Stream, start_stream
+from common.bag_kernels import Normal, Size, start_stream
 from common.errors import RankError, UserError
 from common.random_bags import (
     BagSource,
@@ -30,7 +30,6 @@ from common.random_bags import (
     TracedBags,
     UniformBags,
     draw_rows,
-    most_draws,
 )
 from common.shares import share_of_rows, split_evenly
 from common.stack_distances import StackDistances
@@ -501,7 +500,7 @@ class RandomDataset:
         self._spec, self._process = spec, process
         self.num_rows = spec.num_batches * spec.batch_size or spec.data_size
         self._sources = [spec.source(table) for table in range(len(spec.num_rows))]
-        self._next, self._stream = 0, self._start()
+        self._next, self._stream = 0, start_stream(spec.seed)
         self.num_batches_per_read, self.num_readers, self.num_rows_read = 1, 1, 0
 
     def __len__(self) -> int:
@@ -527,13 +526,10 @@ class RandomDataset:
         """The batches of these numbers, drawn one after the other."""
         return [self[number] for number in numbers]
 
-    def _start(self) -> Stream:
-        return start_stream(self._spec.seed, most_draws(self._sources))
-
     def _draw(self, number: int, kept: tuple[int, int]) -> DrawnRows:
         """The next batch, of whose rows only (begin, end) `kept` are."""
         if number == 0:
-            self._stream = self._start()
+            self._stream = start_stream(self._spec.seed)
         self._next = number + 1
         spec, size = self._spec, self._size(number)
         return draw_rows(

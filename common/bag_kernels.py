@@ -1,7 +1,8 @@
 """Compiled loops that draw bags of ids from numpy's legacy generator, number for number.
 
-The contract's stream is that of numpy.random.RandomState: doubles of MT19937, normals by the polar
-method. A call of numpy a bag costs microseconds, so the loops draw the doubles themselves.
+The contract's stream is that of numpy.random.RandomState, of which a call a bag would cost
+microseconds. Compiled loops call numpy's MT19937 itself through a numpy.random.Generator: its
+`random` yields RandomState's doubles. Its normals are other ones, so the polar method is here.
 
 All of it is one file because numba's cache looks at the file of the called function alone: a loop
 that is cached would not see a change to another file.
@@ -17,32 +18,21 @@ from common.compiled import compiled
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int32]
-Words = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-NUM_WORDS, TWIST_AHEAD = 624, 397  # of MT19937's state; a double takes two words
-BLOCK = NUM_WORDS // 2  # doubles of one turn of the state
-ROOM = 8 * BLOCK  # doubles drawn at a time: they stay in the first cache
-# distances of Shell's sort, by Tokuda's formula; 45 of them exceed any array
-GAPS = np.ceil((9 * 2.25 ** np.arange(45) - 4) / 5).astype(np.int64)
-MOST_TO_INSERT = 24  # numbers that plain insertion sorts faster
-U32 = np.uint32
+LAST = np.iinfo(np.int64).max  # fills the row of a bag of fewer draws: it is sorted to the end
 
 
 class Stream(NamedTuple):
-    """A generator in arrays, which the loops change.
+    """Where random numbers come from.
 
     Attributes:
-        words: (624,) the state of MT19937.
-        doubles: those drawn ahead; all from `next` on are still to be used.
-        next: (1,) the first of them.
+        random: yields the doubles of numpy.random.RandomState.
         normal: (2,) whether a normal is left of the last pair, and that normal.
     """
 
-    words: Words
-    doubles: Doubles
-    next: Ints
+    random: np.random.Generator
     normal: Doubles
 
 
@@ -61,14 +51,12 @@ class Bags(NamedTuple):
         ids: those of the rows that are kept, table by table and, within a table, row by row.
         ends: (T + 1,) where the ids of each table end, after a 0.
         kept: (2,) the first row whose ids are kept, and the one after the last.
-        values: (at least the draws of a bag,) room for the bag that is drawn.
     """
 
     lengths: Ids
     ids: Ids
     ends: Ints
     kept: Ints
-    values: Doubles
 
 
 class Normal(NamedTuple):
@@ -103,215 +91,111 @@ class Profile(NamedTuple):
 # ---------------------------------------------------------------- numbers
 
 
-def start_stream(seed: int, most: int) -> Stream:
-    """The stream of numpy.random.RandomState(seed).
-
-    Args:
-        seed: as numpy takes it.
-        most: the most doubles that a loop wants at once.
-    """
-    _, words, place, *_ = np.random.RandomState(seed).get_state(legacy=True)
-    assert place == NUM_WORDS  # nothing of this state is drawn
-    room = -(-(most + ROOM) // BLOCK) * BLOCK
-    return Stream(np.array(words, U32), np.empty(room), np.array([room]), np.zeros(2))
+def start_stream(seed: int) -> Stream:
+    """The stream of numpy.random.RandomState(seed)."""
+    bits = np.random.MT19937()
+    np.random.RandomState(bits).seed(seed)
+    return Stream(np.random.Generator(bits), np.zeros(2))
 
 
 @compiled
-def draw_floats(stream: Stream, numbers: Floats) -> None:
-    """Fill `numbers` (n,) with what `rand` draws, rounded to float32."""
-    words, doubles, at = stream.words, stream.doubles, stream.next[0]
-    for i in range(len(numbers)):
-        if at == len(doubles):
-            at = _draw_ahead(words, doubles, at)
-        numbers[i] = doubles[at]
-        at += 1
-    stream.next[0] = at
+def draw_size(stream: Stream, size: Size) -> int:
+    """The number of draws of the next bag."""
+    if size.is_fixed:
+        return size.most
+    return max(1, int(np.rint(stream.random.random() * size.most)))
 
 
 @compiled
-def _draw_ahead(words: Words, doubles: Doubles, at: int) -> int:
-    """Move the doubles that are left, draw as many behind them as fit; returns where they begin."""
-    begin = at % BLOCK  # whole blocks fit behind what is left
-    for k in range(len(doubles) - at):
-        doubles[begin + k] = doubles[at + k]
-    for block in range(begin + len(doubles) - at, len(doubles), BLOCK):
-        _turn(words)
-        for k in range(BLOCK):
-            high, low = _temper(words[2 * k]) >> U32(5), _temper(words[2 * k + 1]) >> U32(6)
-            doubles[block + k] = (high * 67108864.0 + low) / 9007199254740992.0  # 2^26, 2^53
-    return begin
-
-
-@compiled
-def _turn(words: Words) -> None:
-    """The next state of MT19937; three loops without a modulo, which the compiler vectorises."""
-    ahead, behind = TWIST_AHEAD, NUM_WORDS - TWIST_AHEAD
-    for i in range(behind):
-        words[i] = _twist(words[i], words[i + 1], words[i + ahead])
-    for i in range(behind, NUM_WORDS - 1):
-        words[i] = _twist(words[i], words[i + 1], words[i - behind])
-    words[NUM_WORDS - 1] = _twist(words[NUM_WORDS - 1], words[0], words[ahead - 1])
-
-
-@compiled
-def _twist(word: np.uint32, following: np.uint32, other: np.uint32) -> np.uint32:
-    mixed = (word & U32(0x80000000)) | (following & U32(0x7FFFFFFF))
-    odd = U32(0) - (following & U32(1))  # all bits or none
-    return U32(other ^ (mixed >> U32(1)) ^ (odd & U32(0x9908B0DF)))
-
-
-@compiled
-def _temper(word: np.uint32) -> np.uint32:
-    word = U32(word ^ (word >> U32(11)))
-    word = U32(word ^ ((word << U32(7)) & U32(0x9D2C5680)))
-    word = U32(word ^ ((word << U32(15)) & U32(0xEFC60000)))
-    return U32(word ^ (word >> U32(18)))
-
-
-@compiled
-def _draw_normals(words: Words, doubles: Doubles, at: int) -> tuple[int, float, float]:
-    """(place behind the doubles used, a normal, another one): Marsaglia's polar method."""
+def _draw_normal(stream: Stream) -> float:
+    """Marsaglia's polar method, which yields two numbers at a time."""
+    random, normal = stream.random, stream.normal
+    if normal[0]:
+        normal[0] = 0
+        return normal[1]
     while True:
-        if at + 2 > len(doubles):
-            at = _draw_ahead(words, doubles, at)
-        x, y = 2.0 * doubles[at] - 1.0, 2.0 * doubles[at + 1] - 1.0
-        at += 2
+        x, y = 2.0 * random.random() - 1.0, 2.0 * random.random() - 1.0
         square = x * x + y * y
         if 0.0 < square < 1.0:
             factor = math.sqrt(-2.0 * math.log(square) / square)
-            return at, factor * y, factor * x
+            normal[0], normal[1] = 1, factor * x
+            return factor * y
 
 
 # ---------------------------------------------------------------- bags of a table
+# The loops that draw fill a row of `values` (R, size.most) for each bag and write to `lengths` (R,)
+# how many draws the bag has. The rest of a row is filled with numbers that sort last.
 
 
 @compiled
-def draw_uniform(stream: Stream, bags: Bags, table: int, size: Size, num_rows: int) -> None:
-    """Draw a table's bags of ids, all rows equally likely; the ids of a bag are distinct."""
-    words, doubles, at = stream.words, stream.doubles, stream.next[0]
-    lengths, ids, end = bags.lengths[table], bags.ids, bags.ends[table]
-    (begin_row, end_row), values = bags.kept, bags.values.view(np.int64)
+def draw_uniform(stream: Stream, size: Size, num_rows: int, values: Ints, lengths: Ids) -> None:
+    """Draw ids of a table in which all rows are equally likely."""
     largest = float(num_rows - 1)
-    for row in range(len(lengths)):
-        if at + size.most >= len(doubles):
-            at = _draw_ahead(words, doubles, at)
-        at, count = _bag_size(doubles, at, size)
+    for row in range(len(values)):
+        lengths[row] = count = draw_size(stream, size)
         for k in range(count):
-            values[k] = int(np.rint(doubles[at + k] * largest))
-        at += count
-        lengths[row] = count = _distinct(values, count)
-        if begin_row <= row < end_row:
-            end = _keep(values, count, ids, end)
-    stream.next[0], bags.ends[table + 1] = at, end
+            values[row, k] = int(np.rint(stream.random.random() * largest))
+        values[row, count:] = LAST
 
 
 @compiled
 def draw_gaussian(
-    stream: Stream, bags: Bags, table: int, size: Size, normal: Normal, num_rows: int
-) -> float:
-    """Draw a table's bags of normal numbers; distinct ones may be cut to the same id.
-
-    Returns:
-        0 if all ids lie inside the table; else a number that does not, where drawing stopped.
-    """
-    words, doubles, at = stream.words, stream.doubles, stream.next[0]
-    is_left, left = stream.normal[0] > 0, stream.normal[1]
-    lengths, ids, end = bags.lengths[table], bags.ids, bags.ends[table]
-    (begin_row, end_row), values = bags.kept, bags.values
-    for row in range(len(lengths)):
-        if at == len(doubles):
-            at = _draw_ahead(words, doubles, at)
-        at, count = _bag_size(doubles, at, size)
+    stream: Stream, size: Size, normal: Normal, values: Doubles, lengths: Ids
+) -> None:
+    """Draw normal numbers; distinct ones may be cut to the same id."""
+    for row in range(len(values)):
+        lengths[row] = count = draw_size(stream, size)
         for k in range(count):
-            drawn = left
-            if not is_left:
-                at, drawn, left = _draw_normals(words, doubles, at)
-            is_left = not is_left
-            drawn = normal.mu + normal.sigma * drawn
-            values[k] = min(normal.maximum, max(normal.minimum, drawn))  # nan becomes minimum
-        lengths[row] = count = _distinct(values, count)
-        if values[0] <= -1.0 or values[count - 1] >= num_rows:
-            return values[0] if values[0] <= -1.0 else values[count - 1]
-        if begin_row <= row < end_row:
-            end = _keep(values, count, ids, end)
-    stream.next[0], bags.ends[table + 1] = at, end
-    stream.normal[0], stream.normal[1] = is_left, left
-    return 0.0
+            drawn = normal.mu + normal.sigma * _draw_normal(stream)
+            values[row, k] = min(normal.maximum, max(normal.minimum, drawn))  # nan: the minimum
+        values[row, count:] = np.inf
 
 
 @compiled
-def draw_traced(
-    stream: Stream, bags: Bags, table: int, size: Size, profile: Profile, num_rows: int
-) -> bool:
-    """Draw a table's bags by stack distance; a bag's distinct ids are taken modulo the table.
+def draw_traced(stream: Stream, size: Size, profile: Profile, values: Ints, lengths: Ids) -> int:
+    """Draw ids by stack distance; returns the largest one."""
+    numbers, largest = np.empty(size.most), 0
+    for row in range(len(values)):
+        lengths[row] = count = draw_size(stream, size)
+        for k in range(count):
+            numbers[k] = stream.random.random()
+        draw_trace(profile, numbers[:count], values[row])
+        for k in range(count):
+            largest = max(largest, values[row, k])
+        values[row, count:] = LAST
+    return largest
+
+
+@compiled
+def keep_distinct(
+    values: Ints | Doubles, lengths: Ids, kept: tuple[int, int], num_rows: int, ids: Ids
+) -> int:
+    """Drop the repeated numbers of bags; write the others, cut and modulo the table, as ids.
+
+    Args:
+        values: (R, size.most) the numbers of each bag in ascending order; overwritten.
+        lengths: (R,) the draws of each bag; written: its distinct numbers.
+        kept: the first row whose ids are written, and the one after the last.
+        num_rows: of the table.
+        ids: written one behind the other.
 
     Returns:
-        Whether an id of the trace lies beyond the table.
+        How many ids are written.
     """
-    words, doubles, at = stream.words, stream.doubles, stream.next[0]
-    lengths, ids, end = bags.lengths[table], bags.ids, bags.ends[table]
-    (begin_row, end_row), values = bags.kept, bags.values.view(np.int64)
-    is_beyond = False
-    for row in range(len(lengths)):
-        if at + size.most >= len(doubles):
-            at = _draw_ahead(words, doubles, at)
-        at, count = _bag_size(doubles, at, size)
-        draw_trace(profile, doubles[at : at + count], values)
-        at += count
-        lengths[row] = count = _distinct(values, count)
-        lowest, highest = values[0], values[count - 1]
-        if lowest < 0 or highest >= num_rows:
-            is_beyond |= highest >= num_rows
+    written = 0
+    for row in range(len(values)):
+        bag, count = values[row], 0
+        for k in range(lengths[row]):
+            if k == 0 or bag[k] != bag[k - 1]:
+                bag[count] = bag[k]
+                count += 1
+        lengths[row] = count
+        if kept[0] <= row < kept[1]:
             for k in range(count):
-                values[k] %= num_rows
-        if begin_row <= row < end_row:
-            end = _keep(values, count, ids, end)
-    stream.next[0], bags.ends[table + 1] = at, end
-    return is_beyond
-
-
-@compiled
-def _bag_size(doubles: Doubles, at: int, size: Size) -> tuple[int, int]:
-    """(place behind the doubles used, number of draws of a bag)."""
-    if size.is_fixed:
-        return at, size.most
-    return at + 1, max(1, int(np.rint(doubles[at] * size.most)))
-
-
-@compiled
-def _keep(values: Ints | Doubles, count: int, ids: Ids, end: int) -> int:
-    """Write a bag's ids behind those before `end`; returns the new end."""
-    for k in range(count):
-        ids[end + k] = int(values[k])
-    return end + count
-
-
-@compiled
-def _distinct(values: Ints | Doubles, count: int) -> int:
-    """Sort the first `count` values and drop repeated ones; returns how many are left."""
-    gap = 0
-    while count > MOST_TO_INSERT and 3 * GAPS[gap + 1] < count:
-        gap += 1
-    while gap >= 0:
-        _sort_by_insertion(values, count, GAPS[gap])
-        gap -= 1
-    num_distinct = min(count, 1)
-    for k in range(1, count):
-        if values[k] != values[num_distinct - 1]:
-            values[num_distinct] = values[k]
-            num_distinct += 1
-    return num_distinct
-
-
-@compiled
-def _sort_by_insertion(values: Ints | Doubles, count: int, gap: int) -> None:
-    """Sort each of the sequences that take every `gap`-th value."""
-    for k in range(gap, count):
-        value, hole = values[k], k
-        while hole >= gap and values[hole - gap] > value:
-            values[hole] = values[hole - gap]
-            hole -= gap
-        values[hole] = value
+                number = int(bag[k])
+                ids[written + k] = number if 0 <= number < num_rows else number % num_rows
+            written += count
+    return written
 
 
 # ---------------------------------------------------------------- traces

@@ -10,7 +10,9 @@ from conftest import GOLDEN, SMALL_MODEL, train
 from naive_random_data import NaiveRandomData
 
 import dlrm_s_pytorch as dlrm
+from common import random_bags
 from common.errors import RankError, UserError
+from common.random_bags import ROOM
 from common.stack_distances import StackDistances
 from criteo.prepared import Prepared
 from criteo.row_layout import FLAT, Layout
@@ -196,8 +198,11 @@ SOURCES = {
 @pytest.mark.parametrize("num_indices, fixed", [(1, True), (1, False), (4, True), (300, False)])
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.filterwarnings("ignore:the trace of table")
-def test_batches_are_those_of_a_naive_loop(source, num_indices, fixed, seed):
-    """With a short last batch, tables of few rows and of many, on one rank and on three."""
+def test_batches_are_those_of_a_naive_loop(source, num_indices, fixed, seed, monkeypatch):
+    """With a short last batch, tables of few rows and of many, on one rank and on three.
+
+    The three draw and sort a bag of 300 ids or two bags of 4 at a time.
+    """
     changes = SOURCES[source]
     if "trace" in changes:
         changes = changes | {"trace": str(GOLDEN / "data" / "dist_emb_j.log")}
@@ -206,7 +211,8 @@ def test_batches_are_those_of_a_naive_loop(source, num_indices, fixed, seed):
         num_rows=(3, 1000, 4) if changes else (1, 2, 10**9), round_targets=fixed,
         **settings, **changes,
     )  # fmt: skip
-    for ranks in ([ALONE], [rank_of(rank, 3) for rank in range(3)]):
+    for ranks, room in (([ALONE], ROOM), ([rank_of(rank, 3) for rank in range(3)], 10)):
+        monkeypatch.setattr(random_bags, "ROOM", room)
         for want, found in drawn_in_order(spec, *ranks):
             np.testing.assert_array_equal(found[0], want[0])
             np.testing.assert_array_equal(found[1], want[1])

@@ -5,8 +5,8 @@ import pytest
 from naive_random_data import naive_trace
 
 from common import bag_kernels
-from common.bag_kernels import Normal, Size, draw_floats, draw_trace, start_stream
-from common.random_bags import GaussianBags, TracedBags, UniformBags, draw_rows
+from common.bag_kernels import Normal, Size, draw_size, draw_trace, draw_uniform, start_stream
+from common.random_bags import ROOM, GaussianBags, TracedBags, UniformBags, draw_rows
 from common.stack_distances import StackDistances
 
 SEEDS = (0, 1, 123, 2**32 - 1)
@@ -19,28 +19,18 @@ def profile_of(folder, ids, distances, probabilities, padding=False, most=500):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_floats_are_those_of_numpys_legacy_generator(seed):
-    """In portions of any size: none, less than the room for numbers drawn ahead, and more."""
-    random, stream = np.random.RandomState(seed), start_stream(seed, most=1)
-    for count in (1, 0, 311, 313, 2500, 20_000, 7):
-        found = np.empty(count, np.float32)
-        draw_floats(stream, found)
-        np.testing.assert_array_equal(found, random.rand(count).astype(np.float32))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("most", [1, 3, 9, 24, 25, 60, 700, 4000])
-def test_the_ids_of_a_bag_are_sorted_and_distinct_whatever_its_size(seed, most):
-    """Small bags are sorted by insertion, larger ones by Shell's sort."""
-    random, stream = np.random.RandomState(seed), start_stream(seed, most)
+@pytest.mark.parametrize("most", [1, 3, 9, 60, 700, ROOM + 1])
+def test_numbers_are_those_of_numpys_legacy_generator(seed, most):
+    """The ids of a bag are sorted and distinct, whatever its size."""
+    random, stream = np.random.RandomState(seed), start_stream(seed)
     for num_rows in (1, 7, 1000, 10**9):
         source = UniformBags(num_rows, Size(most, True))
         rows = draw_rows(stream, [source], 3, 2, (0, 3), False)
-        random.rand(6)
+        np.testing.assert_array_equal(rows.dense, random.rand(3, 2).astype(np.float32))
         bags = [np.unique(np.round(random.random_sample(most) * (num_rows - 1))) for _ in range(3)]
-        random.rand(3)
         assert rows.bags.lengths.tolist() == [[len(bag) for bag in bags]]
         np.testing.assert_array_equal(rows.bags.ids[: rows.bags.ends[-1]], np.concatenate(bags))
+        np.testing.assert_array_equal(rows.targets, random.rand(3).astype(np.float32))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -59,7 +49,7 @@ def test_the_ids_of_a_bag_are_sorted_and_distinct_whatever_its_size(seed, most):
 )
 def test_normal_numbers_are_those_of_numpys_legacy_generator(seed, size, normal):
     """Distinct numbers of one id stay apart; a normal that is left serves the next bag."""
-    random, stream = np.random.RandomState(seed), start_stream(seed, size.most)
+    random, stream = np.random.RandomState(seed), start_stream(seed)
     for _ in range(3):
         rows = draw_rows(stream, [GaussianBags(1000, size, normal)] * 2, 5, 0, (0, 5), False)
         bags = []
@@ -119,14 +109,30 @@ def test_padding_draws_no_new_ids_once_all_distances_can_be_drawn(tmp_path, padd
 
 
 def test_halves_are_rounded_to_even():
-    """Sizes and ids: the numbers that a stream has drawn ahead are replaced by chosen ones."""
-    stream = start_stream(1, most=5)
-    numbers = [0.1, 0.25, 0.5, 0.25, 0.75, 0.7, 0.25, 0.0, 0.75, 0.5]
-    stream.next[0] = len(stream.doubles) - len(numbers)
-    stream.doubles[stream.next[0] :] = numbers
-    rows = draw_rows(stream, [UniformBags(3, Size(5, False))], 3, 0, (0, 3), False)
-    assert rows.bags.lengths.tolist() == [[1, 2, 3]], "sizes 0.5 (but at least 1), 2.5 and 3.5"
-    assert rows.bags.ids[: rows.bags.ends[-1]].tolist() == [0, 0, 2, 0, 1, 2], "of 0.5, 1.5, 1.0"
+    """Sizes and ids: of multiples of 2^-53 times 2^52 every second one is a half."""
+    random, stream = np.random.RandomState(1), start_stream(1)
+    sizes = [draw_size(stream, Size(2**52, False)) for _ in range(50)]
+    assert sizes == np.round(random.random_sample(50) * 2**52).tolist()
+    ids, lengths = np.empty((50, 1), np.int64), np.empty(50, np.int32)
+    draw_uniform(stream, Size(1, True), 2**52 + 1, ids, lengths)
+    np.testing.assert_array_equal(ids[:, 0], np.round(random.random_sample(50) * 2**52))
+
+
+@pytest.mark.filterwarnings("ignore:the trace of table")
+def test_ids_of_64_bits_are_told_apart_and_then_taken_modulo(tmp_path):
+    """Doubles would not hold them; the largest also fills the rows of bags of fewer draws."""
+    ids = [2**63 - 1, 2**63 - 2, 2**53 + 1, 2**53, -1]
+    profile_of(tmp_path, ids, [0, 1], [0.9, 1.0])
+    source = TracedBags(10, Size(5, False), StackDistances(tmp_path / "trace", padding=False))
+    random, bags = np.random.RandomState(1), []
+    for _ in range(50):
+        numbers = random.random_sample(max(1, round(random.random_sample() * 5)))
+        drawn = set(naive_trace((ids, [0, 1], np.array([0.9, 1.0]), False), numbers))
+        bags.append([id % 10 for id in sorted(drawn)])
+    random.rand(50)
+    rows = draw_rows(start_stream(1), [source], 50, 0, (0, 50), False)
+    assert rows.bags.lengths.tolist() == [[len(bag) for bag in bags]]
+    assert rows.bags.ids[: rows.bags.ends[-1]].tolist() == sum(bags, [])
 
 
 def test_each_loop_is_compiled_once(tmp_path):
@@ -139,6 +145,7 @@ def test_each_loop_is_compiled_once(tmp_path):
             GaussianBags(num_rows, size, Normal(1.0, 1.0, 0.0, 2.0)),
             TracedBags(num_rows, size, trace),
         ]
-        draw_rows(start_stream(1, size.most), sources, 4, 2, (0, 4), False).block()
-    for name in ("draw_floats", "draw_uniform", "draw_gaussian", "draw_traced", "place_by_row"):
+        draw_rows(start_stream(1), sources, 4, 2, (0, 4), False).block()
+    for name in ("draw_uniform", "draw_gaussian", "draw_traced", "place_by_row"):
         assert len(getattr(bag_kernels, name).signatures) == 1, name
+    assert len(bag_kernels.keep_distinct.signatures) == 2, "of whole numbers and of doubles"
