@@ -353,7 +353,8 @@ def add_mlperf_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="all metrics in evaluations, the best model by AUC, and MLPerf's events of a training,"
         " :::MLLOG lines that end in run_stop: success at a threshold, else aborted with a reason"
-        " (--performance: always). --inference-only and --dry-run train nothing and write none",
+        " (--performance: always). --inference-only and --dry-run train nothing and write none."
+        " cache_clear is false: the rules ask for the line, and no cache is cleared",
     )
     flag(
         "--mlperf-acc-threshold",

@@ -29,7 +29,8 @@ FLAGS = (
     " --data-sub-sample-rate=0 --arch-sparse-feature-size=16 --arch-mlp-bot=13-64-16"
     " --arch-mlp-top=64-32-1 --mini-batch-size=512 --test-mini-batch-size=512 --loss-function=bce"
     f" --nepochs=1 --num-batches={STEPS} --print-freq=1 --print-time --test-freq={STEPS}"
-    " --mlperf-logging --tensor-board-filename= --lr-num-warmup-steps=0 --lr-num-decay-steps=0"
+    " --mlperf-logging --mlperf-events=false --lr-num-warmup-steps=0 --lr-num-decay-steps=0"
+    " --tensor-board-filename="
 ).split()
 NUM_ROWS = 16_000  # rows of three days; the first two have the rows of all steps
 # flags that the check takes from the command line; all others are its own

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
+from common.flags import true_or_false
 from common.versions import problem_of_package
 
 NO_SUBMITTER = "none (this run is no MLPerf submission)"
@@ -18,7 +19,13 @@ STATUSES = ("onprem", "cloud", "preview", "research")
 
 
 def add_submission_options(flag: Callable[..., Any]) -> None:
-    """Add the flags of MLPerf's submission lines; their defaults come from the environment."""
+    """Add the flags of MLPerf's events; the submission lines' defaults are the environment's."""
+    flag(
+        "--mlperf-events",
+        type=true_or_false,
+        default=True,
+        help="false: --mlperf-logging without events, for which mlperf-logging is not needed",
+    )
     flag(
         "--mlperf-org",
         metavar="NAME",
@@ -80,11 +87,15 @@ class Submission:
 
 def writes_events(options: argparse.Namespace) -> bool:
     """Whether a run writes MLPerf's events: they tell of a training, which some runs have not."""
-    return bool(options.mlperf_logging and not options.inference_only)
+    trains = not (options.inference_only or options.self_check)
+    return bool(options.mlperf_logging and options.mlperf_events and trains)
 
 
 def check_submission(options: argparse.Namespace) -> None:
     """Find mistakes of MLPerf's flags before data is prepared.
+
+    A --dry-run is checked like the run itself, although it writes no events: the scripts check
+    flags and environment with one before they start the ranks.
 
     Raises:
         UserError: events are to be written, and mlperf-logging is missing, too old or broken, or
@@ -93,13 +104,13 @@ def check_submission(options: argparse.Namespace) -> None:
     if not writes_events(options):
         return
     if problem := problem_of_package("mlperf-logging"):
-        raise UserError(f"--mlperf-logging: {problem}")
+        raise UserError(f"--mlperf-logging: {problem}; or give --mlperf-events=false")
     try:
         import mlperf_logging.mllog  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"--mlperf-logging: mlperf-logging cannot be imported ({error}): install it anew, or"
-            " leave the flag out"
+            " give --mlperf-events=false"
         ) from error
     Submission.from_options(options, devices="unknown")
 

@@ -29,6 +29,18 @@ def test_it_says_what_it_runs_on_and_passes():
     assert found == ["data", "20 steps", "evaluation", "save", "load", "as on the CPU"]
 
 
+def test_it_needs_neither_mlperfs_package_nor_its_environment(monkeypatch):
+    """As on a machine that is no submitter's: the check writes none of MLPerf's events."""
+    for name in [name for name in sys.modules if name.startswith("mlperf_logging")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mlperf_logging", None)
+    monkeypatch.setenv("MLPERF_DIVISION", "lab")
+    for more in ([], ["--mlperf-logging"]):
+        result = train("--self-check", *more)
+        assert (result.status, result.err) == (0, "") and result.out.endswith("PASS\n")
+        assert ":::MLLOG" not in result.out
+
+
 @pytest.mark.parametrize("flags", ["--amp=bf16", "--amp fp16 --optimizer=rwsadagrad"])
 def test_lower_precision_is_held_against_float32(flags):
     result = train("--self-check", *flags.split())

@@ -154,10 +154,9 @@ def test_files_are_named_from_the_repository_on(finished):
 
 
 def test_other_lines_are_as_without_events_and_programs_read_them_as_before(
-    finished, flags, tmp_path, monkeypatch
+    finished, flags, tmp_path
 ):
-    monkeypatch.setattr(dlrm, "writes_events", lambda options: False)
-    plain = train(*flags).out
+    plain = train(*flags, "--mlperf-events=false").out
     assert without_events(finished.out) == plain and TOKEN not in plain
     assert results.summarise(finished.out) == results.summarise(plain)
     logs = [tmp_path / "with.log", tmp_path / "without.log"]
@@ -391,8 +390,8 @@ def test_lines_stand_above_the_progress_bar(monkeypatch):
     assert all(line.startswith(TOKEN) and json.loads(line.removeprefix(TOKEN)) for line in shown)
 
 
-@pytest.mark.parametrize("flag", ["--inference-only", "--dry-run"])
-def test_what_trains_nothing_writes_no_events(flag):
+@pytest.mark.parametrize("flag", ["--inference-only", "--dry-run", "--mlperf-events=false"])
+def test_what_trains_nothing_or_is_asked_for_none_writes_no_events(flag):
     result = train(*LOGGED, flag)
     assert result.status == 0 and TOKEN not in result.out
     assert TOKEN not in train(*SMALL_MODEL).out
