@@ -36,6 +36,7 @@ from torch import nn
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser
 from common.phases import each_in_phase, phase
+from common.termination import ends_on_signals, skip_clean_up_if_ended
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import DataSpec, add_data_options
@@ -693,7 +694,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_threads(torch.get_num_threads())
     group = joined(process, options.enable_profiling)
     # the reporter is outermost, so that it sees the errors that the others make of what they catch
-    with make_reporter(options, process) as reporter, group, out_of_memory_told(process.device):
+    with (
+        make_reporter(options, process) as reporter,
+        ends_on_signals(reporter.end_run),
+        group,
+        out_of_memory_told(process.device),
+    ):
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter)
@@ -713,4 +719,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    skip_clean_up_if_ended(exit_status)
+    sys.exit(exit_status)

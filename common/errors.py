@@ -16,6 +16,7 @@ EXIT_SUCCESS = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141  # 128 and the number of SIGPIPE
+EXIT_TERMINATED = 143  # 128 and the number of SIGTERM
 SECONDS_BEHIND_CAUSE = 60
 
 Program = Callable[..., int]
@@ -39,13 +40,20 @@ class RankGoneError(RankError):
     """A RankError that another rank has caused, whose own error is the one to read."""
 
 
+class TerminatedError(BaseException):
+    """SIGTERM has come; `except Exception` lets it pass, as it does a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        super().__init__("ended by SIGTERM")
+
+
 def reports_errors(program: Program) -> Program:
     """Make a program's `main(argv)` return an exit status whatever happens.
 
     A UserError, a file that the system refuses and a lack of memory become one line and status 2;
-    an interrupt becomes status 130. If the reader of the output has gone, as `| head -1` does, the
-    program says nothing and returns 141. A shell shows the same status for other programs in a
-    pipe, and it is not 0 because the work is not done.
+    an interrupt becomes status 130, SIGTERM 143 without a line. If the reader of the output has
+    gone, as `| head -1` does, the program says nothing and returns 141. A shell shows the same
+    status for other programs in a pipe, and it is not 0 because the work is not done.
     """
 
     @functools.wraps(program)
@@ -79,6 +87,8 @@ def _run(program: Program, argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+    except TerminatedError:
+        return EXIT_TERMINATED
 
 
 def _flush(stream: TextIO | None) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import EXIT_TERMINATED, TerminatedError, UserError
 from criteo.demo import Demo, make_demo
 from devices.find import versions
 from ranks.collectives import numbers_from_first, text_from_first
@@ -105,6 +105,8 @@ class SelfCheck:
             words += ["--amp=off", "--dist-backend=gloo"]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = self.program([*words, f"--data_path={self.folder / 'data'}", *flags])
+        if status == EXIT_TERMINATED:
+            raise TerminatedError
         if status:
             said = err.getvalue().strip() or "another rank says why"
             raise _FailedError(f"exit status {status}: {said.removeprefix('error: ')}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from common.errors import UserError
+from common.termination import acts_last
 
 
 def check_place(flag: str, path: Path) -> None:
@@ -64,14 +65,23 @@ def write_whole(files: Sequence[tuple[Path, Callable[[BinaryIO], object]]]) -> N
     Raises:
         OSError: one of them cannot be written; those that were there before are kept.
     """
-    try:
-        for path, write in files:
-            with open(partial_of(path), "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, _ in files:
-            os.replace(partial_of(path), path)
-    finally:
-        for path, _ in files:
+
+    def remove_partial(*_: object) -> None:
+        for path, _write in files:
             partial_of(path).unlink(missing_ok=True)
+
+    with acts_last(remove_partial):
+        try:
+            for path, write in files:
+                _write_to_disk(partial_of(path), write)
+            for path, _ in files:
+                os.replace(partial_of(path), path)
+        finally:
+            remove_partial()
+
+
+def _write_to_disk(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())

@@ -10,10 +10,12 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.errors import UserError
+from common.errors import TerminatedError, UserError
+from common.termination import held_back
 from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
 from reporting.mlperf_submission import Submission
@@ -45,7 +47,7 @@ class MLPerfLog(Console):
         super().__init__(True, options.print_wall_time, options.tensor_board_filename)
         self._options = options
         self._open: list[tuple[str, dict[str, Any]]] = []  # intervals that have not ended
-        self._has_reached, self._has_ended = False, False
+        self._has_reached, self._end = False, threading.Lock()  # who ends the run takes it
         # the frame two calls up is the method below that has something to tell
         self._mllog = MLLogger(
             _logger_to(self.say), default_stack_offset=2, root_dir=re.escape(ROOT)
@@ -97,15 +99,17 @@ class MLPerfLog(Console):
         super().evaluation(where, metrics, best)
 
     def end_run(self, error: BaseException | None = None) -> None:
-        """End the log, unless it has ended.
+        """End the log, unless it has ended; the thread of ends_on_signals may do it too.
 
         Args:
             error: what ended the run. It is on its way to the user, so an output that cannot be
                 written is no second error.
         """
-        if self._has_ended:
-            return
-        self._has_ended = True
+        with held_back():
+            if self._end.acquire(blocking=False):
+                self._end_run(error)
+
+    def _end_run(self, error: BaseException | None) -> None:
         reason = self._why_aborted(error)
         status = {"status": "aborted", "reason": reason} if reason else {"status": "success"}
         with contextlib.suppress(*[OSError] if error else []):
@@ -218,6 +222,6 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     lines = str(error).strip().splitlines() or [""]
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | TerminatedError):
         return lines[0]
     return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")

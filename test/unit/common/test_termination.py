@@ -1,0 +1,266 @@
+"""SIGTERM and Ctrl-C end a run in order: it unwinds, or it is ended in a few seconds."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT
+
+from common.errors import TerminatedError
+from common.termination import acts_last, ends_on_signals, held_back
+
+# the block is what a test gives; main says `ready` when it may be signalled
+PROGRAM = """
+import contextlib, ctypes, os, signal, sys, threading, time
+from common import termination
+from common.errors import reports_errors
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+def hang():
+    "Wait in C for a lock that this thread has: no signal ends that, and other threads go on."
+    lock = ctypes.create_string_buffer(64)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+
+
+@reports_errors
+def main(argv=None):
+    with termination.ends_on_signals(lambda error: say("told", repr(str(error)))):
+{block}
+    return 0
+
+
+status = main()
+say("status", status)
+termination.skip_clean_up_if_ended(status)
+sys.exit(status)
+"""
+
+
+@contextlib.contextmanager
+def running(block, **settings):
+    """A process that runs the block and has said `ready`; it is ended with the `with`."""
+    lines = [f"termination.{name} = {value}" for name, value in settings.items()]
+    block = "\n".join(" " * 8 + line for line in block.strip().splitlines())
+    text = PROGRAM.format(block=block).replace("@reports", "\n".join([*lines, "", "@reports"]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def end(process, *signals):
+    """Send the signals; returns (status, lines, stderr, seconds until it has ended)."""
+    began = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.splitlines(), err, time.monotonic() - began
+
+
+UNWINDING = """
+try:
+    say("ready")
+    while True:
+        time.sleep(0.01)
+finally:
+    time.sleep(0.3)
+    say("unwound")
+"""
+
+
+@pytest.mark.parametrize(
+    "number, status, told, err",
+    [(signal.SIGTERM, 143, "ended by SIGTERM", ""), (signal.SIGINT, 130, "", "interrupted\n")],
+)
+def test_a_signal_unwinds_and_the_last_act_is_done_once(number, status, told, err):
+    with running(UNWINDING) as process:
+        found = end(process, number)
+    assert found[:3] == (status, ["unwound", f"told {told!r}", f"status {status}"], err)
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGTERM] * 3, [signal.SIGINT, signal.SIGINT, signal.SIGTERM]]
+)
+def test_signals_of_one_request_do_not_disturb_the_unwinding(signals):
+    """A scheduler and torchrun both send SIGTERM; a terminal and torchrun both send SIGINT."""
+    with running(UNWINDING) as process:
+        process.send_signal(signals[0])
+        time.sleep(0.1)
+        status, lines, _, _ = end(process, *signals[1:])
+    assert status == (143 if signals[0] == signal.SIGTERM else 130)
+    assert lines[0] == "unwound" and [line.split()[0] for line in lines[1:]] == ["told", "status"]
+
+
+# held back, because the signal may come just before the main thread hangs
+HANGING = """
+with termination.acts_last(lambda error: say("removed")), termination.held_back():
+    say("ready")
+    hang()
+"""
+
+
+def test_a_main_thread_that_hangs_is_ended_and_the_last_acts_are_done():
+    with running(HANGING, SECONDS_TO_UNWIND=0.5) as process:
+        status, lines, err, seconds = end(process, signal.SIGTERM)
+    assert (status, lines, err) == (143, ["removed", "told 'ended by SIGTERM'"], "")
+    assert seconds >= 0.5
+
+
+def test_a_second_sigterm_ends_it_at_once():
+    with running(HANGING, SECONDS_TO_UNWIND=50, SECONDS_OF_A_REQUEST=0.1) as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        status, lines, _, seconds = end(process, signal.SIGTERM)
+    assert (status, lines[-1]) == (143, "told 'ended by SIGTERM'") and seconds < 10
+
+
+def test_a_last_act_that_hangs_too_or_fails_keeps_nothing_alive():
+    block = HANGING.replace('say("removed")', "1 / 0 if hung.append(1) else hang()")
+    block = f"hung = []\n{block.strip()}"
+    with running(block, SECONDS_TO_UNWIND=0.1, SECONDS_FOR_LAST_ACTS=0.2) as process:
+        status, lines, err, _ = end(process, signal.SIGTERM)
+    assert (status, lines, err) == (143, [], "")
+    block = HANGING.replace('say("removed")', "1 / 0")
+    with running(block, SECONDS_TO_UNWIND=0.1) as process:
+        assert end(process, signal.SIGTERM)[:3] == (143, ["told 'ended by SIGTERM'"], "")
+
+
+def test_an_error_that_the_signal_causes_is_not_the_one_that_is_told():
+    """As torch's: it raises one when a loader has died, which torchrun's signal has reached too."""
+    block = """
+try:
+    say("ready")
+    while True:
+        time.sleep(0.01)
+finally:
+    raise RuntimeError("a loader has died")
+"""
+    with running(block) as process:
+        found = end(process, signal.SIGTERM)
+    assert found[:3] == (143, ["told 'ended by SIGTERM'", "status 143"], "")
+
+
+def test_a_handler_of_dead_children_does_not_disturb_the_unwinding():
+    block = """
+def raise_error(*_):
+    raise RuntimeError("a child has died")
+signal.signal(signal.SIGCHLD, raise_error)
+child = os.fork()
+if not child:
+    time.sleep(60)
+    os._exit(0)
+try:
+    say("ready")
+    while True:
+        time.sleep(0.01)
+finally:
+    os.kill(child, signal.SIGTERM)
+    time.sleep(0.3)
+    say("unwound")
+"""
+    with running(block) as process:
+        found = end(process, signal.SIGTERM)
+    lines = ["unwound", "told 'ended by SIGTERM'", "status 143"]
+    assert found[:3] == (143, lines, "")
+
+
+def test_a_forked_child_dies_of_its_signal_and_the_run_goes_on():
+    block = """
+child = os.fork()
+if not child:
+    time.sleep(60)
+    os._exit(0)
+say("ready")
+os.kill(child, signal.SIGTERM)
+say(os.waitpid(child, 0)[1])
+time.sleep(0.5)  # longer than the run would have to unwind
+"""
+    with running(block, SECONDS_TO_UNWIND=0.1) as process:
+        found = end(process)
+    assert found[:3] == (0, [f"{signal.SIGTERM:d}", "status 0"], "")
+
+
+def test_a_forked_child_that_leaves_the_block_does_no_last_act():
+    block = """
+say("ready")
+child = os.fork()
+if child:
+    say(os.waitpid(child, 0)[1])
+"""
+    with running(block) as process:
+        status, lines, err, _ = end(process)
+    assert (status, lines, err) == (0, ["status 0", "0", "status 0"], "")
+
+
+def test_what_ignores_a_signal_goes_on_doing_so():
+    """As under nohup: who started the program wants it so."""
+    block = "say('ready')\ntime.sleep(0.3)"
+    ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ndef hang():"
+    text = PROGRAM.replace("def hang():", ignoring)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "PROGRAM", text)
+        with running(block) as process:
+            found = end(process, signal.SIGTERM)
+    assert found[:3] == (0, ["status 0"], "")
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_handlers_are_those_of_before_after_the_block():
+    """The program's main can be called several times in a process, and in any thread."""
+    before, threads, told = handlers(), threading.active_count(), []
+    for _ in range(2):
+        with ends_on_signals(told.append):
+            assert handlers() != before
+            with ends_on_signals(told.append), held_back():
+                pass
+        with pytest.raises(TerminatedError), ends_on_signals(told.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        assert handlers() == before and threading.active_count() == threads
+        assert signal.set_wakeup_fd(-1) == -1
+    assert len(told) == 2
+
+
+def test_in_another_thread_nothing_happens():
+    before, found = handlers(), []
+
+    def run():
+        with ends_on_signals(found.append), acts_last(found.append), held_back():
+            found.append(handlers())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+def test_a_block_that_is_held_back_is_done_whole():
+    done = []
+    with pytest.raises(TerminatedError), ends_on_signals(done.append):
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            done.append("whole")
+        done.append("not done")
+    assert done[0] == "whole" and len(done) == 2 and isinstance(done[1], TerminatedError)
