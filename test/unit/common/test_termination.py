@@ -1,78 +1,15 @@
 """SIGTERM and Ctrl-C end a run in order: it unwinds, or it is ended in a few seconds."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT
+from signalled import end, running
 
 from common.errors import TerminatedError
 from common.termination import acts_last, ends_on_signals, held_back
-
-# the block is what a test gives; main says `ready` when it may be signalled
-PROGRAM = """
-import contextlib, ctypes, os, signal, sys, threading, time
-from common import termination
-from common.errors import reports_errors
-
-
-def say(*words):
-    print(*words, flush=True)
-
-
-def hang():
-    "Wait in C for a lock that this thread has: no signal ends that, and other threads go on."
-    lock = ctypes.create_string_buffer(64)
-    libc = ctypes.CDLL(None)
-    libc.pthread_mutex_lock(lock)
-    libc.pthread_mutex_lock(lock)
-
-
-@reports_errors
-def main(argv=None):
-    with termination.ends_on_signals(lambda error: say("told", repr(str(error)))):
-{block}
-    return 0
-
-
-status = main()
-say("status", status)
-termination.skip_clean_up_if_ended(status)
-sys.exit(status)
-"""
-
-
-@contextlib.contextmanager
-def running(block, **settings):
-    """A process that runs the block and has said `ready`; it is ended with the `with`."""
-    lines = [f"termination.{name} = {value}" for name, value in settings.items()]
-    block = "\n".join(" " * 8 + line for line in block.strip().splitlines())
-    text = PROGRAM.format(block=block).replace("@reports", "\n".join([*lines, "", "@reports"]))
-    process = subprocess.Popen(
-        [sys.executable, "-c", text], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    with process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def end(process, *signals):
-    """Send the signals; returns (status, lines, stderr, seconds until it has ended)."""
-    began = time.monotonic()
-    for number in signals:
-        process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out.splitlines(), err, time.monotonic() - began
-
 
 UNWINDING = """
 try:
@@ -213,12 +150,8 @@ if child:
 def test_what_ignores_a_signal_goes_on_doing_so():
     """As under nohup: who started the program wants it so."""
     block = "say('ready')\ntime.sleep(0.3)"
-    ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ndef hang():"
-    text = PROGRAM.replace("def hang():", ignoring)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(globals(), "PROGRAM", text)
-        with running(block) as process:
-            found = end(process, signal.SIGTERM)
+    with running(block, before="signal.signal(signal.SIGTERM, signal.SIG_IGN)") as process:
+        found = end(process, signal.SIGTERM)
     assert found[:3] == (0, ["status 0"], "")
 
 
