@@ -79,7 +79,6 @@ from engine.options import (
     add_source_options,
     add_training_options,
 )
-from engine.prediction import predictions, predictions_together
 from engine.progress import Progress, is_better
 from engine.quantization import (
     check_quantization,
@@ -300,10 +299,6 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             joined_vectors = self.interact(dense, pooled)
         with phase("MLPs"):
             probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
-        return self.clamped(probability)
-
-    def clamped(self, probability: torch.Tensor) -> torch.Tensor:
-        """The probabilities, not nearer to 0 and 1 than --loss-threshold."""
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
@@ -510,11 +505,15 @@ class Trainer:
         own = options.test_num_workers >= 0
         workers = options.test_num_workers if own else options.num_workers
         chunking = self._chunking(data, evaluation_batch_size(options))
-        scores, together = ScoreMeter(self.process), mlps_take_whole_batches(options)
+        if mlps_take_whole_batches(options):
+            chunking = Chunking(self.process.device)
+        scores = ScoreMeter(self.process)
         for batch in self._load(data, range(len(data)), workers):
-            predict = predictions_together if together else predictions
-            for predicted, label in predict(self.model, chunking.chunks(batch), self.execution):
-                scores.add(predicted, label)
+            for chunk in chunking.chunks(batch):
+                features = chunk.decode(self.execution.triton)
+                predicted = self.model(features, chunk.rows_per_rank)
+                count = chunk.num_rows - chunk.num_padding
+                scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite")

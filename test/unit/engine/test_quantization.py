@@ -147,10 +147,7 @@ MISTAKES = {
     "--inference-only --save-model=x.pth": "does not change model files: leave --save-model out",
     "--use-gpu": "leave --use-gpu out",
 }
-MISTAKES_OF_TABLES = {
-    "--inference-only --weighted-pooling=fixed": "does not go with --weighted-pooling",
-    "--inference-only --weighted-pooling=learned": "does not go with --weighted-pooling",
-}
+MISTAKES_OF_TABLES = {}
 
 
 @pytest.mark.parametrize("bits", [f"{EMBEDDINGS}8", f"{EMBEDDINGS}4", f"{MLPS}8", f"{MLPS}16"])
