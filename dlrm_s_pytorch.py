@@ -92,7 +92,11 @@ from engine.served_model import ServedModel
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
-from model.compression import PlainTables, compression_from_options
+from model.compression import (
+    Compression,
+    add_compression_options,
+    compression_from_options,
+)
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction, num_pairs
@@ -134,7 +138,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
-    model = (add_model_options, add_loss_options)
+    model = (add_model_options, add_compression_options, add_loss_options)
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
     results = (add_reporting_options, add_model_file_options, add_mlperf_options)
@@ -188,7 +192,7 @@ class Architecture:
 
     Attributes:
         num_rows: rows of each of the T tables.
-        tables: the kind of tables; says which dimension D their vectors have.
+        compression: makes the tables, and says which dimension D their vectors have.
         bottom: widths of the bottom MLP, dense features first.
         top: widths of the top MLP, the interaction's first.
         interaction: dot or cat.
@@ -198,7 +202,7 @@ class Architecture:
     """
 
     num_rows: tuple[int, ...]
-    tables: PlainTables
+    compression: Compression
     bottom: tuple[int, ...]
     top: tuple[int, ...]
     interaction: str
@@ -220,23 +224,23 @@ class Architecture:
         Raises:
             UserError: the bottom MLP does not end in the dimension of the tables' vectors.
         """
-        tables = compression_from_options(options)
-        dim, bottom = tables.vector_dim, (num_dense, *options.arch_mlp_bot[1:])
+        compression = compression_from_options(options)
+        dim, bottom = compression.vector_dim, (num_dense, *options.arch_mlp_bot[1:])
         if len(bottom) < 2 or bottom[-1] != dim:
             widths = "-".join(str(width) for width in options.arch_mlp_bot)
-            times = "twice " if dim > tables.dim else ""
+            times = "twice " if dim > compression.dim else ""
             why = "--qr-operation=concat: " if times else ""
             raise UserError(
                 f"--arch-mlp-bot={widths} ends in {bottom[-1]},"
-                f" --arch-sparse-feature-size={tables.dim}: {why}the bottom MLP's last width must"
-                f" equal {times}the embedding dimension ({dim})"
+                f" --arch-sparse-feature-size={compression.dim}: {why}the bottom MLP's last width"
+                f" must equal {times}the embedding dimension ({dim})"
             )
         vectors = len(num_rows) + 1
         pairs = num_pairs(vectors, options.arch_interaction_itself)
         width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
         return cls(
             num_rows=tuple(num_rows),
-            tables=tables,
+            compression=compression,
             bottom=bottom,
             top=(width, *options.arch_mlp_top),
             interaction=options.arch_interaction_op,
@@ -267,7 +271,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        logical_tables = architecture.tables.make_tables(architecture.num_rows)
+        logical_tables = architecture.compression.make_tables(architecture.num_rows)
         tables = place_tables(logical_tables, process.world_size)
         exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
@@ -628,7 +632,7 @@ def export_onnx(trainer: Trainer) -> None:
         return
     is_criteo = options.data_generation == "dataset"
     served = ServedModel(
-        tables=shape.tables.make_tables(shape.num_rows),
+        tables=shape.compression.make_tables(shape.num_rows),
         bottom=shape.bottom,
         top=shape.top,
         interaction=shape.interaction,
@@ -660,7 +664,7 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     if not (options.plot_compute_graph and process.is_first):
         return
     architecture = make_architecture(options, prepared)
-    tables = architecture.tables.make_tables(architecture.num_rows)
+    tables = architecture.compression.make_tables(architecture.num_rows)
     network = Network(
         tables=place_tables(tables, process.world_size),
         bottom=architecture.bottom,

@@ -125,9 +125,9 @@ def quantize(
 
 def _quantize_tables(tables: EmbeddingTables, bits: int) -> None:
     """Put quantized twins in the place of this rank's matrices, which are freed."""
-    for k, matrix in enumerate(tables.matrices):
-        twin = QuantizedMatrix(matrix.weight, matrix.parts, bits, matrix.pooling)
-        tables.matrices[k] = twin  # type: ignore[call-overload]  # it has what a forward pass needs
+    tables.replace_matrices(
+        lambda matrix: QuantizedMatrix(matrix.weight, matrix.parts, bits, matrix.pooling)
+    )
 
 
 def _table_bytes(tables: EmbeddingTables, bits: int) -> int:

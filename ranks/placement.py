@@ -75,8 +75,8 @@ class LogicalTable:
         return sum(part.num_rows * part.dim for part in self.parts)
 
     @property
-    def kind(self) -> tuple[Join, int]:
-        """Tables of the same kind can be looked up and joined together."""
+    def structure(self) -> tuple[Join, int]:
+        """Tables of the same structure are looked up and joined together."""
         return self.join, self.parts[0].dim
 
 

@@ -73,7 +73,7 @@ def test_the_model_in_memory_has_the_sizes_that_are_told_and_no_float32_table(mo
     trainer, result = trained(*BAGS, f"{EMBEDDINGS}4", f"{MLPS}16")
     (of_tables, of_mlps) = SIZES.findall(result.out)
     model = trainer.model
-    assert f"{model.emb_l.matrices[0].weight.nbytes:,}" == of_tables[2]
+    assert f"{model.emb_l.lookups[0].weight.nbytes:,}" == of_tables[2]
     assert f"{model.bot_l.num_bytes + model.top_l.num_bytes:,}" == of_mlps[2]
     assert tables[0]() is None, "something still holds the float32 matrix"
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from model.compression import MixedDimensions, PlainTables, QuotientRemainder
+from model.compression import MixedDimensions, NoCompression, QuotientRemainder
 from ranks.placement import place_tables
 from reporting import drawing
 from reporting.compute_graph import GRAPH_FILE, Network, layout, plot_compute_graph
@@ -51,14 +51,14 @@ def quotient_remainder(operation):
 MIXED = MixedDimensions(64, 200, 0.3, True)
 DEEP = {"bottom": (13, *[512] * 7, 64), "top": (415, *[10**9] * 7, 1)}
 NETWORKS = {
-    "1 table": network([4], PlainTables(2), bottom=(4, 2), top=(3, 1)),
-    "1 table, deep MLPs": network([4], PlainTables(64), **DEEP),
-    "3 tables": network([4, 3, 2], PlainTables(2), loss="wbce", clamp=0.01),
-    "26 tables": network((ROWS * 4)[:26], PlainTables(64), pooling="learned"),
-    "26 tables, 8 ranks": network((ROWS * 4)[:26], PlainTables(64), num_ranks=8),
-    "26 tables, 40 ranks": network((ROWS * 4)[:26], PlainTables(64), num_ranks=40),
-    "100 tables, shallow MLPs": network(MANY, PlainTables(64), bottom=(13, 64), top=(415, 1)),
-    "100 tables, deep MLPs, 3 ranks": network(MANY, PlainTables(64), num_ranks=3, **DEEP),
+    "1 table": network([4], NoCompression(2), bottom=(4, 2), top=(3, 1)),
+    "1 table, deep MLPs": network([4], NoCompression(64), **DEEP),
+    "3 tables": network([4, 3, 2], NoCompression(2), loss="wbce", clamp=0.01),
+    "26 tables": network((ROWS * 4)[:26], NoCompression(64), pooling="learned"),
+    "26 tables, 8 ranks": network((ROWS * 4)[:26], NoCompression(64), num_ranks=8),
+    "26 tables, 40 ranks": network((ROWS * 4)[:26], NoCompression(64), num_ranks=40),
+    "100 tables, shallow MLPs": network(MANY, NoCompression(64), bottom=(13, 64), top=(415, 1)),
+    "100 tables, deep MLPs, 3 ranks": network(MANY, NoCompression(64), num_ranks=3, **DEEP),
     "mult": network(ROWS, quotient_remainder("mult")),
     "add": network(ROWS, quotient_remainder("add"), interaction="cat"),
     "concat": network((ROWS * 4)[:26], quotient_remainder("concat"), num_ranks=8),
@@ -239,7 +239,7 @@ def test_mixed_dimensions_are_told_with_the_projection():
 
 
 def test_interactions_are_told_apart():
-    tables = PlainTables(16)
+    tables = NoCompression(16)
     itself = words_of(layout(network([5, 6], tables, itself=True, top=(22, 1))))
     assert "then 6 products of pairs of 3 vectors and of each with itself" in "\n".join(itself)
     cat = words_of(layout(network([5, 6], tables, interaction="cat", top=(48, 1))))
@@ -248,7 +248,7 @@ def test_interactions_are_told_apart():
 
 def test_the_weights_of_a_bags_sum_are_told():
     for pooling, end in (("", ""), ("fixed", "fixed weight"), ("learned", "learned weight")):
-        words = words_of(layout(network([5, 6], PlainTables(16), pooling=pooling)))
+        words = words_of(layout(network([5, 6], NoCompression(16), pooling=pooling)))
         (sentence,) = [line for line in words if line.startswith("the vectors of a bag are summed")]
         assert end in sentence and bool(end) == ("weight" in sentence)
 
@@ -310,7 +310,7 @@ def test_the_picture_in_the_docs_is_what_is_drawn_today():
     }
     bottom, top = (13, 512, 256, 64), (415, 512, 512, 256, 1)
     num_rows = [rows[k] for k in range(26)]
-    facts = network(num_rows, PlainTables(64), bottom=bottom, top=top, num_ranks=8)
+    facts = network(num_rows, NoCompression(64), bottom=bottom, top=top, num_ranks=8)
     assert texts == words_of(layout(facts))
 
 
