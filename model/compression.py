@@ -41,7 +41,7 @@ def add_compression_options(parser: argparse.ArgumentParser) -> None:
         "--qr-collisions",
         type=number_in(int, 2),
         default=4,
-        help="rows that share a quotient: the large table is so many times smaller",
+        help="rows that share a quotient: the large table is about so many times smaller",
     )
     flag(
         "--md-flag",
