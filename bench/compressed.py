@@ -3,9 +3,9 @@
     python bench/compressed.py [--rows 1500000] [--epochs 1] [--flags='--optimizer=sgd ...']
 
 All train the scripts' network on the same rows from the same seed, by row-wise Adagrad: with plain
-SGD the products of small numbers that `mult` begins with take long to grow. `concat` has D 32, so that its
-vectors are as wide as the others'. Bytes are those of the tables and projections in float32; what
-an optimiser remembers comes on top.
+SGD the products of small numbers that `mult` begins with take long to grow. `concat` has D 32, so
+that its vectors are as wide as the others'. Bytes are those of the tables and projections in
+float32; what an optimiser remembers comes on top.
 """
 
 import argparse
