@@ -356,14 +356,18 @@ def make_folder(path):
 
 MISTAKES = {
     "no folder": (lambda folder: "no/m.onnx", "its folder does not exist"),
-    "folder": (lambda folder: make_folder(folder / "m.onnx"), "is a folder: name a file"),
+    "folder": (lambda folder: make_folder(folder / "m.onnx"), "is a folder: name another file"),
     "empty": (lambda folder: "", "--onnx-file= is empty: name a file"),
     "no file for the weights": (
         lambda folder: make_folder(folder / "m.onnx.data").removesuffix(".data"),
-        "m.onnx.data is where weights above 2 GB go, and cannot be written",
+        "m.onnx.data (for weights above 2 GB) is a folder: name another file",
     ),
     "the model file": (lambda folder: "m.pth", "--save-model=m.pth: expected two files"),
     "name without room": (lambda folder: "m" * 255, "File name too long"),
+    "no room for the weights' name": (
+        lambda folder: "m" * (255 - len(".partial")),
+        ".data (for weights above 2 GB): File name too long: name another file",
+    ),
 }
 
 

@@ -5,12 +5,10 @@ import itertools
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import matplotlib
 import pytest
 from conftest import ROOT, SMALL_MODEL, train
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
@@ -331,23 +329,32 @@ def test_without_matplotlib_nothing_is_begun(here, monkeypatch):
 
 def test_a_folder_of_the_pictures_name_is_named_before_data_is_made(here):
     GRAPH_FILE.mkdir()
-    assert f"{here / GRAPH_FILE} is no regular file" in one_line(train(FLAG))
+    message = f"{here / GRAPH_FILE} is a folder: start in another folder"
+    assert message in one_line(train(FLAG))
     assert os.listdir() == [GRAPH_FILE.name]
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_data_is_made(here, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for root it never is
-    assert f"{here} is not writable: start in another folder" in one_line(train(FLAG))
+    message = f"{here / GRAPH_FILE}: its folder is not writable: start in another folder"
+    assert message in one_line(train(FLAG))
     assert os.listdir() == []
 
 
 def test_a_full_disk_leaves_the_earlier_picture(here, monkeypatch):
     GRAPH_FILE.write_text("earlier")
 
-    def savefig(self, path, **settings):
-        Path(path).write_text("<svg>")
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(os, "fsync", full)  # some file systems tell it as late as that
     assert "No space left on device" in one_line(train(FLAG))
     assert os.listdir() == [GRAPH_FILE.name] and GRAPH_FILE.read_text() == "earlier"
+
+
+def test_a_link_stays_a_link_to_the_picture(here):
+    (here / "pictures").mkdir()
+    GRAPH_FILE.symlink_to("pictures/model.svg")
+    assert train(FLAG, "--dry-run").status == 0
+    assert GRAPH_FILE.is_symlink() and "table 0" in texts_of("pictures/model.svg")
+    assert os.listdir("pictures") == ["model.svg"]
