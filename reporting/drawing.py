@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import RankError, UserError
-from common.versions import problem_of_package
+from common.versions import problem_of_import
 from common.whole_files import check_place, target_of, write_whole
 
 PADDING = 6.0  # between the edge of a box and what is in it
@@ -267,9 +267,17 @@ def check_drawable(flag: str, path: Path) -> None:
         flag: the flag that asks for the picture.
         path: where it is to be written.
     """
-    if problem := problem_of_package("matplotlib"):
+    if problem := problem_of_import("matplotlib", _import_matplotlib):
         raise UserError(f"{flag}: {problem}")
     check_place(f"{flag}: {path.absolute()}", path, "start in another folder")
+
+
+def _import_matplotlib() -> None:
+    """Import all that the file needs of it."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+    import matplotlib.patches
+    import matplotlib.style  # noqa: F401
 
 
 def save_svg(flag: str, picture: Picture, path: Path) -> None:

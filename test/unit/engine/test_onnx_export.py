@@ -1,6 +1,7 @@
 """The ONNX file is valid, names its weights, and onnxruntime predicts with it what we predict."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -15,9 +16,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CRITEO_MODEL, ROOT, shell, train, trained
+from conftest import CRITEO_MODEL, ROOT, break_package, shell, train, trained, write_package
 
 import dlrm_s_pytorch as dlrm
+from common import versions
 from common.errors import RankError
 from engine import onnx_export
 from model.batch import Bags, Features
@@ -383,13 +385,58 @@ def test_a_path_that_cannot_be_written_is_an_error_before_training(tmp_path, mon
     assert os.listdir(tmp_path) == before
 
 
-def test_a_missing_package_is_an_error_before_training_that_names_the_requirements(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    result = train(*RANDOM, "--save-onnx")
+def error_of_package(kaggle_copy):
+    """The error of a run that is to train on data which is not prepared yet, and does not begin."""
+    before = os.listdir(kaggle_copy)
+    result = train(*CRITEO_MODEL, f"--data_path={kaggle_copy}", "--save-onnx")
     assert result.status == 2 and result.out == "" and result.err.count("\n") == 1
-    assert "--save-onnx needs the package onnx" in result.err
-    named = re.search(r"pip install -r (\S+)", result.err).group(1)
-    text = Path(named).read_text()
+    assert os.listdir(kaggle_copy) == before
+    assert result.err.startswith("error: --save-onnx: onnx "), result.err
+    install, named = re.search(r"(\S+ -m pip install) -r (\S+)\n", result.err).groups()
+    assert install == f"{sys.executable} -m pip install", "another Python's packages would change"
+    assert Path(named) == ROOT / "requirements-onnx.txt"
+    return result.err
+
+
+def test_a_missing_package_is_an_error_before_data_is_prepared(kaggle_copy, monkeypatch):
+    def hide(module, name, answer):
+        ask = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda which: answer if which == "onnx" else ask(which))
+
+    hide(versions, "installed_version", "")
+    hide(importlib.util, "find_spec", None)
+    assert "onnx is not installed: expected 1.17 or newer: " in error_of_package(kaggle_copy)
+
+
+def test_a_package_that_is_too_old_is_an_error_before_data_is_prepared(
+    kaggle_copy, tmp_path, monkeypatch
+):
+    write_package(tmp_path, "onnx", "1.16.2")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "onnx 1.16.2 is too old: expected 1.17 or newer: "
+    assert message in error_of_package(kaggle_copy)
+
+
+BROKEN = {
+    "protobuf's": "TypeError('Descriptors cannot be created directly.\\nIf this ...')",
+    "a name that is gone": "AttributeError('module has no attribute mapping')",
+    "a missing file": "ImportError('libprotobuf.so: cannot open shared object file')",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_package_that_cannot_be_imported_is_an_error_before_data_is_prepared(
+    kaggle_copy, tmp_path, monkeypatch, kind
+):
+    users = ("engine.onnx_file", "engine.onnx_graph")
+    break_package(tmp_path / "packages", monkeypatch, "onnx", BROKEN[kind], *users)
+    name, words = re.match(r"(\w+)\('(.{10})", BROKEN[kind]).groups()
+    error = error_of_package(kaggle_copy)
+    assert f"cannot be imported ({name}: {words}" in error and "pip uninstall -y onnx && " in error
+
+
+def test_the_requirements_are_those_of_the_tests():
+    text = (ROOT / "requirements-onnx.txt").read_text()
     lines = {line for line in text.splitlines() if not line.startswith("#")}
     assert {line.partition(">")[0] for line in lines} == {"onnx", "onnxruntime"}
     assert lines <= set((ROOT / "requirements-test.txt").read_text().splitlines())
