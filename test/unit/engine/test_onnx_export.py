@@ -182,8 +182,8 @@ def test_criteos_integers_go_in_as_they_are_in_the_text(tmp_path, kaggle, kind):
         np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
     props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     assert props["dense_logarithm"] == "inside the graph" and "log(max(x, 0) + 1)" in props["dense"]
-    rows = trainer.model.architecture.num_rows
-    assert props["table_rows"] == "-".join(str(number) for number in rows)
+    tables = trainer.model.architecture.tables
+    assert props["table_rows"] == "-".join(str(table.num_rows) for table in tables)
 
 
 def test_shapes_and_meanings_are_in_the_file(exported):
