@@ -22,6 +22,7 @@ import dlrm_s_pytorch as dlrm
 from common import versions
 from common.errors import RankError
 from engine import onnx_export
+from engine.served_model import ServedModel
 from model.batch import Bags, Features
 
 NUM_ROWS = 1000
@@ -252,23 +253,15 @@ def test_three_ranks_and_an_evaluation_write_what_one_rank_wrote_after_training(
 
 
 @pytest.fixture
-def small_served(exported, monkeypatch, tmp_path):
+def small_served(exported, tmp_path):
     """A function that writes a small model; its argument is the most bytes in one file."""
     trainer, _ = exported("dimensions")
     path = tmp_path / "m.onnx"
-    saved = {}
-
-    def keep(*arguments):
-        saved["served"] = arguments[2]
-        return []
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dlrm, "save_onnx", keep)
-        patch.setattr(trainer.options, "onnx_file", str(path))
-        dlrm.export_onnx(trainer)
+    shape = vars(trainer.model.architecture)
+    served = ServedModel(**shape, takes_integers=False, one_id=False)
 
     def write(most, target=path):
-        return onnx_export.save_onnx(str(target), trainer.state, saved["served"], most)
+        return onnx_export.save_onnx(str(target), trainer.state, served, most)
 
     return trainer, path, write
 
