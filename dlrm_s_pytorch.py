@@ -28,7 +28,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -92,11 +92,7 @@ from engine.served_model import ServedModel
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
-from model.compression import (
-    Compression,
-    add_compression_options,
-    compression_from_options,
-)
+from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction, num_pairs
@@ -106,6 +102,7 @@ from optim.dense import make_dense_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
+from ranks.model_shape import ModelShape
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
 from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
@@ -186,29 +183,8 @@ def _check_options(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- model
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The model's shape.
-
-    Attributes:
-        num_rows: rows of each of the T tables.
-        compression: makes the tables, and says which dimension D their vectors have.
-        bottom: widths of the bottom MLP, dense features first.
-        top: widths of the top MLP, the interaction's first.
-        interaction: dot or cat.
-        itself: dot keeps the products of a vector with itself.
-        learned_pooling: each row of a table has a trained weight in the sum over a bag.
-        clamp: predictions stay in [clamp, 1 - clamp].
-    """
-
-    num_rows: tuple[int, ...]
-    compression: Compression
-    bottom: tuple[int, ...]
-    top: tuple[int, ...]
-    interaction: str
-    itself: bool
-    learned_pooling: bool
-    clamp: float
+class Architecture(ModelShape):
+    """The model's shape as the flags and the data have it."""
 
     @classmethod
     def from_options(
@@ -239,13 +215,12 @@ class Architecture:
         pairs = num_pairs(vectors, options.arch_interaction_itself)
         width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
         return cls(
-            num_rows=tuple(num_rows),
-            compression=compression,
+            tables=compression.make_tables(num_rows),
             bottom=bottom,
             top=(width, *options.arch_mlp_top),
             interaction=options.arch_interaction_op,
             itself=options.arch_interaction_itself,
-            learned_pooling=options.weighted_pooling == "learned",
+            pooling=options.weighted_pooling or "",
             clamp=options.loss_threshold,
         )
 
@@ -271,8 +246,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        logical_tables = architecture.compression.make_tables(architecture.num_rows)
-        tables = place_tables(logical_tables, process.world_size)
+        tables = place_tables(architecture.tables, process.world_size)
         exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
             tables, exchange, optimizer, architecture.learned_pooling, execution
@@ -315,7 +289,7 @@ def make_interaction(architecture: Architecture, device: torch.device, triton: b
     """The module that combines the bottom MLP's output with the T pooled vectors."""
     if architecture.interaction == "cat":
         return CatInteraction()
-    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device, triton)
+    return DotInteraction(len(architecture.tables) + 1, architecture.itself, device, triton)
 
 
 # ---------------------------------------------------------------- training
@@ -632,13 +606,7 @@ def export_onnx(trainer: Trainer) -> None:
         return
     is_criteo = options.data_generation == "dataset"
     served = ServedModel(
-        tables=shape.compression.make_tables(shape.num_rows),
-        bottom=shape.bottom,
-        top=shape.top,
-        interaction=shape.interaction,
-        itself=shape.itself,
-        learned_pooling=shape.learned_pooling,
-        clamp=shape.clamp,
+        **vars(shape),
         takes_integers=is_criteo,
         one_id=is_criteo or options.num_indices_per_lookup == 1,
     )
@@ -664,17 +632,11 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     if not (options.plot_compute_graph and process.is_first):
         return
     architecture = make_architecture(options, prepared)
-    tables = architecture.compression.make_tables(architecture.num_rows)
+    tables = place_tables(architecture.tables, process.world_size)
     network = Network(
-        tables=place_tables(tables, process.world_size),
-        bottom=architecture.bottom,
-        top=architecture.top,
-        interaction=architecture.interaction,
-        itself=architecture.itself,
-        pooling=options.weighted_pooling or "",
+        **vars(replace(architecture, tables=tables)),
         loss=options.loss_function,
         loss_weights=tuple(options.loss_weights),
-        clamp=architecture.clamp,
         num_ranks=process.world_size,
     )
     print(f"compute graph: {plot_compute_graph(network)}", flush=True)

@@ -47,7 +47,7 @@ class Part:
         return self.end - self.begin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogicalTable:
     """A table as the model sees it: ids below num_rows go in, vectors of D numbers come out.
 
@@ -63,6 +63,11 @@ class LogicalTable:
     dim: int
     parts: tuple[Part, ...]
     join: Join = "plain"
+
+    def __repr__(self) -> str:
+        """A few words, as --debug-mode prints all tables."""
+        parts = ", ".join(f"{part.key} {part.num_rows} x {part.dim}" for part in self.parts)
+        return f"<table of {self.num_rows} rows, {self.join}: {parts}>"
 
     @property
     def rank(self) -> int:

@@ -4,13 +4,12 @@ import errno
 import itertools
 import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import matplotlib
 import pytest
-from conftest import ROOT, SMALL_MODEL, train
-from matplotlib.figure import Figure
+from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, break_package, shell, train
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
@@ -324,30 +323,64 @@ def one_line(result):
 
 
 def test_without_matplotlib_nothing_is_begun(here, monkeypatch):
-    monkeypatch.setattr(drawing, "problem_of_package", lambda name: f"{name} is not installed: x")
+    monkeypatch.setattr(drawing, "problem_of_import", lambda name, _: f"{name} is not installed: x")
     assert "matplotlib is not installed" in one_line(train(FLAG))
     assert os.listdir() == []
 
 
+def test_a_matplotlib_that_cannot_be_imported_is_named_before_data_is_prepared(
+    here, kaggle_copy, tmp_path_factory, monkeypatch
+):
+    before = os.listdir(kaggle_copy)
+    error = "AttributeError('_ARRAY_API not found')"  # as if made for another numpy
+    break_package(tmp_path_factory.mktemp("packages"), monkeypatch, "matplotlib", error)
+    message = one_line(train(*CRITEO_MODEL, f"--data_path={kaggle_copy}", FLAG))
+    assert "cannot be imported (AttributeError: _ARRAY_API not found): install it anew" in message
+    assert os.listdir(kaggle_copy) == before
+
+
+def test_the_check_imports_all_that_a_drawing_needs(here):
+    """What the drawing alone imports could fail after data has been prepared."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from reporting import drawing\n"
+        "drawing.check_drawable('flag', Path('x.svg'))\n"
+        "before = {name for name in sys.modules if name.startswith('matplotlib')}\n"
+        "drawing.save_svg('flag', drawing.Picture(9, 9, (), ()), Path('x.svg'))\n"
+        "print({name for name in sys.modules if name.startswith('matplotlib')} - before)"
+    )
+    done = shell(sys.executable, "-c", code, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
 def test_a_folder_of_the_pictures_name_is_named_before_data_is_made(here):
     GRAPH_FILE.mkdir()
-    assert f"{here / GRAPH_FILE} is no regular file" in one_line(train(FLAG))
+    message = f"{here / GRAPH_FILE} is a folder: start in another folder"
+    assert message in one_line(train(FLAG))
     assert os.listdir() == [GRAPH_FILE.name]
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_data_is_made(here, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for root it never is
-    assert f"{here} is not writable: start in another folder" in one_line(train(FLAG))
+    message = f"{here / GRAPH_FILE}: its folder is not writable: start in another folder"
+    assert message in one_line(train(FLAG))
     assert os.listdir() == []
 
 
 def test_a_full_disk_leaves_the_earlier_picture(here, monkeypatch):
     GRAPH_FILE.write_text("earlier")
 
-    def savefig(self, path, **settings):
-        Path(path).write_text("<svg>")
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(os, "fsync", full)  # some file systems tell it as late as that
     assert "No space left on device" in one_line(train(FLAG))
     assert os.listdir() == [GRAPH_FILE.name] and GRAPH_FILE.read_text() == "earlier"
+
+
+def test_a_link_stays_a_link_to_the_picture(here):
+    (here / "pictures").mkdir()
+    GRAPH_FILE.symlink_to("pictures/model.svg")
+    assert train(FLAG, "--dry-run").status == 0
+    assert GRAPH_FILE.is_symlink() and "table 0" in texts_of("pictures/model.svg")
+    assert os.listdir("pictures") == ["model.svg"]
