@@ -45,6 +45,7 @@ Ints = npt.NDArray[np.int64]
 ROWS_PER_READ = 8192  # small batches are read in groups: each read costs more than copying it
 READS_AHEAD = 2  # reads that are done or under way while steps train on earlier batches
 MAX_BATCHES_ON_DEVICE = 16  # most batches handed out before the device has done their steps
+MOST_IDS = 2**31  # of a table: an id is an int32, from 0 on
 MOST_INDICES = 2**31 - 1  # of a bag: its length is an int32
 NUM_CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 
@@ -435,6 +436,11 @@ class RandomSpec:
         Raises:
             UserError: no number can be drawn as they ask.
         """
+        if (rows := max(options.arch_embedding_size)) > MOST_IDS:
+            raise UserError(
+                f"--arch-embedding-size has a table of {rows} rows: expected at most {MOST_IDS},"
+                " because ids of random data have 32 bits"
+            )
         least, most = options.rand_data_min, options.rand_data_max
         if not -math.inf < least <= most < math.inf:
             got = f"--rand-data-min={least} and --rand-data-max={most}"

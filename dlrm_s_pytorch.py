@@ -28,7 +28,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -80,7 +80,6 @@ from engine.options import (
     add_source_options,
     add_training_options,
 )
-from engine.prediction import predictions, predictions_together
 from engine.progress import Progress, is_better
 from engine.quantization import (
     check_quantization,
@@ -94,7 +93,7 @@ from engine.served_model import ServedModel
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
-from model.compression import PlainTables, compression_from_options
+from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction, num_pairs
@@ -104,6 +103,7 @@ from optim.dense import make_dense_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
+from ranks.model_shape import ModelShape
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
 from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
@@ -136,7 +136,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="dlrm_s_pytorch.py", description="Trains a deep learning recommendation model."
     )
-    model = (add_model_options, add_loss_options)
+    model = (add_model_options, add_compression_options, add_loss_options)
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
     results = (add_reporting_options, add_model_file_options, add_mlperf_options)
@@ -184,29 +184,8 @@ def _check_options(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- model
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The model's shape.
-
-    Attributes:
-        num_rows: rows of each of the T tables.
-        tables: the kind of tables; says which dimension D their vectors have.
-        bottom: widths of the bottom MLP, dense features first.
-        top: widths of the top MLP, the interaction's first.
-        interaction: dot or cat.
-        itself: dot keeps the products of a vector with itself.
-        learned_pooling: each row of a table has a trained weight in the sum over a bag.
-        clamp: predictions stay in [clamp, 1 - clamp].
-    """
-
-    num_rows: tuple[int, ...]
-    tables: PlainTables
-    bottom: tuple[int, ...]
-    top: tuple[int, ...]
-    interaction: str
-    itself: bool
-    learned_pooling: bool
-    clamp: float
+class Architecture(ModelShape):
+    """The model's shape as the flags and the data have it."""
 
     @classmethod
     def from_options(
@@ -222,28 +201,27 @@ class Architecture:
         Raises:
             UserError: the bottom MLP does not end in the dimension of the tables' vectors.
         """
-        tables = compression_from_options(options)
-        dim, bottom = tables.vector_dim, (num_dense, *options.arch_mlp_bot[1:])
+        compression = compression_from_options(options)
+        dim, bottom = compression.vector_dim, (num_dense, *options.arch_mlp_bot[1:])
         if len(bottom) < 2 or bottom[-1] != dim:
             widths = "-".join(str(width) for width in options.arch_mlp_bot)
-            times = "twice " if dim > tables.dim else ""
+            times = "twice " if dim > compression.dim else ""
             why = "--qr-operation=concat: " if times else ""
             raise UserError(
                 f"--arch-mlp-bot={widths} ends in {bottom[-1]},"
-                f" --arch-sparse-feature-size={tables.dim}: {why}the bottom MLP's last width must"
-                f" equal {times}the embedding dimension ({dim})"
+                f" --arch-sparse-feature-size={compression.dim}: {why}the bottom MLP's last width"
+                f" must equal {times}the embedding dimension ({dim})"
             )
         vectors = len(num_rows) + 1
         pairs = num_pairs(vectors, options.arch_interaction_itself)
         width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
         return cls(
-            num_rows=tuple(num_rows),
-            tables=tables,
+            tables=compression.make_tables(num_rows),
             bottom=bottom,
             top=(width, *options.arch_mlp_top),
             interaction=options.arch_interaction_op,
             itself=options.arch_interaction_itself,
-            learned_pooling=options.weighted_pooling == "learned",
+            pooling=options.weighted_pooling or "",
             clamp=options.loss_threshold,
         )
 
@@ -269,8 +247,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        logical_tables = architecture.tables.make_tables(architecture.num_rows)
-        tables = place_tables(logical_tables, process.world_size)
+        tables = place_tables(architecture.tables, process.world_size)
         exchange = Exchange(process, tables)
         self.emb_l = EmbeddingTables(
             tables, exchange, optimizer, architecture.learned_pooling, execution
@@ -301,10 +278,6 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             joined_vectors = self.interact(dense, pooled)
         with phase("MLPs"):
             probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
-        return self.clamped(probability)
-
-    def clamped(self, probability: torch.Tensor) -> torch.Tensor:
-        """The probabilities, not nearer to 0 and 1 than --loss-threshold."""
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
 
@@ -317,7 +290,7 @@ def make_interaction(architecture: Architecture, device: torch.device, triton: b
     """The module that combines the bottom MLP's output with the T pooled vectors."""
     if architecture.interaction == "cat":
         return CatInteraction()
-    return DotInteraction(len(architecture.num_rows) + 1, architecture.itself, device, triton)
+    return DotInteraction(len(architecture.tables) + 1, architecture.itself, device, triton)
 
 
 # ---------------------------------------------------------------- training
@@ -511,11 +484,15 @@ class Trainer:
         own = options.test_num_workers >= 0
         workers = options.test_num_workers if own else options.num_workers
         chunking = self._chunking(data, evaluation_batch_size(options))
-        scores, together = ScoreMeter(self.process), mlps_take_whole_batches(options)
+        if mlps_take_whole_batches(options):
+            chunking = Chunking(self.process.device)
+        scores = ScoreMeter(self.process)
         for batch in self._load(data, range(len(data)), workers):
-            predict = predictions_together if together else predictions
-            for predicted, label in predict(self.model, chunking.chunks(batch), self.execution):
-                scores.add(predicted, label)
+            for chunk in chunking.chunks(batch):
+                features = chunk.decode(self.execution.triton)
+                predicted = self.model(features, chunk.rows_per_rank)
+                count = chunk.num_rows - chunk.num_padding
+                scores.add(predicted[:count], features.label[:count])
         found = scores.metrics()
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite")
@@ -630,13 +607,7 @@ def export_onnx(trainer: Trainer) -> None:
         return
     is_criteo = options.data_generation == "dataset"
     served = ServedModel(
-        tables=shape.tables.make_tables(shape.num_rows),
-        bottom=shape.bottom,
-        top=shape.top,
-        interaction=shape.interaction,
-        itself=shape.itself,
-        learned_pooling=shape.learned_pooling,
-        clamp=shape.clamp,
+        **vars(shape),
         takes_integers=is_criteo,
         one_id=is_criteo or options.num_indices_per_lookup == 1,
     )
@@ -662,17 +633,11 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     if not (options.plot_compute_graph and process.is_first):
         return
     architecture = make_architecture(options, prepared)
-    tables = architecture.tables.make_tables(architecture.num_rows)
+    tables = place_tables(architecture.tables, process.world_size)
     network = Network(
-        tables=place_tables(tables, process.world_size),
-        bottom=architecture.bottom,
-        top=architecture.top,
-        interaction=architecture.interaction,
-        itself=architecture.itself,
-        pooling=options.weighted_pooling or "",
+        **vars(replace(architecture, tables=tables)),
         loss=options.loss_function,
         loss_weights=tuple(options.loss_weights),
-        clamp=architecture.clamp,
         num_ranks=process.world_size,
     )
     print(f"compute graph: {plot_compute_graph(network)}", flush=True)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from devices.threads import set_up_threads
 from model.batch import Bags
-from model.compression import PlainTables
+from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
 from optim.update import Update
@@ -34,7 +34,7 @@ Step = Callable[[torch.Tensor, torch.Tensor], None]
 def engine(rows: int, dim: int) -> Step:
     """The engine of this project."""
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
-    placed = PlainTables(dim).make_tables([rows] * NUM_TABLES)
+    placed = NoCompression(dim).make_tables([rows] * NUM_TABLES)
     tables = EmbeddingTables(placed, Exchange(process, placed), "sgd", learned_pooling=False)
 
     def step(ids: torch.Tensor, gradient: torch.Tensor) -> None:

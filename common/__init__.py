@@ -1,1 +1,1 @@
-"""What every folder uses: errors, versions, flag types, launch facts, shares, loops, phases."""
+"""What every folder uses: errors, versions, flags, launch facts, shares, files, loops, phases."""

@@ -5,15 +5,16 @@ So is what the packages read in the environment when they are imported.
 A Python that is too old has to get through this module, so it uses nothing new.
 """
 
-import functools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from common.environment import problem_of_threads
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 OLDEST_PYTHON = (3, 10)
+MOST_OF_REASON = 200  # letters of an error: protobuf's has a page of advice
 EXIT_USER_ERROR = 2  # as in common/errors.py, which older Pythons cannot import
 
 
@@ -50,14 +51,9 @@ def problem_of_python() -> str:
     return f"Python {here} is too old: expected {least} or newer; this one is {sys.executable}"
 
 
-@functools.cache
-def _requirements() -> str:
-    return REQUIREMENTS.read_text()
-
-
-def oldest(package: str) -> str:
-    """The version of a package that requirements.txt asks for at least."""
-    found = re.search(rf"^{package}>=([\d.]+)", _requirements(), re.M)
+def oldest(package: str, requirements: Path = REQUIREMENTS) -> str:
+    """The version of a package that a file of requirements asks for at least."""
+    found = re.search(rf"^{package}>=([\d.]+)", requirements.read_text(), re.M)
     return found.group(1) if found else "0"
 
 
@@ -82,12 +78,50 @@ def dotted(numbers: "tuple[int, ...]") -> str:
     return ".".join(map(str, numbers))
 
 
-def problem_of_package(package: str) -> str:
-    """What is wrong with a package; empty if it is here and new enough."""
+def problem_of_package(package: str, requirements: Path = REQUIREMENTS) -> str:
+    """What is wrong with a package; empty if it is here and new enough.
+
+    It is not imported, which may take seconds.
+
+    Args:
+        package: its name in the requirements.
+        requirements: the file that says which version is the oldest.
+    """
     from importlib import util
 
-    least, version = oldest(package), installed_version(package)
-    ask = f"expected {least} or newer: {sys.executable} -m pip install -r {REQUIREMENTS}"
+    least, version = oldest(package, requirements), installed_version(package)
+    ask = f"expected {least} or newer: {_install(requirements)}"
     if not version:  # a package that was not installed by pip may have no metadata
         return "" if util.find_spec(package) else f"{package} is not installed: {ask}"
     return f"{package} {version} is too old: {ask}" if release(version) < release(least) else ""
+
+
+def problem_of_import(
+    package: str, import_it: "Callable[[], object]", requirements: Path = REQUIREMENTS
+) -> str:
+    """What is wrong with a package that a run is going to import; empty if it can be.
+
+    A package that is there may still fail with any error: files are missing, or it does not fit the
+    packages that it imports.
+
+    Args:
+        package: its name in the requirements.
+        import_it: imports all modules that the run will need of it.
+        requirements: the file that says which version is the oldest.
+    """
+    problem = problem_of_package(package, requirements)
+    if problem:
+        return problem
+    try:
+        import_it()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_OF_REASON]}"
+        # what pip already has stays, but for the package: no other torch or numpy comes with it
+        anew = f"{sys.executable} -m pip uninstall -y {package} && {_install(requirements)}"
+        version = installed_version(package)
+        return f"{package} {version} cannot be imported ({reason}): install it anew: {anew}"
+    return ""
+
+
+def _install(requirements: Path) -> str:
+    return f"{sys.executable} -m pip install -r {requirements}"

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from common.errors import RankError, UserError
+from common.whole_files import check_place, target_of, write_whole
 from engine.progress import Progress
 from engine.saved_content import SavedContent, reason_of
 from engine.value_checks import Wanted
-from engine.whole_files import check_place, target_of, write_whole
 from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
@@ -137,11 +137,10 @@ def check_model_paths(load: str, save: str) -> None:
         if load and not Path(load).is_file():
             reason = "is not a regular file" if Path(load).exists() else "no such file"
             raise UserError(f"{flag}: {reason}")
-        flag = f"--save-model={save}"
-        if save:
-            check_place("--save-model", Path(save))
     except OSError as error:
         raise UserError(f"{flag}: {reason_of(error)}") from error
+    if save:
+        check_place(f"--save-model={save}", Path(save))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

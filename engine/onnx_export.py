@@ -7,13 +7,14 @@ import argparse
 from pathlib import Path
 
 from common.errors import RankError, UserError
+from common.versions import problem_of_import
+from common.whole_files import check_place, target_of
 from engine.model_file import ModelState, gathered_state
 from engine.saved_content import reason_of
 from engine.served_model import ServedModel
-from engine.whole_files import check_place, target_of
 
 ONNX_FILE = "dlrm_s_pytorch.onnx"  # the original's name
-REQUIREMENTS = "requirements-onnx.txt"
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-onnx.txt"
 FLAG = "--onnx-file"
 
 
@@ -25,39 +26,25 @@ def check_onnx_options(options: argparse.Namespace) -> None:
                 f"{FLAG}={options.onnx_file} without --save-onnx writes nothing: add --save-onnx"
             )
         return
-    _check_package()
+    if problem := problem_of_import("onnx", _import_onnx, REQUIREMENTS):
+        raise UserError(f"--save-onnx: {problem}")
     if not options.onnx_file:
         raise UserError(f"{FLAG}= is empty: name a file")
-    try:
-        _check_paths(options)
-    except OSError as error:
-        raise UserError(f"{FLAG}={options.onnx_file}: {reason_of(error)}") from error
+    _check_paths(options)
 
 
-def _check_package() -> None:
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        root = Path(__file__).resolve().parent.parent
-        raise UserError(
-            f"--save-onnx needs the package onnx ({' '.join(str(error).split())}):"
-            f" python -m pip install -r {root / REQUIREMENTS}"
-        ) from error
+def _import_onnx() -> None:
+    import engine.onnx_file
+    import engine.onnx_graph  # noqa: F401
 
 
 def _check_paths(options: argparse.Namespace) -> None:
     from engine.onnx_file import data_file_of
 
     path = Path(options.onnx_file)
-    check_place(FLAG, path)
+    check_place(f"{FLAG}={path}", path)
     data = data_file_of(target_of(path))
-    try:
-        check_place(FLAG, data)
-    except UserError as error:
-        raise UserError(
-            f"{FLAG}={path}: {data} is where weights above 2 GB go, and cannot be written:"
-            " remove it or name another file"
-        ) from error
+    check_place(f"{FLAG}={path}: {data} (for weights above 2 GB)", data)
     for flag in ("save_model", "load_model"):
         other = getattr(options, flag)
         if other and target_of(Path(other)) in (target_of(path), data):

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 
-from engine.whole_files import target_of, write_whole
+from common.whole_files import target_of, write_whole
 
 MOST_IN_ONE_FILE = 2**31 - 1  # bytes of a protobuf message
 ALIGNMENT = 1 << 16  # where a runtime can map a weight into memory: Windows asks for the most

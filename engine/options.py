@@ -17,7 +17,7 @@ PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first i
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the network and of compressed tables."""
+    """Add the flags of the network."""
     flag = parser.add_argument_group("Model").add_argument
     flag(
         "--arch-sparse-feature-size",
@@ -60,52 +60,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a weight for each row in the sum over a bag, 1 at first",
     )
     flag("--activation-function", choices=("relu",), default="relu", help="of hidden layers")
-    _add_compressed_options(parser)
-
-
-def _add_compressed_options(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument_group("Compressed tables").add_argument
-    flag(
-        "--qr-flag",
-        action="store_true",
-        help="quotient-remainder tables: two small tables for a large one (arXiv 1909.02107)",
-    )
-    flag(
-        "--qr-threshold",
-        type=number_in(int, 0),
-        default=200,
-        help="tables of at most so many rows stay plain",
-    )
-    flag(
-        "--qr-operation",
-        choices=("mult", "add", "concat"),
-        default="mult",
-        help="how the vectors of quotient and remainder join; concat: --arch-mlp-bot ends in 2 D",
-    )
-    flag(
-        "--qr-collisions",
-        type=number_in(int, 2),
-        default=4,
-        help="rows that share a quotient: the large table is so many times smaller",
-    )
-    flag(
-        "--md-flag",
-        action="store_true",
-        help="mixed dimensions: large tables have narrow rows, projected to D (arXiv 1909.11810)",
-    )
-    flag(
-        "--md-threshold",
-        type=number_in(int, 0),
-        default=200,
-        help="tables of at most so many rows stay plain",
-    )
-    flag(
-        "--md-temperature",
-        type=number_in(float, 0),
-        default=0.3,
-        help="how fast dimensions shrink as tables grow; 0: not at all",
-    )
-    flag("--md-round-dims", action="store_true", help="dimensions are powers of two")
 
 
 def add_loss_options(parser: argparse.ArgumentParser) -> None:

@@ -64,10 +64,6 @@ def check_quantization(options: argparse.Namespace) -> None:
         (options.save_model, f"{given} does not change model files: leave --save-model out"),
         (options.save_onnx, f"{given} does not go with --save-onnx: leave one of them out"),
         (
-            of_tables and options.weighted_pooling,
-            f"{tables} does not go with --weighted-pooling: leave one of them out",
-        ),
-        (
             of_tables and (options.qr_flag or options.md_flag),
             f"{tables} does not go with compressed tables: leave it, or"
             f" {'--qr-flag' if options.qr_flag else '--md-flag'}, out",
@@ -129,9 +125,9 @@ def quantize(
 
 def _quantize_tables(tables: EmbeddingTables, bits: int) -> None:
     """Put quantized twins in the place of this rank's matrices, which are freed."""
-    for k, matrix in enumerate(tables.matrices):
-        twin = QuantizedMatrix(matrix.weight, matrix.parts, bits)
-        tables.matrices[k] = twin  # type: ignore[call-overload]  # it has what a forward pass needs
+    tables.replace_matrices(
+        lambda matrix: QuantizedMatrix(matrix.weight, matrix.parts, bits, matrix.pooling)
+    )
 
 
 def _table_bytes(tables: EmbeddingTables, bits: int) -> int:

@@ -1,4 +1,4 @@
-"""The tables that a model consists of: plain ones, or parts that need less memory.
+"""What a model's tables are made of: one matrix each, or parts that need less memory.
 
 Quotient-remainder tables: Shi et al., Compositional Embeddings Using Complementary Partitions,
 arXiv 1909.02107. Mixed dimensions: Ginart et al., Mixed Dimension Embeddings, arXiv 1909.11810.
@@ -13,15 +13,62 @@ from typing import Literal
 import numpy as np
 
 from common.errors import UserError
+from common.flags import number_in
 from ranks.placement import LogicalTable, Part
 
 
+def add_compression_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of compressed tables."""
+    flag = parser.add_argument_group("Compressed tables").add_argument
+    flag(
+        "--qr-flag",
+        action="store_true",
+        help="quotient-remainder tables: two small tables for a large one (arXiv 1909.02107)",
+    )
+    flag(
+        "--qr-threshold",
+        type=number_in(int, 0),
+        default=200,
+        help="tables of at most so many rows stay plain",
+    )
+    flag(
+        "--qr-operation",
+        choices=("mult", "add", "concat"),
+        default="mult",
+        help="how the vectors of quotient and remainder join; concat: --arch-mlp-bot ends in 2 D",
+    )
+    flag(
+        "--qr-collisions",
+        type=number_in(int, 2),
+        default=4,
+        help="rows that share a quotient: the large table is about so many times smaller",
+    )
+    flag(
+        "--md-flag",
+        action="store_true",
+        help="mixed dimensions: large tables have narrow rows, projected to D (arXiv 1909.11810)",
+    )
+    flag(
+        "--md-threshold",
+        type=number_in(int, 0),
+        default=200,
+        help="tables of at most so many rows stay plain",
+    )
+    flag(
+        "--md-temperature",
+        type=number_in(float, 0),
+        default=0.3,
+        help="how fast dimensions shrink as tables grow; 0: not at all",
+    )
+    flag("--md-round-dims", action="store_true", help="dimensions are powers of two")
+
+
 @dataclass(frozen=True)
-class PlainTables:
-    """Every table is a matrix with a row for each id.
+class Compression:
+    """Makes the tables of a model; the base class of all ways to make them.
 
     Attributes:
-        dim: D.
+        dim: D, as --arch-sparse-feature-size says.
     """
 
     dim: int
@@ -37,11 +84,23 @@ class PlainTables:
         Args:
             num_rows: ids of each table.
         """
+        raise NotImplementedError
+
+
+class NoCompression(Compression):
+    """Every table is a matrix with a row for each id."""
+
+    def make_tables(self, num_rows: Sequence[int]) -> tuple[LogicalTable, ...]:
+        """The tables of a model, all on rank 0.
+
+        Args:
+            num_rows: ids of each table.
+        """
         return tuple(_plain(table, rows, self.vector_dim) for table, rows in enumerate(num_rows))
 
 
 @dataclass(frozen=True)
-class QuotientRemainder(PlainTables):
+class QuotientRemainder(Compression):
     """Id i of a large table is looked up as i // collisions in one part, i % collisions in another.
 
     Attributes:
@@ -82,7 +141,7 @@ class QuotientRemainder(PlainTables):
 
 
 @dataclass(frozen=True)
-class MixedDimensions(PlainTables):
+class MixedDimensions(Compression):
     """A large table has vectors of fewer than D numbers, which a matrix projects to D.
 
     Attributes:
@@ -145,11 +204,11 @@ def _plain(table: int, rows: int, dim: int) -> LogicalTable:
     return LogicalTable(rows, dim, (part,))
 
 
-def compression_from_options(options: argparse.Namespace) -> PlainTables:
-    """The kind of tables that the flags ask for.
+def compression_from_options(options: argparse.Namespace) -> Compression:
+    """How the flags ask for the tables to be made.
 
     Raises:
-        UserError: they ask for two kinds, or for one that does not go with --weighted-pooling.
+        UserError: they ask for two ways, or for one that does not go with --weighted-pooling.
     """
     dim = options.arch_sparse_feature_size
     asked = [name for name in ("qr", "md") if getattr(options, f"{name}_flag")]
@@ -168,4 +227,4 @@ def compression_from_options(options: argparse.Namespace) -> PlainTables:
         return MixedDimensions(
             dim, options.md_threshold, options.md_temperature, options.md_round_dims
         )
-    return PlainTables(dim)
+    return NoCompression(dim)

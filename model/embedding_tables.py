@@ -1,9 +1,9 @@
 """Embedding bags of all tables, whichever ranks hold them, under the original's names."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from model.batch import Bags, TablePick
 from model.embedding_matrix import EmbeddingMatrix
 from model.exchange import Exchange
 from model.part_matrix import PartMatrix
-from model.table_kinds import TableKind
+from model.table_groups import TableGroup
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from optim.update import Update
 from ranks.placement import LogicalTable, Part
@@ -24,17 +24,32 @@ VALUES_PER_DRAW = 1 << 22  # initial values drawn at a time
 
 
 @dataclass(frozen=True)
-class _Lookup:
-    """What one matrix looks up: the parts of one dimension d.
+class _Plan:
+    """Which bags one lookup takes, and whose vectors it returns: those of the parts of dimension d.
 
     Attributes:
         pick: picks the bags of the parts' tables out of those of this rank's tables.
-        pieces: (number of the kind, place of the parts in their tables, number of parts), one for
+        pieces: (number of the group, place of the parts in their tables, number of parts), one for
             each stretch of the matrix's columns.
     """
 
     pick: TablePick
     pieces: tuple[tuple[int, int, int], ...]
+
+
+class Lookup(Protocol):
+    """What a forward pass needs of an EmbeddingMatrix.
+
+    Attributes:
+        parts: the P parts that are looked up.
+        dim: d.
+    """
+
+    parts: tuple[Part, ...]
+    dim: int
+
+    def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:
+        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, d)."""
 
 
 class EmbeddingTables(nn.Module):
@@ -57,6 +72,7 @@ class EmbeddingTables(nn.Module):
         parts: the parts of all tables, in the tables' order.
         joins: how each table's parts are joined.
         matrices: the parts of this rank that are looked up, one matrix for each dimension.
+        lookups: the matrices, or twins that have replaced them.
     """
 
     def __init__(
@@ -75,13 +91,14 @@ class EmbeddingTables(nn.Module):
         self._dim = tables[0].dim
         self._device = device = exchange.process.device
         own = [tables[number] for number in exchange.tables_of[exchange.process.rank]]
-        self._kinds = [
-            TableKind(list(of_kind), device, optimizer, execution)
-            for _, of_kind in itertools.groupby(own, key=lambda table: table.kind)
+        self._groups = [
+            TableGroup(list(alike), device, optimizer, execution)
+            for _, alike in itertools.groupby(own, key=lambda table: table.structure)
         ]
-        self._lookups: list[_Lookup] = []
+        self._plans: list[_Plan] = []
         self.matrices: list[EmbeddingMatrix] = []
         self._make_lookups([table.parts[0].table for table in own])
+        self.lookups: list[Lookup] = list(self.matrices)
         self._order = self._find_order()
 
     def _make_lookups(self, numbers: Sequence[int]) -> None:
@@ -91,18 +108,18 @@ class EmbeddingTables(nn.Module):
             numbers: the numbers of this rank's tables, in the exchange's order.
         """
         pieces_of: dict[int, list[tuple[int, int]]] = {}
-        for k, kind in enumerate(self._kinds):
-            for place, parts in enumerate(kind.looked_up):
+        for k, group in enumerate(self._groups):
+            for place, parts in enumerate(group.looked_up):
                 pieces_of.setdefault(parts[0].dim, []).append((k, place))
         # a rank without tables looks nothing up, but takes part in the exchange of the gradients
         for dim, pieces in (pieces_of or {self._dim: []}).items():
-            by_piece = [self._kinds[k].looked_up[place] for k, place in pieces]
+            by_piece = [self._groups[k].looked_up[place] for k, place in pieces]
             parts = [part for of_piece in by_piece for part in of_piece]
             columns = [numbers.index(part.table) for part in parts]
             sized = tuple(
                 (*piece, len(of_piece)) for piece, of_piece in zip(pieces, by_piece, strict=True)
             )
-            self._lookups.append(_Lookup(TablePick(columns, len(numbers), self._device), sized))
+            self._plans.append(_Plan(TablePick(columns, len(numbers), self._device), sized))
             self.matrices.append(
                 EmbeddingMatrix(
                     parts,
@@ -142,27 +159,36 @@ class EmbeddingTables(nn.Module):
     def _look_up(self, bags: Bags, num_rows: int, update: Update | None) -> torch.Tensor:
         """Bags of B rows in this rank's t tables -> the tables' vectors (B, t, D)."""
         pooled: dict[tuple[int, int], torch.Tensor] = {}
-        vectors = torch.empty(0)
-        for lookup, matrix in zip(self._lookups, self.matrices, strict=True):
-            vectors = matrix.look_up(lookup.pick(bags), update)
+        for plan, matrix in zip(self._plans, self.lookups, strict=True):
+            vectors = matrix.look_up(plan.pick(bags), update)
             if self._execution.lower is not None:
                 vectors = vectors.to(self._execution.lower)
             vectors = vectors.view(num_rows, len(matrix.parts), matrix.dim)
-            sizes = [size for _, _, size in lookup.pieces]
+            if not plan.pieces:  # this rank has no tables
+                return vectors
+            sizes = [size for _, _, size in plan.pieces]
             columns = vectors.split(sizes, dim=1) if len(sizes) > 1 else [vectors]
-            for (kind, place, _), piece in zip(lookup.pieces, columns, strict=False):
-                pooled[kind, place] = piece
+            for (k, place, _), piece in zip(plan.pieces, columns, strict=True):
+                pooled[k, place] = piece
         joined = [
-            kind.join([pooled[k, place] for place in range(len(kind.looked_up))], update)
-            for k, kind in enumerate(self._kinds)
+            group.join([pooled[k, place] for place in range(len(group.looked_up))], update)
+            for k, group in enumerate(self._groups)
         ]
-        if len(joined) > 1:
-            return torch.cat(joined, dim=1)
-        return joined[0] if joined else vectors
+        return joined[0] if len(joined) == 1 else torch.cat(joined, dim=1)
+
+    def replace_matrices(self, make_twin: Callable[[EmbeddingMatrix], Lookup]) -> None:
+        """Look up in twins of the matrices, which are freed: no part can be trained or saved then.
+
+        Args:
+            make_twin: returns what takes a matrix's place.
+        """
+        for k, matrix in enumerate(self.matrices):
+            self.lookups[k] = make_twin(matrix)
+        self.matrices = []
 
     def _stores(self) -> list[PartMatrix]:
         """The matrices of all parts of this rank, with those of projections."""
-        projections = [kind.projections for kind in self._kinds if kind.projections is not None]
+        projections = [group.projections for group in self._groups if group.projections is not None]
         return [*self.matrices, *projections]
 
     def apply_kept(self, update: Update) -> None:

@@ -38,9 +38,9 @@ class AllToAll(torch.autograd.Function):
 class Exchange:
     """Moves ids to the ranks that hold the tables, and pooled vectors back.
 
-    Both directions use one order of the tables: rank by rank, on a rank kind by kind, and those of
-    a kind in the order of the tables. The shapes of all messages follow from the number of rows and
-    ids, never from the ids.
+    Both directions use one order of the tables: rank by rank, on a rank those of one structure
+    after those of another, and otherwise as they come. The shapes of all messages follow from the
+    number of rows and ids, never from the ids.
 
     Args:
         process: this rank.
@@ -53,9 +53,9 @@ class Exchange:
 
     def __init__(self, process: Process, tables: Sequence[LogicalTable]) -> None:
         self.process, self._num_tables = process, len(tables)
-        by_kind = sorted(range(len(tables)), key=lambda number: tables[number].kind)
+        in_groups = sorted(range(len(tables)), key=lambda number: tables[number].structure)
         self.tables_of = [
-            [number for number in by_kind if tables[number].rank == rank]
+            [number for number in in_groups if tables[number].rank == rank]
             for rank in range(process.world_size)
         ]
         (self._dim,) = {table.dim for table in tables}

@@ -35,11 +35,11 @@ class _Project(torch.autograd.Function):
         assert ctx.update is not None, "a forward pass without an update has no backward pass"
         (vectors,) = ctx.saved_tensors
         by_table = gradient.transpose(0, 1)
-        of_vectors = torch.bmm(by_table, ctx.matrices)  # before the matrices change
-        of_matrices = torch.bmm(by_table.transpose(1, 2), vectors)
+        vector_gradients = torch.bmm(by_table, ctx.matrices)  # before the matrices change
+        matrix_gradients = torch.bmm(by_table.transpose(1, 2), vectors)
         with phase("update"):
-            ctx.projections.update_matrices(of_matrices, ctx.update)
-        return of_vectors.transpose(0, 1), None, None
+            ctx.projections.update_matrices(matrix_gradients, ctx.update)
+        return vector_gradients.transpose(0, 1), None, None
 
 
 class Projections(PartMatrix):

@@ -33,6 +33,7 @@ class QuantizedMatrix:
         weight: (R, D) float32, the rows of all parts, one part below the other.
         parts: the P parts, in the order of the columns of the bags that are looked up.
         bits: 8 or 4.
+        pooling: (R, 1) float32 weights in sums over bags, which are not quantized; None: all are 1.
 
     Attributes:
         parts: as given.
@@ -43,8 +44,14 @@ class QuantizedMatrix:
         RankError: there is no memory for the integers, or a number is too large for them.
     """
 
-    def __init__(self, weight: torch.Tensor, parts: Sequence[Part], bits: int) -> None:
-        self.parts, self.dim = tuple(parts), weight.shape[1]
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        parts: Sequence[Part],
+        bits: int,
+        pooling: torch.Tensor | None = None,
+    ) -> None:
+        self.parts, self.dim, self._pooling = tuple(parts), weight.shape[1], pooling
         operators = quantized_operators(bits)
         assert operators is not None
         self._pack, self._sums = operators
@@ -92,7 +99,8 @@ class QuantizedMatrix:
                 offset_of_bag, lengths, output_size=len(bags.ids)
             )
             begins = lengths.cumsum(0) - lengths
-        pooled: torch.Tensor = self._sums(self.weight, rows, begins)
+        weights = None if self._pooling is None else self._pooling[rows].view(-1)
+        pooled: torch.Tensor = self._sums(self.weight, rows, begins, per_sample_weights=weights)
         return pooled[:, : self.dim].contiguous()  # without a copy, unless D is odd
 
 

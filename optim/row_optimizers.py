@@ -141,8 +141,8 @@ TABLE_OPTIMIZERS: dict[str, type[RowOptimizer]] = {
     "adagrad": RowAdagrad,
     "rwsadagrad": RowWiseAdagrad,
 }
-# Of pooling weights and projections, which are dense parameters for --optimizer. Their rules are
-# those of optim/dense.py, and so are the names of their state.
+# These update pooling weights and projections, which are dense parameters for --optimizer: rules
+# and names of the state are those of optim/dense.py.
 ELEMENT_OPTIMIZERS: dict[str, type[RowOptimizer]] = {
     "sgd": RowSGD,
     "adagrad": RowAdagrad,

@@ -1,1 +1,1 @@
-"""Processes: who this one is, which tables and rows are whose, collectives."""
+"""Processes: who this one is, their model's shape, which tables and rows are whose, collectives."""

@@ -47,7 +47,7 @@ class Part:
         return self.end - self.begin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogicalTable:
     """A table as the model sees it: ids below num_rows go in, vectors of D numbers come out.
 
@@ -64,6 +64,11 @@ class LogicalTable:
     parts: tuple[Part, ...]
     join: Join = "plain"
 
+    def __repr__(self) -> str:
+        """A few words, as --debug-mode prints all tables."""
+        parts = ", ".join(f"{part.key} {part.num_rows} x {part.dim}" for part in self.parts)
+        return f"<table of {self.num_rows} rows, {self.join}: {parts}>"
+
     @property
     def rank(self) -> int:
         """The rank that holds all parts."""
@@ -75,8 +80,8 @@ class LogicalTable:
         return sum(part.num_rows * part.dim for part in self.parts)
 
     @property
-    def kind(self) -> tuple[Join, int]:
-        """Tables of the same kind can be looked up and joined together."""
+    def structure(self) -> tuple[Join, int]:
+        """Tables of the same structure are looked up and joined together."""
         return self.join, self.parts[0].dim
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ranks.model_shape import ModelShape
 from ranks.placement import LogicalTable, Part
 from reporting.drawing import (
     GAP,
@@ -50,31 +51,17 @@ _POOLING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
-    """What the picture tells of a model.
+class Network(ModelShape):
+    """What the picture tells of a model, whose tables have been placed on ranks.
 
     Attributes:
-        tables: all T tables, with the ranks that hold them.
-        bottom: widths of the bottom MLP, dense features first.
-        top: widths of the top MLP, the interaction's first.
-        interaction: dot or cat.
-        itself: dot keeps the products of a vector with itself.
-        pooling: weights in the sum over a bag: fixed, learned, or empty if there are none.
         loss: mse, bce or wbce.
         loss_weights: those of label 0 and label 1, for wbce only.
-        clamp: predictions stay in [clamp, 1 - clamp].
         num_ranks: ranks that train it.
     """
 
-    tables: tuple[LogicalTable, ...]
-    bottom: tuple[int, ...]
-    top: tuple[int, ...]
-    interaction: str
-    itself: bool
-    pooling: str
     loss: str
     loss_weights: tuple[float, ...]
-    clamp: float
     num_ranks: int
 
     @property

@@ -4,16 +4,15 @@ Sizes are computed here from the letters, so that a layout needs neither matplot
 All lengths are points (1/72 inch), and y grows downwards.
 """
 
-import contextlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.errors import RankError, UserError
-from common.versions import problem_of_package
+from common.versions import problem_of_import
+from common.whole_files import check_place, target_of, write_whole
 
 PADDING = 6.0  # between the edge of a box and what is in it
 GAP = 8.0  # between boxes that lie in the same box
@@ -268,15 +267,17 @@ def check_drawable(flag: str, path: Path) -> None:
         flag: the flag that asks for the picture.
         path: where it is to be written.
     """
-    if problem := problem_of_package("matplotlib"):
+    if problem := problem_of_import("matplotlib", _import_matplotlib):
         raise UserError(f"{flag}: {problem}")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{flag}: {path.absolute()} is no regular file: move it away")
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{flag}: {path.name} is written to the current folder, and"
-            f" {path.absolute().parent} is not writable: start in another folder"
-        )
+    check_place(f"{flag}: {path.absolute()}", path, "start in another folder")
+
+
+def _import_matplotlib() -> None:
+    """Import all that the file needs of it."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+    import matplotlib.patches
+    import matplotlib.style  # noqa: F401
 
 
 def save_svg(flag: str, picture: Picture, path: Path) -> None:
@@ -285,7 +286,7 @@ def save_svg(flag: str, picture: Picture, path: Path) -> None:
     Args:
         flag: the flag that asks for it.
         picture: the picture.
-        path: the file; it appears complete, by a rename, or not at all.
+        path: the file; it appears whole or not at all. If it is a link, its target is written.
 
     Raises:
         RankError: it cannot be written; a file that was there before is kept.
@@ -297,19 +298,18 @@ def save_svg(flag: str, picture: Picture, path: Path) -> None:
         "font.sans-serif": _FONTS,
         "svg.fonttype": "none",
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
+
+    def write(file: BinaryIO) -> None:
         with style.context(["default", settings]):  # not those of the user's matplotlibrc
-            _draw(picture).savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
-        os.replace(partial, path)
+            _draw(picture).savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+
+    try:
+        write_whole([(target_of(path), write)])
     except OSError as error:
         raise RankError(
             f"{flag}: {path.absolute()} cannot be written ({error.strerror or error}):"
             " make room there or start in another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _draw(picture: Picture) -> Any:

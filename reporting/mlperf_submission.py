@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.flags import true_or_false
-from common.versions import problem_of_package
+from common.versions import problem_of_import
 
 NO_SUBMITTER = "none (this run is no MLPerf submission)"
 DIVISIONS = ("open", "closed")
@@ -103,16 +103,13 @@ def check_submission(options: argparse.Namespace) -> None:
     """
     if not writes_events(options):
         return
-    if problem := problem_of_package("mlperf-logging"):
+    if problem := problem_of_import("mlperf-logging", _import_mlperf_logging):
         raise UserError(f"--mlperf-logging: {problem}; or give --mlperf-events=false")
-    try:
-        import mlperf_logging.mllog  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"--mlperf-logging: mlperf-logging cannot be imported ({error}): install it anew, or"
-            " give --mlperf-events=false"
-        ) from error
     Submission.from_options(options, devices="unknown")
+
+
+def _import_mlperf_logging() -> None:
+    import mlperf_logging.mllog.mllog  # noqa: F401
 
 
 def _name(options: argparse.Namespace, what: str, default: str) -> str:

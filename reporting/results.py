@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser, number_in
-from common.versions import problem_of_package
+from common.versions import problem_of_import
 
 
 @dataclass
@@ -76,11 +76,7 @@ def summarise(text: str) -> LogSummary:
 
 def plot(summary: LogSummary, path: Path, title: str) -> None:
     """Draw the loss over steps, and the AUC (else the accuracy) of evaluations, into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _import_pyplot()
     figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     axis.plot(summary.steps, summary.losses, color="tab:blue", label="training loss")
     axis.set(xlabel="step", ylabel="training loss (mean since the last line)", title=title)
@@ -97,6 +93,16 @@ def plot(summary: LogSummary, path: Path, title: str) -> None:
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _import_pyplot() -> Any:
+    """matplotlib's pyplot, which makes files here and never windows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def value_text(value: float, digits: int) -> str:
@@ -142,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds", type=number_in(int, 0), required=True, help="duration of the training"
     )
     options = parser.parse_args(argv)
-    if options.plot and (problem := problem_of_package("matplotlib")):
+    if options.plot and (problem := problem_of_import("matplotlib", _import_pyplot)):
         raise UserError(problem)
     try:
         summary = summarise(options.log.read_text(errors="replace"))

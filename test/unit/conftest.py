@@ -201,6 +201,20 @@ def write_package(folder, name, version):
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
+def break_package(folder, monkeypatch, name, error, *users):
+    """Put a package in front of the installed one whose import ends in an error, such as `OSError`.
+
+    Modules that have imported it already, as `users` have, are to be imported anew.
+    """
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(f"raise {error}\n")
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in users:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(folder)
+
+
 def rows_of(prepared, split):
     """The split's rows, however they lie on disk, as int32 (n, 40)."""
     return prepared.layout.unpack(np.asarray(prepared.rows(split)))

@@ -53,7 +53,7 @@ def facts_of(trainer):
     record = getattr(sys.modules.get("torch_npu"), "record", None)
     return {
         "operators": sorted(record.operators) if record else [],
-        "table_rows": sum(len(matrix.weight) for matrix in trainer.model.emb_l.matrices),
+        "table_rows": sum(len(matrix.weight) for matrix in trainer.model.emb_l.lookups),
         "rows_read": trainer.data.train.num_rows_read,
         "rows_computed": trainer.rows_computed,
         "alike": (

@@ -37,8 +37,11 @@ MISTAKES = {
     "--onnx-file=m.onnx": "--onnx-file=m.onnx without --save-onnx writes nothing: add --save-onnx",
     "--save-onnx --onnx-file=/no/such/folder/x": "--onnx-file=/no/such/folder/x: its folder does",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
-    "--arch-embedding-size=100000000000000-3-2": "GB of tables",
-    "--arch-embedding-size=99999999999999999999-3-2": "GB of tables",
+    "--arch-embedding-size=2000000000 --arch-sparse-feature-size=999999 --arch-mlp-bot=4-999999": (
+        "GB of tables"
+    ),
+    "--arch-embedding-size=3000000000-3-2 --qr-flag": "table of 3000000000 rows: expected at most",
+    "--arch-embedding-size=99999999999999999999-3-2": "rows: expected at most 2147483648",
     "--arch-mlp-bot=4-1000000-100000000000-2": (
         "no memory for an MLP of 4-1000000-100000000000-2 (400000801 GB of weights) on cpu"
     ),

@@ -118,3 +118,13 @@ def test_an_old_python_gets_one_line_wherever_the_tests_run(monkeypatch, capsys)
         versions.demand("__main__", "torch")
     line = f"error: Python 3.9.18 is too old: expected 3.10 or newer; this one is {sys.executable}"
     assert stop.value.code == 2 and capsys.readouterr().err == line + "\n"
+
+
+def test_the_reason_of_a_failing_import_stays_one_short_line():
+    def import_it():
+        raise TypeError("no descriptors\n" + "how to mend that: read this page " * 100)
+
+    problem = versions.problem_of_import("numpy", import_it)
+    assert "cannot be imported (TypeError: no descriptors how to mend that" in problem
+    assert "\n" not in problem and len(problem) < 800
+    assert versions.problem_of_import("numpy", lambda: None) == ""

@@ -311,7 +311,7 @@ NO_PLACES = {
     "device": (lambda folder: "/dev/null", "is a device, pipe or socket"),
     "link to a device": (lambda folder: make_link(folder, "/dev/null"), "is a device, pipe or"),
     "pipe": (make_fifo, "is a device, pipe or socket"),
-    "link to a folder": (lambda folder: make_link(folder, folder), "is a folder: name a file"),
+    "link to a folder": (lambda folder: make_link(folder, folder), "is a folder: name a"),
     "link into no folder": (lambda folder: make_link(folder, "no/m.pth"), "its folder does not"),
     "link to itself": (lambda folder: make_link(folder, "link"), "link"),
     "long name": (lambda folder: name_of_bytes(folder, 255), "File name too long"),

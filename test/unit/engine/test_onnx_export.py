@@ -1,6 +1,7 @@
 """The ONNX file is valid, names its weights, and onnxruntime predicts with it what we predict."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -15,11 +16,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CRITEO_MODEL, ROOT, shell, train, trained
+from conftest import CRITEO_MODEL, ROOT, break_package, shell, train, trained, write_package
 
 import dlrm_s_pytorch as dlrm
+from common import versions
 from common.errors import RankError
 from engine import onnx_export
+from engine.served_model import ServedModel
 from model.batch import Bags, Features
 
 NUM_ROWS = 1000
@@ -180,8 +183,8 @@ def test_criteos_integers_go_in_as_they_are_in_the_text(tmp_path, kaggle, kind):
         np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
     props = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     assert props["dense_logarithm"] == "inside the graph" and "log(max(x, 0) + 1)" in props["dense"]
-    rows = trainer.model.architecture.num_rows
-    assert props["table_rows"] == "-".join(str(number) for number in rows)
+    tables = trainer.model.architecture.tables
+    assert props["table_rows"] == "-".join(str(table.num_rows) for table in tables)
 
 
 def test_shapes_and_meanings_are_in_the_file(exported):
@@ -250,23 +253,15 @@ def test_three_ranks_and_an_evaluation_write_what_one_rank_wrote_after_training(
 
 
 @pytest.fixture
-def small_served(exported, monkeypatch, tmp_path):
+def small_served(exported, tmp_path):
     """A function that writes a small model; its argument is the most bytes in one file."""
     trainer, _ = exported("dimensions")
     path = tmp_path / "m.onnx"
-    saved = {}
-
-    def keep(*arguments):
-        saved["served"] = arguments[2]
-        return []
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dlrm, "save_onnx", keep)
-        patch.setattr(trainer.options, "onnx_file", str(path))
-        dlrm.export_onnx(trainer)
+    shape = vars(trainer.model.architecture)
+    served = ServedModel(**shape, takes_integers=False, one_id=False)
 
     def write(most, target=path):
-        return onnx_export.save_onnx(str(target), trainer.state, saved["served"], most)
+        return onnx_export.save_onnx(str(target), trainer.state, served, most)
 
     return trainer, path, write
 
@@ -356,14 +351,18 @@ def make_folder(path):
 
 MISTAKES = {
     "no folder": (lambda folder: "no/m.onnx", "its folder does not exist"),
-    "folder": (lambda folder: make_folder(folder / "m.onnx"), "is a folder: name a file"),
+    "folder": (lambda folder: make_folder(folder / "m.onnx"), "is a folder: name another file"),
     "empty": (lambda folder: "", "--onnx-file= is empty: name a file"),
     "no file for the weights": (
         lambda folder: make_folder(folder / "m.onnx.data").removesuffix(".data"),
-        "m.onnx.data is where weights above 2 GB go, and cannot be written",
+        "m.onnx.data (for weights above 2 GB) is a folder: name another file",
     ),
     "the model file": (lambda folder: "m.pth", "--save-model=m.pth: expected two files"),
     "name without room": (lambda folder: "m" * 255, "File name too long"),
+    "no room for the weights' name": (
+        lambda folder: "m" * (255 - len(".partial")),
+        ".data (for weights above 2 GB): File name too long: name another file",
+    ),
 }
 
 
@@ -379,13 +378,58 @@ def test_a_path_that_cannot_be_written_is_an_error_before_training(tmp_path, mon
     assert os.listdir(tmp_path) == before
 
 
-def test_a_missing_package_is_an_error_before_training_that_names_the_requirements(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    result = train(*RANDOM, "--save-onnx")
+def error_of_package(kaggle_copy):
+    """The error of a run that is to train on data which is not prepared yet, and does not begin."""
+    before = os.listdir(kaggle_copy)
+    result = train(*CRITEO_MODEL, f"--data_path={kaggle_copy}", "--save-onnx")
     assert result.status == 2 and result.out == "" and result.err.count("\n") == 1
-    assert "--save-onnx needs the package onnx" in result.err
-    named = re.search(r"pip install -r (\S+)", result.err).group(1)
-    text = Path(named).read_text()
+    assert os.listdir(kaggle_copy) == before
+    assert result.err.startswith("error: --save-onnx: onnx "), result.err
+    install, named = re.search(r"(\S+ -m pip install) -r (\S+)\n", result.err).groups()
+    assert install == f"{sys.executable} -m pip install", "another Python's packages would change"
+    assert Path(named) == ROOT / "requirements-onnx.txt"
+    return result.err
+
+
+def test_a_missing_package_is_an_error_before_data_is_prepared(kaggle_copy, monkeypatch):
+    def hide(module, name, answer):
+        ask = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda which: answer if which == "onnx" else ask(which))
+
+    hide(versions, "installed_version", "")
+    hide(importlib.util, "find_spec", None)
+    assert "onnx is not installed: expected 1.17 or newer: " in error_of_package(kaggle_copy)
+
+
+def test_a_package_that_is_too_old_is_an_error_before_data_is_prepared(
+    kaggle_copy, tmp_path, monkeypatch
+):
+    write_package(tmp_path, "onnx", "1.16.2")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "onnx 1.16.2 is too old: expected 1.17 or newer: "
+    assert message in error_of_package(kaggle_copy)
+
+
+BROKEN = {
+    "protobuf's": "TypeError('Descriptors cannot be created directly.\\nIf this ...')",
+    "a name that is gone": "AttributeError('module has no attribute mapping')",
+    "a missing file": "ImportError('libprotobuf.so: cannot open shared object file')",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_package_that_cannot_be_imported_is_an_error_before_data_is_prepared(
+    kaggle_copy, tmp_path, monkeypatch, kind
+):
+    users = ("engine.onnx_file", "engine.onnx_graph")
+    break_package(tmp_path / "packages", monkeypatch, "onnx", BROKEN[kind], *users)
+    name, words = re.match(r"(\w+)\('(.{10})", BROKEN[kind]).groups()
+    error = error_of_package(kaggle_copy)
+    assert f"cannot be imported ({name}: {words}" in error and "pip uninstall -y onnx && " in error
+
+
+def test_the_requirements_are_those_of_the_tests():
+    text = (ROOT / "requirements-onnx.txt").read_text()
     lines = {line for line in text.splitlines() if not line.startswith("#")}
     assert {line.partition(">")[0] for line in lines} == {"onnx", "onnxruntime"}
     assert lines <= set((ROOT / "requirements-test.txt").read_text().splitlines())

@@ -6,7 +6,7 @@ import torch
 from naive_embedding import bags_of, draw_bags, naive_vectors, parameters_of
 
 from devices.execution import Execution
-from model.compression import PlainTables
+from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from optim.update import Update
@@ -20,7 +20,7 @@ LEARNED = pytest.mark.parametrize("learned", [True, False], ids=["learned", "pla
 
 def make(optimizer="sgd", learned=False, rank=0, world_size=1, execution=Execution()):  # noqa: B008
     process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
-    placed = place_tables(PlainTables(DIM).make_tables(NUM_ROWS), world_size)
+    placed = place_tables(NoCompression(DIM).make_tables(NUM_ROWS), world_size)
     tables = EmbeddingTables(placed, Exchange(process, placed), optimizer, learned, execution)
     np.random.seed(3)
     tables.initialise()

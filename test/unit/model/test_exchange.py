@@ -13,7 +13,7 @@ import torch.distributed as dist
 from naive_embedding import bags_of, draw_bags
 
 from common.shares import split_evenly
-from model.compression import PlainTables
+from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
 from optim.update import Update
@@ -44,7 +44,7 @@ class ThreadRanks:
 def train(rank, world_size, lists, one_each, gradient):
     """Vectors of this rank's rows, and its parts' rows after a step."""
     process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
-    placed = place_tables(PlainTables(DIM).make_tables(NUM_ROWS), world_size)
+    placed = place_tables(NoCompression(DIM).make_tables(NUM_ROWS), world_size)
     tables = EmbeddingTables(placed, Exchange(process, placed), "sgd", learned_pooling=False)
     generator = torch.Generator().manual_seed(1)
     initial = {f"{t}.weight": torch.randn(n, DIM, generator=generator)

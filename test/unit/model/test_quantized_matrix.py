@@ -66,6 +66,34 @@ def test_sums_over_bags_are_those_of_rows_quantized_by_the_formulas(bits, dim, o
         torch.testing.assert_close(got[k], want[k], rtol=0, atol=1e-5 * size, msg=at(f"bag {k}"))
 
 
+@pytest.mark.parametrize("one_each", [True, False], ids=["one id", "any length"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_of_rows_count_in_sums_over_bags(bits, one_each):
+    """Learned pooling: its weights stay float32."""
+    weight = torch.from_numpy(draw_weight(NUM_ROWS, 16))
+    pooling = torch.rand(len(weight), 1, generator=torch.Generator().manual_seed(2)) + 0.5
+    bags, lists = draw_bags(NUM_ROWS, 20, one_each)
+    got = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits, pooling).look_up(bags, None)
+    plain = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits)
+    begins = np.cumsum([0, *NUM_ROWS])
+    want = [
+        sum(
+            (
+                plain.look_up(
+                    bags_of([[[i] if t == table else [0] for t in range(len(NUM_ROWS))]], True),
+                    None,
+                )[table]
+                * pooling[begins[table] + i]
+                for i in bag
+            ),
+            torch.zeros(16),
+        )
+        for row in lists
+        for table, bag in enumerate(row)
+    ]
+    torch.testing.assert_close(got, torch.stack(want))
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_number_is_off_by_half_a_step_of_its_row_at_most(bits):
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))

@@ -4,17 +4,16 @@ import errno
 import itertools
 import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import matplotlib
 import pytest
-from conftest import ROOT, SMALL_MODEL, train
-from matplotlib.figure import Figure
+from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, break_package, shell, train
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from model.compression import MixedDimensions, PlainTables, QuotientRemainder
+from model.compression import MixedDimensions, NoCompression, QuotientRemainder
 from ranks.placement import place_tables
 from reporting import drawing
 from reporting.compute_graph import GRAPH_FILE, Network, layout, plot_compute_graph
@@ -51,14 +50,14 @@ def quotient_remainder(operation):
 MIXED = MixedDimensions(64, 200, 0.3, True)
 DEEP = {"bottom": (13, *[512] * 7, 64), "top": (415, *[10**9] * 7, 1)}
 NETWORKS = {
-    "1 table": network([4], PlainTables(2), bottom=(4, 2), top=(3, 1)),
-    "1 table, deep MLPs": network([4], PlainTables(64), **DEEP),
-    "3 tables": network([4, 3, 2], PlainTables(2), loss="wbce", clamp=0.01),
-    "26 tables": network((ROWS * 4)[:26], PlainTables(64), pooling="learned"),
-    "26 tables, 8 ranks": network((ROWS * 4)[:26], PlainTables(64), num_ranks=8),
-    "26 tables, 40 ranks": network((ROWS * 4)[:26], PlainTables(64), num_ranks=40),
-    "100 tables, shallow MLPs": network(MANY, PlainTables(64), bottom=(13, 64), top=(415, 1)),
-    "100 tables, deep MLPs, 3 ranks": network(MANY, PlainTables(64), num_ranks=3, **DEEP),
+    "1 table": network([4], NoCompression(2), bottom=(4, 2), top=(3, 1)),
+    "1 table, deep MLPs": network([4], NoCompression(64), **DEEP),
+    "3 tables": network([4, 3, 2], NoCompression(2), loss="wbce", clamp=0.01),
+    "26 tables": network((ROWS * 4)[:26], NoCompression(64), pooling="learned"),
+    "26 tables, 8 ranks": network((ROWS * 4)[:26], NoCompression(64), num_ranks=8),
+    "26 tables, 40 ranks": network((ROWS * 4)[:26], NoCompression(64), num_ranks=40),
+    "100 tables, shallow MLPs": network(MANY, NoCompression(64), bottom=(13, 64), top=(415, 1)),
+    "100 tables, deep MLPs, 3 ranks": network(MANY, NoCompression(64), num_ranks=3, **DEEP),
     "mult": network(ROWS, quotient_remainder("mult")),
     "add": network(ROWS, quotient_remainder("add"), interaction="cat"),
     "concat": network((ROWS * 4)[:26], quotient_remainder("concat"), num_ranks=8),
@@ -239,7 +238,7 @@ def test_mixed_dimensions_are_told_with_the_projection():
 
 
 def test_interactions_are_told_apart():
-    tables = PlainTables(16)
+    tables = NoCompression(16)
     itself = words_of(layout(network([5, 6], tables, itself=True, top=(22, 1))))
     assert "then 6 products of pairs of 3 vectors and of each with itself" in "\n".join(itself)
     cat = words_of(layout(network([5, 6], tables, interaction="cat", top=(48, 1))))
@@ -248,7 +247,7 @@ def test_interactions_are_told_apart():
 
 def test_the_weights_of_a_bags_sum_are_told():
     for pooling, end in (("", ""), ("fixed", "fixed weight"), ("learned", "learned weight")):
-        words = words_of(layout(network([5, 6], PlainTables(16), pooling=pooling)))
+        words = words_of(layout(network([5, 6], NoCompression(16), pooling=pooling)))
         (sentence,) = [line for line in words if line.startswith("the vectors of a bag are summed")]
         assert end in sentence and bool(end) == ("weight" in sentence)
 
@@ -310,7 +309,7 @@ def test_the_picture_in_the_docs_is_what_is_drawn_today():
     }
     bottom, top = (13, 512, 256, 64), (415, 512, 512, 256, 1)
     num_rows = [rows[k] for k in range(26)]
-    facts = network(num_rows, PlainTables(64), bottom=bottom, top=top, num_ranks=8)
+    facts = network(num_rows, NoCompression(64), bottom=bottom, top=top, num_ranks=8)
     assert texts == words_of(layout(facts))
 
 
@@ -324,30 +323,64 @@ def one_line(result):
 
 
 def test_without_matplotlib_nothing_is_begun(here, monkeypatch):
-    monkeypatch.setattr(drawing, "problem_of_package", lambda name: f"{name} is not installed: x")
+    monkeypatch.setattr(drawing, "problem_of_import", lambda name, _: f"{name} is not installed: x")
     assert "matplotlib is not installed" in one_line(train(FLAG))
     assert os.listdir() == []
 
 
+def test_a_matplotlib_that_cannot_be_imported_is_named_before_data_is_prepared(
+    here, kaggle_copy, tmp_path_factory, monkeypatch
+):
+    before = os.listdir(kaggle_copy)
+    error = "AttributeError('_ARRAY_API not found')"  # as if made for another numpy
+    break_package(tmp_path_factory.mktemp("packages"), monkeypatch, "matplotlib", error)
+    message = one_line(train(*CRITEO_MODEL, f"--data_path={kaggle_copy}", FLAG))
+    assert "cannot be imported (AttributeError: _ARRAY_API not found): install it anew" in message
+    assert os.listdir(kaggle_copy) == before
+
+
+def test_the_check_imports_all_that_a_drawing_needs(here):
+    """What the drawing alone imports could fail after data has been prepared."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from reporting import drawing\n"
+        "drawing.check_drawable('flag', Path('x.svg'))\n"
+        "before = {name for name in sys.modules if name.startswith('matplotlib')}\n"
+        "drawing.save_svg('flag', drawing.Picture(9, 9, (), ()), Path('x.svg'))\n"
+        "print({name for name in sys.modules if name.startswith('matplotlib')} - before)"
+    )
+    done = shell(sys.executable, "-c", code, env={"PYTHONPATH": str(ROOT)})
+    assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
 def test_a_folder_of_the_pictures_name_is_named_before_data_is_made(here):
     GRAPH_FILE.mkdir()
-    assert f"{here / GRAPH_FILE} is no regular file" in one_line(train(FLAG))
+    message = f"{here / GRAPH_FILE} is a folder: start in another folder"
+    assert message in one_line(train(FLAG))
     assert os.listdir() == [GRAPH_FILE.name]
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_data_is_made(here, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for root it never is
-    assert f"{here} is not writable: start in another folder" in one_line(train(FLAG))
+    message = f"{here / GRAPH_FILE}: its folder is not writable: start in another folder"
+    assert message in one_line(train(FLAG))
     assert os.listdir() == []
 
 
 def test_a_full_disk_leaves_the_earlier_picture(here, monkeypatch):
     GRAPH_FILE.write_text("earlier")
 
-    def savefig(self, path, **settings):
-        Path(path).write_text("<svg>")
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(os, "fsync", full)  # some file systems tell it as late as that
     assert "No space left on device" in one_line(train(FLAG))
     assert os.listdir() == [GRAPH_FILE.name] and GRAPH_FILE.read_text() == "earlier"
+
+
+def test_a_link_stays_a_link_to_the_picture(here):
+    (here / "pictures").mkdir()
+    GRAPH_FILE.symlink_to("pictures/model.svg")
+    assert train(FLAG, "--dry-run").status == 0
+    assert GRAPH_FILE.is_symlink() and "table 0" in texts_of("pictures/model.svg")
+    assert os.listdir("pictures") == ["model.svg"]

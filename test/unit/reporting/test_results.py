@@ -1,6 +1,7 @@
 """What a log says at the end: numbers where there are some, `none` where there are none."""
 
 import pytest
+from conftest import break_package
 
 from reporting import results
 from reporting.results import final_result, main, summarise
@@ -45,10 +46,17 @@ def test_values_that_are_missing_are_none(tmp_path, capsys):
 def test_a_picture_without_matplotlib_is_one_line_before_anything_is_written(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(results, "problem_of_package", lambda name: f"{name} is not installed")
-    status, facts = report(tmp_path, LINE.format(it=1, ms=1, loss=1), f"--plot={tmp_path}/x.png")
-    assert (status, facts) == (2, {})
+    """It is missing, or it is there and cannot be imported."""
+    plot = f"--plot={tmp_path}/x.png"
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "problem_of_import", lambda name, _: f"{name} is not installed")
+        assert report(tmp_path, LINE.format(it=1, ms=1, loss=1), plot) == (2, {})
     assert capsys.readouterr().err == "error: matplotlib is not installed\n"
+    break_package(tmp_path / "packages", monkeypatch, "matplotlib", "OSError('no such library')")
+    assert report(tmp_path, LINE.format(it=1, ms=1, loss=1), plot) == (2, {})
+    err = capsys.readouterr().err
+    assert "cannot be imported (OSError: no such library): install it anew" in err
+    assert err.count("\n") == 1
 
 
 def test_a_log_without_lines_is_an_error(tmp_path, capsys):

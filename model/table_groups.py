@@ -1,4 +1,4 @@
-"""Tables that are made of the same kind of parts, and how the vectors of their parts are joined."""
+"""Tables of the same structure, whose parts are looked up and whose vectors are joined together."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from optim.update import Update
 from ranks.placement import LogicalTable, Part
 
 
-class TableKind:
-    """The n tables of one kind that this rank holds: one operator joins all of them.
+class TableGroup:
+    """The n tables of one structure that this rank holds: one operator joins all of them.
 
     Args:
         tables: the tables, in the order of the vectors that are joined.

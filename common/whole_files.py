@@ -11,38 +11,42 @@ from common.errors import UserError
 from common.termination import acts_last
 
 
-def check_place(flag: str, path: Path) -> None:
-    """Raise a UserError if no file can be written at the path of a flag.
+def check_place(name: str, path: Path, remedy: str = "name another file") -> None:
+    """Raise a UserError before the work begins if no file can be written at its path after it.
 
     The path need not exist. If it is a link, the link stays and its target is written.
 
     Args:
-        flag: the flag's name, for the message.
-        path: the path that it gives.
-
-    Raises:
-        OSError: the system refuses to look at the path.
+        name: what a message begins with: the flag, and the path.
+        path: where the file is to be.
+        remedy: what the user can do about it.
     """
+    try:
+        _check_place(name, path, remedy)
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or error}: {remedy}") from error
+
+
+def _check_place(name: str, path: Path, remedy: str) -> None:
     kind = path.stat().st_mode if path.exists() else stat.S_IFREG
     if stat.S_ISDIR(kind):
-        raise UserError(f"{flag}={path} is a folder: name a file")
+        raise UserError(f"{name} is a folder: {remedy}")
     if not stat.S_ISREG(kind):
         raise UserError(
-            f"{flag}={path} is a device, pipe or socket, which a file cannot replace:"
-            " name a regular file or a new one"
+            f"{name} is a device, pipe or socket, which a file cannot replace: {remedy}"
         )
     target = target_of(path)
     if target.is_symlink():
-        raise UserError(f"{flag}={path} is a link that leads to itself: name a file")
+        raise UserError(f"{name} is a link that leads to itself: {remedy}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         reason = "is not writable" if target.parent.is_dir() else "does not exist"
-        raise UserError(f"{flag}={path}: its folder {reason}")
+        raise UserError(f"{name}: its folder {reason}: {remedy}")
     partial = partial_of(target)
     with contextlib.suppress(FileNotFoundError):  # its name may be too long where path's is not
         if not stat.S_ISREG(partial.lstat().st_mode):
             raise UserError(
-                f"{flag}={path} is written to {partial} first, and {partial.name} is not a"
-                " regular file: remove it or name another file"
+                f"{name} is written to {partial} first, and {partial.name} is not a regular file:"
+                f" remove it or {remedy}"
             )
 
 
