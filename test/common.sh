@@ -267,14 +267,18 @@ stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
     trap '' INT TERM
     kill -TERM "$LAUNCHER" 2>/dev/null
     wait "$LAUNCHER" 2>/dev/null
-    rm -f "$CALLED_FROM/DLRM.pth.partial"
+    remove_partial
     echo "stopped by SIG$1: all ranks have ended" >&2
     exit "$2"
 }
 
+remove_partial() { # a rank removes its half-written files, unless SIGKILL ends it, as when memory is short
+    rm -f "$CALLED_FROM"/{DLRM.pth,dlrm_s_pytorch.onnx{,.data}}.partial
+}
+
 report_failure() { # prints the error of the rank that failed, and the end of its log
     local log line
-    rm -f "$CALLED_FROM/DLRM.pth.partial"
+    remove_partial
     log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | xargs -r -d '\n' grep -L '^error: another rank has ended' | head -n 1)
     [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$LOGS"_*.log 2>/dev/null | head -n 1)
     [ -n "$log" ] || log=$OUTPUT/launcher.log

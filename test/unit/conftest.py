@@ -6,7 +6,9 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -148,6 +150,18 @@ def shell(*command, cwd=None, env=None, timeout=300):
         text=True,
         timeout=timeout,
     )
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes):
+    """A limit for the size of a file, which stands for a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # two files are at work at a time; short ones fill what the long ones leave

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import CRITEO_MODEL, SMALL_MODEL, train
+from conftest import CRITEO_MODEL, SMALL_MODEL, largest_file, train
 
 import dlrm_s_pytorch as dlrm
 from engine.model_file import save_model_file
@@ -391,17 +391,8 @@ def test_a_failing_save_keeps_what_was_there(tmp_path, monkeypatch):
 
 def test_a_save_that_the_disk_refuses_while_it_is_written(tmp_path):
     """torch.save itself runs out of space: a file size limit stands for a full disk."""
-    import resource
-    import signal
-
-    path = tmp_path / "model.pth"
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    try:
-        result = train(*SMALL_MODEL, f"--save-model={path}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(5000):
+        result = train(*SMALL_MODEL, f"--save-model={tmp_path}/model.pth")
     assert result.status == 2 and result.err.count("\n") == 1
     assert "cannot write it (File too large)" in result.err, "the system's words"
     assert os.listdir(tmp_path) == []

@@ -1,12 +1,9 @@
 """The ONNX file is valid, names its weights, and onnxruntime predicts with it what we predict."""
 
-import contextlib
 import importlib.util
 import json
 import os
 import re
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +13,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CRITEO_MODEL, ROOT, break_package, shell, train, trained, write_package
+from conftest import (
+    CRITEO_MODEL,
+    ROOT,
+    break_package,
+    largest_file,
+    shell,
+    train,
+    trained,
+    write_package,
+)
 
 import dlrm_s_pytorch as dlrm
 from common import versions
@@ -298,18 +304,6 @@ def test_a_link_stays_a_link(small_served, tmp_path):
     link.symlink_to(path)
     assert write(None, link) == [link]
     assert link.is_symlink() and not path.is_symlink() and onnx.load(link).graph.node
-
-
-@contextlib.contextmanager
-def largest_file(num_bytes):
-    """A limit for the size of a file, which stands for a full disk."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_model_that_was_there(tmp_path):

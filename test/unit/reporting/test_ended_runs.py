@@ -14,7 +14,7 @@ from conftest import ROOT
 from test_mlperf_log import LOGGED, end_of, events_of
 
 PROGRAM = ROOT / "dlrm_s_pytorch.py"
-LONG = [*LOGGED, "--nepochs=1000000", "--print-freq=5", "--tensor-board-filename="]
+LONG = [*LOGGED, "--data-size=64000000", "--print-freq=5", "--tensor-board-filename="]
 TERMINATED = ("aborted", "ended by SIGTERM")
 # the program with something changed before its main
 CHANGED = """
@@ -59,7 +59,7 @@ def finish(process, before):
     return process.returncode, before + out, err
 
 
-@pytest.mark.parametrize("more", [[], ["--num-workers=2", "--data-size=640000"]])
+@pytest.mark.parametrize("more", [[], ["--num-workers=2"]])
 def test_sigterm_ends_the_log_with_a_reason(more, tmp_path):
     """It goes to the loaders too, as that of torchrun does."""
     with started(sys.executable, PROGRAM, *LONG, *more, cwd=tmp_path) as process:
@@ -74,7 +74,7 @@ def test_sigterm_ends_the_log_with_a_reason(more, tmp_path):
 def test_a_model_file_that_is_being_written_is_removed(tmp_path):
     change = "os.fsync = lambda file: (print('saving', flush=True), time.sleep(60))"
     words = ["-c", CHANGED.format(change=change), *LONG]
-    flags = ["--test-freq=10", f"--save-model={tmp_path}/m.pth"]
+    flags = ["--num-batches=20", "--test-freq=10", f"--save-model={tmp_path}/m.pth"]
     with started(sys.executable, *words, *flags, cwd=tmp_path) as process:
         out = read_until(process, "saving")
         assert os.listdir(tmp_path) == ["m.pth.partial"]
