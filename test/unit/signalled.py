@@ -1,12 +1,19 @@
-"""A small program without torch, for tests of what signals do to a run."""
+"""Programs that run beside a test, for tests of what signals do to them."""
 
 import contextlib
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from conftest import ROOT
 
+# without torch, so that it starts at once
 PROGRAM = """
 import contextlib, ctypes, os, signal, sys, threading, time
 from common import termination
@@ -40,31 +47,56 @@ sys.exit(status)
 """
 
 
+@dataclass
+class Run:
+    """A program that runs; files hold its output, so that it never waits for a reader."""
+
+    process: subprocess.Popen
+    folder: Path
+
+    def said(self, stream="out"):
+        return (self.folder / stream).read_text()
+
+    def wait_for(self, word):
+        """Wait for a line that begins with the word."""
+        while not re.search(f"^{word}", self.said(), re.M):
+            assert self.process.poll() is None, self.said() + self.said("err")
+            time.sleep(0.01)
+
+    def end(self, *signals):
+        """Send the signals; returns (status, output, stderr) when it has ended."""
+        for number in signals:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=100), self.said(), self.said("err")
+
+
+@contextlib.contextmanager
+def started(*command, cwd=ROOT, **environment):
+    """A program in a session of its own, all of which is killed at the end of the `with`."""
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as files:
+        out, err = (files.enter_context(open(Path(name, end), "w")) for end in ("out", "err"))
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd, env=settings, stdout=out, stderr=err, start_new_session=True,
+        )  # fmt: skip
+        with process:
+            try:
+                yield Run(process, Path(name))
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def running(block, before="", **settings):
-    """A process that runs the block and has said `ready`; it is ended with the `with`.
+    """PROGRAM with the block, which has said `ready`.
 
     `before` is a line that it runs first; `settings` are constants of common/termination.py.
     """
     lines = [f"termination.{name} = {value}" for name, value in settings.items()]
     block = "\n".join(" " * 8 + line for line in block.strip().splitlines())
     text = PROGRAM.format(block=block, settings="\n".join([*lines, before]))
-    process = subprocess.Popen(
-        [sys.executable, "-c", text], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    with process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def end(process, *signals):
-    """Send the signals; returns (status, lines, stderr, seconds until it has ended)."""
-    began = time.monotonic()
-    for number in signals:
-        process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out.splitlines(), err, time.monotonic() - began
+    with started(sys.executable, "-c", text) as run:
+        run.wait_for("ready")
+        yield run

@@ -208,7 +208,9 @@ def take_interrupts():
 
 
 @pytest.mark.skipif(not shutil.which("pgrep"), reason="looks for processes with pgrep")
-def test_ctrl_c_stops_all_ranks(copy, tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_stop_all_ranks(number, status, copy, tmp_path):
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to the script alone."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
     mine = tmp_path / "mine"
     shutil.copytree(copy, mine, ignore=shutil.ignore_patterns("demo_data", "output"))
@@ -222,9 +224,11 @@ def test_ctrl_c_stops_all_ranks(copy, tmp_path):
             if line.startswith("Finished training"):
                 break
         assert len(running(f"{mine}/dlrm_s_pytorch.py")) >= 2
-        os.killpg(process.pid, signal.SIGINT)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == status, errors
+    log = (mine / "test" / "output" / "0" / "train_0.log").read_text()
+    assert log.count('"run_stop"') == log.count('"aborted"') == 1, "MLPerf's log has its end"
     deadline = time.monotonic() + 20
     while running(f"{mine}/dlrm_s_pytorch.py") and time.monotonic() < deadline:
         time.sleep(0.2)

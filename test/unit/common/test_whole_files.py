@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from signalled import end, running
+from signalled import running
 
 from common.errors import UserError
 from common.whole_files import check_place, partial_of, target_of, write_whole
@@ -158,7 +158,7 @@ def test_a_signal_leaves_the_file_that_was_there_and_no_partial_one(where, tmp_p
     path.write_text("old")
     hold, wait = WAITING[where]
     block = WRITING.format(hold=hold, wait=wait, path=str(path))
-    with running(block, SECONDS_TO_UNWIND=0.2) as process:
+    with running(block, SECONDS_TO_UNWIND=0.2) as run:
         assert sorted(os.listdir(tmp_path)) == ["m.pth", "m.pth.partial"]
-        assert end(process, signal.SIGTERM)[0] == 143
+        assert run.end(signal.SIGTERM)[0] == 143
     assert os.listdir(tmp_path) == ["m.pth"] and path.read_text() == "old"
