@@ -188,7 +188,7 @@ class _Watch:
                 break
             if number == _IS_OVER:
                 return
-            if number[0] not in _EXIT_STATUS:
+            if number[0] not in self._others:  # somebody else handles it
                 continue
             came.append(signal.Signals(number[0]))
             first = first or time.monotonic()

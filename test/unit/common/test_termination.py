@@ -166,10 +166,12 @@ if child:
     assert (status, lines, err) == (0, ["status 0", "0", "status 0"], "")
 
 
-def test_what_ignores_a_signal_goes_on_doing_so():
-    """As under nohup: who started the program wants it so."""
-    block = "say('ready')\ntime.sleep(0.3)"
-    with running(block, before="signal.signal(signal.SIGTERM, signal.SIG_IGN)") as run:
+@pytest.mark.parametrize("handler", ["signal.SIG_IGN", "lambda *_: None"])
+def test_a_signal_that_is_ignored_or_handled_stays_so(handler):
+    """As one that who started the program ignores; Ctrl-C is taken nevertheless."""
+    block = "say('ready')\ntime.sleep(0.5)"
+    before = f"signal.signal(signal.SIGTERM, {handler})"
+    with running(block, before, SECONDS_TO_UNWIND=0.1) as run:
         found = ended(run, signal.SIGTERM)
     assert found == (0, ["status 0"], "")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import tempfile
 
@@ -113,6 +114,18 @@ def test_an_error_is_told_in_its_own_words(monkeypatch):
     result = train("--self-check")
     assert result.status == 1 and "FAIL: 20 steps: out of device memory" in result.out
     assert "Traceback" in result.err
+
+
+def test_sigterm_ends_the_check_as_it_ends_a_run(monkeypatch):
+    """The check has not failed, and its folder is removed."""
+
+    def train_step(self, batch, it):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return torch.tensor(0.5)
+
+    monkeypatch.setattr(dlrm.Trainer, "train_step", train_step)
+    result = train("--self-check")
+    assert (result.status, result.err) == (143, "") and "FAIL" not in result.out
 
 
 RANK_PROGRAM = """
