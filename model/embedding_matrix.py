@@ -15,6 +15,7 @@ from devices.execution import Execution
 from devices.gpu import triton_kernels
 from model.batch import Bags
 from model.part_matrix import PartMatrix, apply_or_keep
+from model.rows_of_ids import RowsOfIds
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
 from optim.update import Update
 from ranks.placement import Part
@@ -76,7 +77,7 @@ class EmbeddingMatrix(PartMatrix):
 
         super().__init__(parts, dim, device, make_optimizer)
         self._execution, self._num_parts = execution, len(parts)
-        self._rows_of_ids = _RowsOfIds(self, device)
+        self._rows_of_ids = RowsOfIds(parts, device)
         self.pooling: torch.Tensor | None = None
         self.pooling_optimizer: RowOptimizer | None = None
         if learned_pooling:
@@ -103,8 +104,7 @@ class EmbeddingMatrix(PartMatrix):
         if bags.lengths is None:
             vectors = self._vectors(bags.ids)
             return vectors if weights is None else vectors * weights
-        lengths = bags.lengths.reshape(-1)
-        begins = lengths.cumsum(0) - lengths
+        begins = bags.begins().view(-1)
         weights = None if weights is None else weights.view(-1)
         return F.embedding_bag(
             bags.ids, self.weight, begins, mode="sum", per_sample_weights=weights
@@ -167,49 +167,3 @@ class EmbeddingMatrix(PartMatrix):
                 for name, state in self.pooling_optimizer.state.items()
             }
         return found
-
-
-class _RowsOfIds:
-    """Turns ids of tables into rows of a matrix: (id // divisor) % modulus + offset.
-
-    Args:
-        matrix: says where its parts begin.
-        device: where the ids are.
-    """
-
-    def __init__(self, matrix: PartMatrix, device: torch.device) -> None:
-        parts = matrix.parts
-        self._num_parts = len(parts)
-
-        def on_device(numbers: list[int]) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.int64, device=device)
-
-        self._offsets = on_device([matrix.first_row(part) - part.begin for part in parts])
-        self._divisors = on_device([part.divisor for part in parts])
-        self._moduli = on_device([part.modulus or torch.iinfo(torch.int64).max for part in parts])
-        self._has_own_rows = all(part.divisor == 1 and not part.modulus for part in parts)
-
-    def __call__(self, bags: Bags) -> Bags:
-        """Bags of ids, B rows of P parts -> the same bags with rows of the matrix."""
-        if bags.lengths is None:
-            ids = bags.ids.view(-1, self._num_parts) if self._num_parts else bags.ids.long()
-            rows = self._rows(ids, (self._offsets, self._divisors, self._moduli))
-            return Bags(rows.view(-1))
-        lengths, num_ids = bags.lengths, len(bags.ids)
-
-        def of_each_id(of_parts: torch.Tensor) -> torch.Tensor:
-            of_bags = of_parts.expand_as(lengths).reshape(-1)
-            return torch.repeat_interleave(of_bags, lengths.reshape(-1), output_size=num_ids)
-
-        numbers = (
-            [self._offsets] if self._has_own_rows else [self._offsets, self._divisors, self._moduli]
-        )
-        return Bags(self._rows(bags.ids, [of_each_id(number) for number in numbers]), lengths)
-
-    def _rows(self, ids: torch.Tensor, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
-        if not self._num_parts:
-            return ids
-        if self._has_own_rows:
-            return ids + numbers[0]
-        offsets, divisors, moduli = numbers
-        return ids.div(divisors, rounding_mode="floor").remainder(moduli) + offsets

@@ -42,10 +42,6 @@ class PartMatrix:
         self.weight = _zeros(num_rows, dim, device)
         self.optimizer = make_optimizer(self.weight)
 
-    def first_row(self, part: Part) -> int:
-        """Which row of the matrix is the part's first."""
-        return self._rows_of[part].start
-
     def part_view(self, name: str, part: Part) -> torch.Tensor:
         """The rows of `row_tensors()[name]` that are the part's."""
         return self.row_tensors()[name][self._rows_of[part]]

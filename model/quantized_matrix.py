@@ -12,6 +12,7 @@ from common.errors import RankError
 from devices.memory import out_of_memory_told
 from devices.older_torch import quantized_operators
 from model.batch import Bags
+from model.rows_of_ids import RowsOfIds
 from optim.update import Update
 from ranks.placement import Part
 
@@ -56,14 +57,13 @@ class QuantizedMatrix:
         assert operators is not None
         self._pack, self._sums = operators
         self.weight = _empty(len(weight), bytes_of_row(self.dim, bits))
-        offsets, first = [], 0
-        for part in parts:
-            rows = slice(first, first + part.num_rows)
-            self._quantize(weight[rows], self.weight[rows], f"table {part.table}", bits)
-            offsets.append(first - part.begin)
-            first = rows.stop
-        assert first == len(weight)
-        self._offsets = torch.tensor(offsets, dtype=torch.int64)
+        self._rows_of_ids = RowsOfIds(parts, weight.device)
+        sizes = [part.num_rows for part in parts]
+        assert sum(sizes) == len(weight)
+        for k, (source, target) in enumerate(
+            zip(weight.split(sizes), self.weight.split(sizes), strict=True)
+        ):
+            self._quantize(source, target, f"table {parts[k].table}", bits)
 
     def _quantize(self, source: torch.Tensor, target: torch.Tensor, name: str, bits: int) -> None:
         """Write the rows of `source` (n, D) as integers into `target`, some at a time."""
@@ -88,17 +88,10 @@ class QuantizedMatrix:
             update: None, as there is no backward pass.
         """
         assert update is None, "integers are not trained"
-        if bags.lengths is None:
-            columns = bags.ids.view(-1, max(len(self.parts), 1))
-            rows = (columns + self._offsets).view(-1) if self.parts else bags.ids.long()
-            begins = torch.arange(len(rows))
-        else:
-            lengths = bags.lengths.reshape(-1)
-            offset_of_bag = self._offsets.expand_as(bags.lengths).reshape(-1)
-            rows = bags.ids + torch.repeat_interleave(
-                offset_of_bag, lengths, output_size=len(bags.ids)
-            )
-            begins = lengths.cumsum(0) - lengths
+        bags = self._rows_of_ids(bags)
+        rows = bags.ids
+        one_each = bags.lengths is None
+        begins = torch.arange(len(rows)) if one_each else bags.begins().view(-1)
         weights = None if self._pooling is None else self._pooling[rows].view(-1)
         pooled: torch.Tensor = self._sums(self.weight, rows, begins, per_sample_weights=weights)
         return pooled[:, : self.dim].contiguous()  # without a copy, unless D is odd
