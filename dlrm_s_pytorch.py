@@ -33,6 +33,9 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from checkpoints.checkpoints import NoCheckpoints, make_checkpoints
+from checkpoints.options import CheckpointOptions, add_checkpoint_options
+from checkpoints.run_state import Place, RunState
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser
 from common.phases import each_in_phase, phase
@@ -69,7 +72,7 @@ from engine.model_file import (
     load_model_file,
     save_model_file,
 )
-from engine.onnx_export import check_onnx_options, save_onnx
+from engine.onnx_export import check_onnx_options, export_if_asked
 from engine.options import (
     PERFORMANCE_LINES,
     add_loss_options,
@@ -89,7 +92,6 @@ from engine.quantization import (
 )
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
-from engine.served_model import ServedModel
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
@@ -140,7 +142,7 @@ def make_parser() -> ArgumentParser:
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
     results = (add_reporting_options, add_model_file_options, add_mlperf_options)
-    for add_options in (*model, *data, *training, *results):
+    for add_options in (*model, *data, *training, add_checkpoint_options, *results):
         add_options(parser)
     return parser
 
@@ -174,6 +176,7 @@ def _check_options(options: argparse.Namespace) -> None:
     check_submission(options)
     check_quantization(options)
     check_model_paths(options.load_model, options.save_model)
+    CheckpointOptions.from_options(options)
     check_onnx_options(options)
     if options.plot_compute_graph:
         check_drawable(GRAPH_FLAG, GRAPH_FILE)
@@ -296,6 +299,83 @@ def make_interaction(architecture: Architecture, device: torch.device, triton: b
 # ---------------------------------------------------------------- training
 
 
+class EvaluationLeftError(Exception):
+    """An evaluation was left because a signal has come."""
+
+
+class Evaluator:
+    """Evaluates a model as it is.
+
+    Args:
+        options: the parsed command line.
+        process: this rank.
+        model: the model.
+        execution: how the device is used.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, process: Process, model: DLRM_Net, execution: Execution
+    ) -> None:
+        self._options, self._process = options, process
+        self._model, self._execution = model, execution
+
+    @torch.no_grad()
+    def metrics(self, data: BatchedDataset, is_asked: Callable[[], bool]) -> Metrics:
+        """Metrics over all rows, on every rank.
+
+        Args:
+            data: the evaluation batches.
+            is_asked: whether to leave the evaluation, asked after each batch.
+
+        Raises:
+            UserError: a prediction is nan.
+            EvaluationLeftError: it was asked to leave.
+        """
+        options, process = self._options, self._process
+        own = options.test_num_workers >= 0
+        workers = options.test_num_workers if own else options.num_workers
+        size = evaluation_batch_size(options)
+        chunking = Chunking.of_data(len(data), size, process, self._execution)
+        if mlps_take_whole_batches(options):
+            chunking = Chunking(process.device)
+        scores = ScoreMeter(process)
+        for batch in _load(data, range(len(data)), workers, process, self._execution):
+            for chunk in chunking.chunks(batch):
+                features = chunk.decode(self._execution.triton)
+                predicted = self._model(features, chunk.rows_per_rank)
+                count = chunk.num_rows - chunk.num_padding
+                scores.add(predicted[:count], features.label[:count])
+            if is_asked():
+                raise EvaluationLeftError
+        found = scores.metrics()
+        if math.isnan(found.accuracy):
+            raise UserError("predictions are nan: the model's parameters are not finite")
+        return found
+
+
+def _load(
+    data: BatchedDataset,
+    order: Sequence[int],
+    workers: int,
+    process: Process,
+    execution: Execution,
+) -> Iterable[Batch]:
+    return each_in_phase("load", load_batches(data, order, workers, process.device, execution))
+
+
+def make_step_parts(
+    options: argparse.Namespace, model: DLRM_Net, device: torch.device, execution: Execution
+) -> StepParts:
+    """What the flags want a training step to be made of."""
+    rate, fused = options.learning_rate, execution.fused_optimizer
+    return StepParts(
+        model,
+        make_loss(options.loss_function, options.loss_weights, device, execution.triton),
+        make_dense_optimizer(options.optimizer, model.dense_parameters(), rate, fused),
+        make_loss_scale(execution.lower, device),
+    )
+
+
 class Trainer:
     """A model in training: decides when to print, evaluate, save and stop."""
 
@@ -305,6 +385,7 @@ class Trainer:
         process: Process,
         data: RunData,
         reporter: Reporter,
+        checkpoints: NoCheckpoints = NoCheckpoints(),  # noqa: B008 (it has no state)
     ) -> None:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
@@ -313,11 +394,14 @@ class Trainer:
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
-        parts = self._make_parts()
-        self.step = TrainingStep(
-            parts, process, self.execution, self._chunking(data.train, options.mini_batch_size)
+        parts = make_step_parts(options, self.model, process.device, self.execution)
+        chunking = Chunking.of_data(
+            len(data.train), options.mini_batch_size, process, self.execution
         )
-        self.progress, self.losses = Progress(), LossMeter(process)
+        self.step = TrainingStep(parts, process, self.execution, chunking)
+        self.evaluator = Evaluator(options, process, self.model, self.execution)
+        self.progress, self.losses, self.place = Progress(), LossMeter(process), Place()
+        self.checkpoints = checkpoints
         self.state = ModelState(
             process=process,
             model=self.model,
@@ -332,20 +416,10 @@ class Trainer:
         self._evaluates = options.test_freq > 0 and not options.performance
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
 
-    def _make_parts(self) -> StepParts:
-        options, device, execution = self.options, self.process.device, self.execution
-        parameters = self.model.dense_parameters()
-        return StepParts(
-            self.model,
-            make_loss(options.loss_function, options.loss_weights, device, execution.triton),
-            make_dense_optimizer(
-                options.optimizer, parameters, options.learning_rate, execution.fused_optimizer
-            ),
-            make_loss_scale(execution.lower, device),
-        )
-
-    def _chunking(self, data: BatchedDataset, batch_size: int) -> Chunking:
-        return Chunking.of_data(len(data), batch_size, self.process, self.execution)
+    @property
+    def run(self) -> RunState:
+        """The run as checkpoints save it."""
+        return RunState(self.state, self.progress, self.losses, self.data.train, self.place)
 
     def resume(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
@@ -358,14 +432,19 @@ class Trainer:
         progress, shape = self.progress, self.model.architecture
         num_rows = min(self.data.train.num_rows, self.num_batches * self.options.mini_batch_size)
         self.reporter.begin_run(num_rows, self.data.test.num_rows, shape.bottom, shape.top)
+        if self.place.owes_evaluation:
+            self._evaluate_at_step()
         if (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches):
             self.reporter.say(
                 f"nothing left to train: {self.options.nepochs} epoch(s) are done;"
                 " --nepochs can be more"
             )
-            return
-        if self._threshold_reached():
-            return
+        elif not self._threshold_reached():
+            self._train_epochs(after_step)
+        self.checkpoints.finish(self.run)
+
+    def _train_epochs(self, after_step: Callable[[], None]) -> None:
+        progress = self.progress
         for epoch in range(progress.epoch, self.options.nepochs):
             begin = progress.resume_iter if epoch == progress.epoch else 0
             if not self._train_epoch(epoch, begin, after_step):
@@ -383,7 +462,8 @@ class Trainer:
         self.reporter.begin_epoch(epoch, self.num_batches, begin)
         self._clock, self._timed_steps = time.perf_counter(), 0
         numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
-        batches = self._load(self.data.train, numbers, self.options.num_workers)
+        workers = self.options.num_workers
+        batches = _load(self.data.train, numbers, workers, self.process, self.execution)
         for it, batch in enumerate(batches, begin + 1):
             loss = self.train_step(batch, it)
             if it <= replayed:  # repeated for the gradients of an unfinished accumulation
@@ -393,7 +473,9 @@ class Trainer:
             self._timed_steps += 1
             self.reporter.end_step()
             after_step()
-            if not self._after_step(it, epoch):
+            goes_on = self._after_step(it, epoch)
+            self.checkpoints.after_step(self.run)
+            if not goes_on:
                 return False
         return True
 
@@ -404,11 +486,8 @@ class Trainer:
         share = self.step.run(batch, lr, self.accumulation.num_sharing(it), is_due)
         if is_due:
             self.progress.count_update(it)
+            self.place.next_draw = batch.state_after
         return share
-
-    def _load(self, data: BatchedDataset, order: Sequence[int], workers: int) -> Iterable[Batch]:
-        batches = load_batches(data, order, workers, self.process.device, self.execution)
-        return each_in_phase("load", batches)
 
     def _after_step(self, it: int, epoch: int) -> bool:
         """Print, evaluate and save when it is time; returns False if training must stop."""
@@ -417,11 +496,20 @@ class Trainer:
         if it % options.print_freq == 0 or is_last or evaluates:
             self._print_line(it, epoch)
         if evaluates:
-            with phase("evaluation"):
-                self.evaluate_and_save()
-            self._clock = time.perf_counter()
+            self._evaluate_at_step()
         is_measured = options.performance and self._lines >= PERFORMANCE_LINES
         return not (self._threshold_reached() or is_measured)
+
+    def _evaluate_at_step(self) -> None:
+        """Evaluate and save the best model; if a signal comes, save the run and end instead."""
+        self.place.owes_evaluation = True  # until it is done
+        try:
+            with phase("evaluation"):
+                self.evaluate_and_save()
+        except EvaluationLeftError:
+            self.checkpoints.save_and_end(self.run)
+        self.place.owes_evaluation = False
+        self._clock = time.perf_counter()
 
     def _print_line(self, it: int, epoch: int) -> None:
         loss = self.losses.mean()  # waits for the device, so the time below covers whole steps
@@ -473,30 +561,9 @@ class Trainer:
         progress.note_evaluation(found)
         self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc))
 
-    @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Metrics over all evaluation rows, on every rank.
-
-        Raises:
-            UserError: a prediction is nan.
-        """
-        options, data = self.options, self.data.test
-        own = options.test_num_workers >= 0
-        workers = options.test_num_workers if own else options.num_workers
-        chunking = self._chunking(data, evaluation_batch_size(options))
-        if mlps_take_whole_batches(options):
-            chunking = Chunking(self.process.device)
-        scores = ScoreMeter(self.process)
-        for batch in self._load(data, range(len(data)), workers):
-            for chunk in chunking.chunks(batch):
-                features = chunk.decode(self.execution.triton)
-                predicted = self.model(features, chunk.rows_per_rank)
-                count = chunk.num_rows - chunk.num_padding
-                scores.add(predicted[:count], features.label[:count])
-        found = scores.metrics()
-        if math.isnan(found.accuracy):
-            raise UserError("predictions are nan: the model's parameters are not finite")
-        return found
+        """Metrics over all evaluation rows, on every rank."""
+        return self.evaluator.metrics(self.data.test, self.checkpoints.is_asked_in_evaluation)
 
     def _save(self) -> None:
         save_model_file(self.options.save_model, self.state, self.progress)
@@ -600,21 +667,6 @@ def print_debug(trainer: Trainer, title: str) -> None:
             print(name, value.numpy(), sep="\n")
 
 
-def export_onnx(trainer: Trainer) -> None:
-    """Write the model as it is now as ONNX, with --save-onnx. All ranks call it."""
-    options, shape = trainer.options, trainer.model.architecture
-    if not options.save_onnx:
-        return
-    is_criteo = options.data_generation == "dataset"
-    served = ServedModel(
-        **vars(shape),
-        takes_integers=is_criteo,
-        one_id=is_criteo or options.num_indices_per_lookup == 1,
-    )
-    files = save_onnx(options.onnx_file, trainer.state, served)
-    trainer.reporter.say(f"ONNX model: {', '.join(str(file) for file in files)}")
-
-
 def make_architecture(options: argparse.Namespace, prepared: Prepared | None) -> Architecture:
     """The model's shape, known before any data is read.
 
@@ -664,22 +716,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         ends_on_signals(reporter.end_run),
         group,
         out_of_memory_told(process.device),
+        make_checkpoints(options, prepared, process, reporter.say) as checkpoints,
     ):
         seed_everything(options)
         data = make_data(options, prepared, process)
-        trainer = Trainer(options, process, data, reporter)
+        trainer = Trainer(options, process, data, reporter, checkpoints)
         if options.load_model:
             trainer.resume(options.load_model)
+        if checkpoints.begin(trainer.run):
+            reporter.note_continued("a checkpoint (--resume)")
         print_debug(trainer, "initial")
         if options.inference_only:
             trainer.evaluate_only()
-            export_onnx(trainer)
+            export_if_asked(options, trainer.state, trainer.model.architecture, reporter.say)
             return 0
         profiling = profiled(options.enable_profiling, process, reporter.say)
-        with profiling as after_step:
+        with profiling as after_step, checkpoints.training(trainer.run):
             trainer.train(after_step)
         print_debug(trainer, "updated")
-        export_onnx(trainer)
+        export_if_asked(options, trainer.state, trainer.model.architecture, reporter.say)
     return 0
 
 

@@ -22,6 +22,7 @@ SECONDS_TO_UNWIND = 5.0  # torchrun sends SIGKILL 30 s after SIGTERM
 # torchrun sends its own; a terminal does the same.
 SECONDS_OF_A_REQUEST = 1.0
 SECONDS_FOR_LAST_ACTS = 1.0  # a last act may block, as the main thread does
+SECONDS_BETWEEN_SIGNS = 20.0  # of a block that finishes first
 
 _EXIT_STATUS = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
@@ -85,6 +86,49 @@ def held_back() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def finishes_first() -> Iterator[None]:
+    """Let the block finish what it does when a signal comes, and end the run itself.
+
+    It asks `is_asked` where it can end, and calls `end_as_asked` there. It calls `show_life` every
+    now and then: the process is ended if nothing is heard of the block for SECONDS_BETWEEN_SIGNS
+    after a signal, or if the user asks again.
+    """
+    with held_back():
+        if not _RUNNING:
+            yield
+            return
+        watch = _RUNNING[0]
+        watch.is_patient = True
+        try:
+            yield
+        finally:
+            watch.is_patient = False
+
+
+def show_life() -> None:
+    """Note that a block that finishes first is still at work."""
+    if _RUNNING:
+        _RUNNING[0].last_sign = time.monotonic()
+
+
+def is_asked() -> bool:
+    """Whether a signal has come that the block finishes first for."""
+    return bool(_RUNNING) and _RUNNING[0].is_asked
+
+
+def end_as_asked() -> None:
+    """Raise the error of the signal that has come, here or at another rank of this run.
+
+    Raises:
+        TerminatedError: SIGTERM came, or no signal here.
+        KeyboardInterrupt: SIGINT came first.
+    """
+    if _RUNNING:
+        _RUNNING[0].raise_if_asked()
+    raise TerminatedError
+
+
 def skip_clean_up_if_ended(status: int) -> None:
     """End the process now if a signal has ended the run; `status` is that of its main.
 
@@ -106,11 +150,17 @@ class _Watch:
         self._last_act = last_act
         self._asked: signal.Signals | None = None  # the first signal
         self._is_held, self._has_raised = False, False
+        self.is_patient, self.last_sign = False, 0.0
         self._others = {number: signal.getsignal(number) for number in signals}
         self._their_end, self._our_end = socket.socketpair()
         self._their_end.setblocking(False)  # the system's handler must not wait
         self._file_of_others = -1
         self._thread = threading.Thread(target=self._watch, daemon=True, name="signals")
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked is not None
 
     def start(self) -> None:
         """Take the signals."""
@@ -180,11 +230,15 @@ class _Watch:
         """Read the signals' numbers, which the system writes even if the main thread hangs."""
         came: list[signal.Signals] = []
         first = deadline = 0.0
+        is_repeated = False
         while True:
             self._our_end.settimeout(max(deadline - time.monotonic(), 0.001) if came else None)
             try:
                 number = self._our_end.recv(1)
             except TimeoutError:
+                if not is_repeated and self._is_at_work():
+                    deadline = time.monotonic() + SECONDS_TO_UNWIND
+                    continue
                 break
             if number == _IS_OVER:
                 return
@@ -192,11 +246,16 @@ class _Watch:
                 continue
             came.append(signal.Signals(number[0]))
             first = first or time.monotonic()
+            is_repeated = time.monotonic() - first > SECONDS_OF_A_REQUEST
             deadline = first + (SECONDS_TO_UNWIND if len(came) == 1 else SECONDS_OF_A_REQUEST)
         acting = threading.Thread(target=self._act, args=(_error_of(came[0]),), daemon=True)
         acting.start()
         acting.join(SECONDS_FOR_LAST_ACTS)
         os._exit(_EXIT_STATUS[came[0]])
+
+    def _is_at_work(self) -> bool:
+        """Whether a block that finishes first has shown life."""
+        return self.is_patient and time.monotonic() - self.last_sign < SECONDS_BETWEEN_SIGNS
 
     def _act(self, error: BaseException) -> None:
         for act in (*reversed(_LAST_ACTS), self._last_act):

@@ -4,6 +4,7 @@ onnx is an optional package, so the modules that import it are imported here whe
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import RankError, UserError
@@ -12,6 +13,7 @@ from common.whole_files import check_place, target_of
 from engine.model_file import ModelState, gathered_state
 from engine.saved_content import reason_of
 from engine.served_model import ServedModel
+from ranks.model_shape import ModelShape
 
 ONNX_FILE = "dlrm_s_pytorch.onnx"  # the original's name
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-onnx.txt"
@@ -50,6 +52,29 @@ def _check_paths(options: argparse.Namespace) -> None:
         if other and target_of(Path(other)) in (target_of(path), data):
             name = f"--{flag.replace('_', '-')}"
             raise UserError(f"{FLAG}={path} and {name}={other}: expected two files, name another")
+
+
+def export_if_asked(
+    options: argparse.Namespace,
+    model_state: ModelState,
+    shape: ModelShape,
+    say: Callable[[str], None],
+) -> None:
+    """Write the model as it is now as ONNX, with --save-onnx. All ranks call it.
+
+    Args:
+        options: the parsed command line.
+        model_state: has the weights.
+        shape: the model's.
+        say: prints a line, on rank 0.
+    """
+    if not options.save_onnx:
+        return
+    is_criteo = options.data_generation == "dataset"
+    one_id = is_criteo or options.num_indices_per_lookup == 1
+    served = ServedModel(**vars(shape), takes_integers=is_criteo, one_id=one_id)
+    files = save_onnx(options.onnx_file, model_state, served)
+    say(f"ONNX model: {', '.join(str(file) for file in files)}")
 
 
 def save_onnx(

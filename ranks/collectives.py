@@ -1,10 +1,12 @@
 """Sums, maxima, gathers and broadcasts over ranks; with one rank they do nothing."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
 from ranks.process import Process
 
 
@@ -84,3 +86,36 @@ def text_from_first(process: Process, text: str) -> str:
     if process.world_size > 1:
         dist.broadcast_object_list(texts, 0, device=torch.device("cpu"))
     return texts[0]
+
+
+def texts_of_all(process: Process, text: str) -> list[str]:
+    """Every rank's text, in the ranks' order, on every rank."""
+    if process.world_size == 1:
+        return [text]
+    own = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(process.world_size)]
+    dist.all_gather(lengths, torch.tensor([len(own)]))
+    longest = max(int(length) for length in lengths)
+    padded = torch.full((longest,), ord(" "), dtype=torch.uint8)
+    padded[: len(own)] = own
+    found = [torch.empty_like(padded) for _ in range(process.world_size)]
+    dist.all_gather(found, padded)
+    return [bytes(one.numpy()).decode().rstrip(" ") for one in found]
+
+
+def agreed(process: Process, act: Callable[[], str]) -> str:
+    """The text that the first rank's act returns, on all ranks; the others do not act.
+
+    Raises:
+        UserError: the act has raised it; all ranks do.
+    """
+    error, text = "", ""
+    if process.is_first:
+        try:
+            text = act()
+        except UserError as raised:
+            error = str(raised)
+    error, text = json.loads(text_from_first(process, json.dumps([error, text])))
+    if error:
+        raise UserError(error)
+    return text

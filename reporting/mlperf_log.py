@@ -47,6 +47,7 @@ class MLPerfLog(Console):
         super().__init__(True, options.print_wall_time, options.tensor_board_filename)
         self._options = options
         self._open: list[tuple[str, dict[str, Any]]] = []  # intervals that have not ended
+        self._continued_from = "a model file (--load-model)" if options.load_model else ""
         self._has_reached, self._end = False, threading.Lock()  # who ends the run takes it
         # the frame two calls up is the method below that has something to tell
         self._mllog = MLLogger(
@@ -61,6 +62,10 @@ class MLPerfLog(Console):
         self._event("submission_platform", submission.platform)
         # The rules ask for this line. It says no, because no cache of the system is emptied here.
         self._event("cache_clear", False)
+
+    def note_continued(self, what: str) -> None:
+        """Note that the weights are not fresh: the run can be no success for MLPerf."""
+        self._continued_from = what
 
     def begin_run(
         self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
@@ -126,8 +131,8 @@ class MLPerfLog(Console):
         options = self._options
         if error is not None:
             return _first_line(error)
-        if options.load_model:
-            return "the run was continued from a model file (--load-model)"
+        if self._continued_from:
+            return f"the run was continued from {self._continued_from}"
         if options.performance:
             return "--performance measures speed only"
         if self._has_reached:

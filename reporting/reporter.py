@@ -38,6 +38,9 @@ class Reporter:
         self.end_run(error)
         self.close()
 
+    def note_continued(self, what: str) -> None:
+        """Note that training goes on from something, and does not begin with fresh weights."""
+
     def begin_run(
         self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
     ) -> None:

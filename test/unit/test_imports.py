@@ -9,6 +9,7 @@ from conftest import ROOT
 
 FOLDERS = (
     "common", "criteo", "preparation", "devices", "ranks", "optim", "model", "engine", "reporting",
+    "checkpoints",
 )  # fmt: skip
 SCRIPTS = ("data_utils", "dlrm_data_pytorch", "dlrm_s_pytorch")
 WITHOUT_TORCH = ("common", "criteo", "preparation", "data_utils")
@@ -24,8 +25,9 @@ DIRECT = {
     "model": ("criteo", "devices", "ranks", "optim"),
     "reporting": ("ranks",),
     "engine": ("model", "reporting", "criteo"),
+    "checkpoints": ("engine",),
     "dlrm_data_pytorch": ("criteo", "devices", "ranks", "model"),
-    "dlrm_s_pytorch": ("data_utils", "dlrm_data_pytorch", "engine"),
+    "dlrm_s_pytorch": ("data_utils", "dlrm_data_pytorch", "engine", "checkpoints"),
 }
 
 

@@ -1,0 +1,1 @@
+"""What a run keeps so that nothing is lost: checkpoints on disk, and the way back into training."""

@@ -1,0 +1,229 @@
+"""The folder of --checkpoint-dir: which checkpoints it has, how one appears and how one goes.
+
+    lock                       held by the run that writes here
+    000007-step-20480/         a checkpoint: the seventh save, after 20480 steps
+    000008-step-40960.partial/ one that is being written
+    000006-step-10240.removed/ one that is being removed
+    000005-step-8192.damaged/  one whose damage a resumed run has found
+
+A checkpoint appears by one rename, when all its files are on the disk. The newest one has the
+highest number: no file's time is looked at, as clocks may be set back.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from checkpoints.index import INDEX, Index
+from checkpoints.shard_file import sync_folder, write_all
+from common.errors import UserError
+from common.termination import acts_last
+
+FLAG = "--checkpoint-dir"
+_NAME = re.compile(r"(\d{6,})-step-(\d+)")
+PARTIAL, REMOVED, DAMAGED = ".partial", ".removed", ".damaged"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint in a folder.
+
+    Attributes:
+        path: its folder.
+        number: which save of its runs it was, from 1.
+        step: training steps done, over all epochs.
+    """
+
+    path: Path
+    number: int
+    step: int
+
+
+class CheckpointFolder:
+    """A folder of checkpoints, of one run at a time.
+
+    Args:
+        path: where it is; it need not exist before `opened`.
+        keep: checkpoints that stay; older ones are removed.
+    """
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        self.path, self._keep = path, keep
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder if it is missing, keep other runs out, and clear what a killed run left.
+
+        Raises:
+            UserError: it cannot be made or written, or another run writes there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / "lock", "a+b")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(
+                f"{FLAG}={self.path}: cannot write there ({error.strerror or error}):"
+                " name a folder that this user may write"
+            ) from error
+        with lock:
+            self._take(lock)
+            self._sweep()
+            yield
+
+    def _take(self, lock: IO[bytes]) -> None:
+        """Lock the file, whose lock ends with this process and is not a forked child's.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            lock.seek(0)
+            who = lock.read(200).decode(errors="replace").strip() or "an unknown process"
+            raise UserError(
+                f"{FLAG}={self.path} is in use by another run ({who}):"
+                " wait for it, or name another folder"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        lock.flush()
+
+    def _sweep(self) -> None:
+        for path in self.path.iterdir():
+            if path.suffix in (PARTIAL, REMOVED) and _NAME.fullmatch(path.stem):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def checkpoints(self) -> list[Found]:
+        """The checkpoints that are complete, as far as their names tell: the newest first."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.path.iterdir():
+                name = _NAME.fullmatch(path.name)
+                if name and path.is_dir():
+                    found.append(Found(path, int(name[1]), int(name[2])))
+        return sorted(found, key=lambda one: one.number, reverse=True)
+
+    def begin(self, step: int) -> Path:
+        """Make the folder in which the next checkpoint is written.
+
+        Args:
+            step: training steps done.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        numbers = [found.number for found in self.checkpoints()]
+        name = f"{max(numbers, default=0) + 1:06d}-step-{step}"
+        partial = self.path / (name + PARTIAL)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        return partial
+
+    def publish(self, partial: Path, index: Index) -> Path:
+        """Write the index, give the checkpoint its name, and remove the oldest ones.
+
+        Args:
+            partial: what `begin` returned; its files are complete and synced.
+            index: what they hold.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            OSError: it could not be done; what was there before is kept.
+        """
+        file = os.open(partial / INDEX, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            write_all(file, index.to_text().encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+        sync_folder(partial)
+        final = partial.with_suffix("")
+        os.rename(partial, final)
+        sync_folder(self.path)
+        for old in self.checkpoints()[self._keep :]:
+            remove(old.path)
+        return final
+
+    def set_aside(self, found: Found) -> Path:
+        """Rename a damaged checkpoint, so that it counts no more; returns its new path."""
+        aside = found.path.with_name(found.path.name + DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(found.path, aside)
+        return aside
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raise a UserError if the disk lacks room for the checkpoints that will be kept.
+
+        Args:
+            num_bytes: size of one.
+        """
+        there = sum(_size_of(found.path) for found in self.checkpoints())
+        # one more than are kept: the oldest goes when the newest is complete
+        wanted = (self._keep + 1) * num_bytes
+        free = shutil.disk_usage(self.path).free
+        if wanted - there > free:
+            raise UserError(
+                f"{FLAG}={self.path}: {self._keep} checkpoints and one being written need"
+                f" {wanted / 1e9:.3g} GB, the disk has {(free + there) / 1e9:.3g} GB for them:"
+                " free some, lower --keep or name another folder"
+            )
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; the rename makes it vanish at once."""
+    removed = path.with_name(path.name + REMOVED)
+    with contextlib.suppress(OSError):  # it is in nobody's way; the next run removes it
+        os.rename(path, removed)
+        shutil.rmtree(removed)
+
+
+@contextlib.contextmanager
+def removed_unless_published(partial: Path) -> Iterator[None]:
+    """Remove a half-written checkpoint if the block fails, or if the process is ended in it."""
+
+    def clean(*_: object) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+
+    with acts_last(clean):
+        try:
+            yield
+        finally:
+            clean()
+
+
+def _size_of(path: Path) -> int:
+    sizes = 0
+    with contextlib.suppress(OSError):
+        sizes = sum(file.stat().st_size for file in path.iterdir())
+    return sizes
+
+
+def newest_in(path: Path) -> list[Found]:
+    """The checkpoints that a path names, the newest first: itself, or those in the folder.
+
+    Raises:
+        UserError: it names none.
+    """
+    name = _NAME.fullmatch(path.resolve().name)
+    if (path / INDEX).is_file():
+        numbers = (int(name[1]), int(name[2])) if name else (0, 0)
+        return [Found(path, *numbers)]
+    found = CheckpointFolder(path).checkpoints()
+    if not found:
+        kind = "is no checkpoint, and has none in it" if path.is_dir() else "is no folder"
+        raise UserError(f"{path} {kind}: give the folder of a checkpoint or a {FLAG}")
+    return found

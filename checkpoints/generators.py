@@ -1,0 +1,60 @@
+"""numpy's and torch's global random generators as JSON, and back."""
+
+import base64
+import binascii
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoints.json_values import number_of, object_of, text_of, whole_of
+
+NUM_WORDS = 624  # of the state of numpy's generator, MT19937
+
+
+def generators_as_json() -> dict[str, Any]:
+    """The state of both generators."""
+    state = np.random.get_state(legacy=False)
+    words = state["state"]["key"].astype("<u4").tobytes()
+    return {
+        "numpy": {
+            "words": base64.b64encode(words).decode(),
+            "position": int(state["state"]["pos"]),
+            "has_normal": int(state["has_gauss"]),
+            "normal": float(state["gauss"]),
+        },
+        "torch": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
+    }
+
+
+def restore_generators(values: Any) -> None:
+    """Set both generators to what `generators_as_json` has returned.
+
+    Raises:
+        ValueError: it has returned no such values.
+    """
+    of_numpy = object_of(values, "numpy")
+    words = np.frombuffer(_bytes_of(of_numpy, "words"), "<u4").astype(np.uint32)
+    if len(words) != NUM_WORDS:
+        raise ValueError(f"numpy.words are {len(words)} numbers, expected {NUM_WORDS}")
+    position = whole_of(of_numpy, "position", NUM_WORDS)
+    normal = number_of(of_numpy, "normal")
+    if math.isnan(normal):
+        raise ValueError("numpy.normal is no number")
+    of_torch = torch.frombuffer(bytearray(_bytes_of(values, "torch")), dtype=torch.uint8)
+    try:
+        torch.set_rng_state(of_torch)
+    except RuntimeError as error:
+        raise ValueError("torch is no state of torch's generator") from error
+    np.random.set_state(("MT19937", words, position, whole_of(of_numpy, "has_normal", 1), normal))
+
+
+def _bytes_of(values: Any, key: str) -> bytes:
+    try:
+        found = base64.b64decode(text_of(values, key), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{key} is no base64 text") from error
+    if not found or len(found) % 4:
+        raise ValueError(f"{key} has {len(found)} bytes")
+    return found

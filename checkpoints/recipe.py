@@ -1,0 +1,98 @@
+"""What a run trains, as far as flags and data decide it: a run that goes on must train the same."""
+
+import argparse
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from criteo.prepared import Prepared
+
+# These flags change nothing that is trained, or say what is compared apart from them: where data
+# lies (its rows are compared). All others must stay, those of later versions too.
+FREE = frozenset(
+    {
+        # where things are
+        "data_path", "raw_data_file", "processed_data_file", "save_model", "load_model",
+        "onnx_file", "checkpoint_dir", "tensor_board_filename", "export_checkpoint",
+        # how long, and what is told on the way
+        "nepochs", "test_freq", "test_mini_batch_size", "test_num_workers", "num_workers",
+        "print_freq", "print_time", "print_wall_time", "print_precision", "debug_mode",
+        "enable_profiling", "plot_compute_graph", "performance", "dry_run", "self_check",
+        "mlperf_logging", "mlperf_acc_threshold", "mlperf_auc_threshold", "save_onnx",
+        "mlperf_events", "mlperf_org", "mlperf_division", "mlperf_status", "mlperf_platform",
+        "inference_only",
+        "quantize_mlp_with_bit", "quantize_emb_with_bit",
+        # checkpoints
+        "save_every", "save_minutes", "keep", "resume", "on_nan",
+        # devices and ranks
+        "use_npu", "use_gpu", "local_rank", "dist_backend", "dist_timeout", "world_size",
+        "sync_dense_params", "fused_optimizer", "one_lookup", "static_shapes", "pin_memory",
+        "copy_stream", "jit_compile", "cuda_graphs", "tf32", "triton",
+        # what data is prepared with, when it has been prepared
+        "dataset_multiprocessing", "max_bad_lines", "data_set",
+    }
+)  # fmt: skip
+ROWS_COMPARED = 1000  # first and last training rows
+
+
+def flags_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags that decide what is trained, as JSON."""
+    return {
+        name: _as_json(value) for name, value in sorted(vars(options).items()) if name not in FREE
+    }
+
+
+def facts_of(prepared: Prepared | None) -> dict[str, Any]:
+    """Facts by which Criteo data is known again, wherever it lies; other data has none."""
+    if prepared is None:
+        return {}
+    rows = prepared.rows("train")
+    ends = np.concatenate([rows[:ROWS_COMPARED], rows[-ROWS_COMPARED:]])
+    return {
+        "rows of each part": list(prepared.rows_per_part),
+        "rows of each table": list(prepared.counts),
+        "checksum of the first and last rows": zlib.crc32(prepared.layout.unpack(ends).tobytes()),
+    }
+
+
+def check_same(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a UserError that names each flag that is another one than in the checkpoint.
+
+    Args:
+        where: what the message begins with.
+        then: the checkpoint's flags.
+        now: those of this run.
+    """
+    different = [
+        f"--{name.replace('_', '-')} was {_as_flag(then.get(name))}, is {_as_flag(now.get(name))}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name) and name not in FREE
+    ]
+    if different:
+        raise UserError(
+            f"{where}: {'; '.join(different)}: flags that change what is trained have to stay;"
+            " give those it had, or start anew with another --checkpoint-dir"
+        )
+
+
+def check_same_data(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a UserError if the training data is other data than the checkpoint's."""
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            raise UserError(
+                f"{where} was made with other training data ({name}: {then.get(name, 'none')} then,"
+                f" {now.get(name, 'none')} now): give the data it had"
+            )
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _as_flag(value: Any) -> str:
+    if isinstance(value, list):
+        return "-".join(str(number) for number in value)
+    return "not given" if value is None else str(value)

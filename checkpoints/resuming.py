@@ -1,0 +1,123 @@
+"""Goes on from the newest checkpoint that is whole."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.folder import CheckpointFolder, Found, newest_in
+from checkpoints.index import Index, NewerFormatError
+from checkpoints.options import CheckpointOptions
+from checkpoints.recipe import check_same, check_same_data
+from checkpoints.run_state import RunState, check_same_model
+from checkpoints.shard_file import DamagedError
+from common.errors import UserError
+from ranks.collectives import agreed, texts_of_all
+
+
+def resume(
+    options: CheckpointOptions,
+    run: RunState,
+    recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+    say: Callable[[str], None],
+) -> Path | None:
+    """Restore a run from the newest whole checkpoint that the flags name. All ranks call it.
+
+    Args:
+        options: the flags of checkpoints.
+        run: the run, whose model has the checkpoint's shape.
+        recipe: flags and facts of the data, as recipe.py has them.
+        say: prints a line, on the first rank.
+
+    Returns:
+        The checkpoint; None if --checkpoint-dir has none yet.
+
+    Raises:
+        UserError: there is none at the path, it is of another run, or all are damaged.
+    """
+    process = run.model.process
+    candidates = _candidates(options, run)
+    if not candidates:
+        say(f"--checkpoint-dir={options.folder} has no checkpoint yet: the run starts anew")
+    flag = "--resume" if options.resume_from is None else f"--resume={options.resume_from}"
+    damage = ""
+    for path in candidates:
+        where = f"--resume={path}"
+        damage = _restore(path, where, run, recipe)
+        if not damage:
+            say(_where_it_goes_on(path, run))
+            return path
+        aside = agreed(process, lambda path=path: _set_aside(options, path))  # type: ignore[misc]
+        is_last = path == candidates[-1]
+        then = "" if is_last else "; the checkpoint before it is used"
+        say(f"warning: {damage}{aside}{then}")
+    if damage:
+        raise UserError(
+            f"{flag}: no checkpoint is whole ({damage}):"
+            " name another one, or start anew with another --checkpoint-dir"
+        )
+    return None
+
+
+def _candidates(options: CheckpointOptions, run: RunState) -> list[Path]:
+    """The checkpoints to try, the newest first."""
+
+    def find() -> str:
+        if options.resume_from is not None:
+            try:
+                found = newest_in(options.resume_from)
+            except UserError as error:
+                raise UserError(f"--resume: {error}") from error
+        else:
+            assert options.folder is not None
+            found = CheckpointFolder(options.folder).checkpoints()
+        return json.dumps([str(one.path) for one in found])
+
+    return [Path(path) for path in json.loads(agreed(run.model.process, find))]
+
+
+def _restore(
+    path: Path,
+    where: str,
+    run: RunState,
+    recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> str:
+    """Restore the run; returns what is damaged, on any rank, or nothing."""
+    flags, facts = recipe
+    process, damage, index = run.model.process, "", None
+    try:
+        index = Index.read(path)
+    except NewerFormatError as error:
+        raise UserError(f"{where}: {error}") from error
+    except DamagedError as error:
+        damage = str(error)
+    if damages := list(filter(None, texts_of_all(process, damage))):
+        return damages[0]
+    assert index is not None
+    check_same(where, index.flags, flags)
+    check_same_data(where, index.data, facts)
+    check_same_model(where, index, run)
+    try:
+        run.restore(path, index)
+    except DamagedError as error:
+        damage = str(error)
+    return next(filter(None, texts_of_all(process, damage)), "")
+
+
+def _set_aside(options: CheckpointOptions, path: Path) -> str:
+    """Rename a damaged checkpoint of this run's own folder; says so."""
+    if options.folder is None or path.parent.resolve() != options.folder.resolve():
+        return ""
+    try:
+        found = Found(path, 0, 0)
+        return f"; it is now {CheckpointFolder(options.folder).set_aside(found).name}"
+    except OSError:
+        return ""
+
+
+def _where_it_goes_on(path: Path, run: RunState) -> str:
+    progress = run.progress
+    return (
+        f"resumed from {path}: {progress.iter} of {run.model.num_batches} steps"
+        f" of epoch {progress.epoch} are done"
+    )

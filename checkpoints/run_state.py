@@ -1,0 +1,201 @@
+"""A run between two steps: everything that the next steps, lines and files depend on."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from checkpoints.generators import generators_as_json, restore_generators
+from checkpoints.index import Index
+from checkpoints.json_values import (
+    bool_of,
+    list_of,
+    number_of,
+    numbers_of,
+    object_of,
+    value_of,
+    whole_of,
+    without_nan,
+)
+from checkpoints.matrices import held_rows, matrix_shapes
+from checkpoints.shard_file import DamagedError, read_tensors
+from common.errors import UserError
+from engine.loss_meter import LossMeter
+from engine.model_file import ModelState
+from engine.progress import Progress
+
+
+class Seekable(Protocol):
+    """Training batches that can be had from any batch on."""
+
+    def seek(self, number: int, state: Any) -> None:
+        """Let the next draw be batch `number`, whose draws begin where `state` says.
+
+        Raises:
+            ValueError: it is no such state.
+        """
+
+
+@dataclass
+class Place:
+    """What a resumed run begins with.
+
+    Attributes:
+        next_draw: where random data is drawn from after the last optimiser step; None: from its
+            number alone, or from the epoch's begin.
+        owes_evaluation: an evaluation was left because a signal came; it is done again.
+    """
+
+    next_draw: Any = None
+    owes_evaluation: bool = False
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint saves and a resumed run restores.
+
+    Attributes:
+        model: parameters, optimisers and the scale of the loss.
+        progress: how far training is.
+        losses: those since the last log line.
+        data: the training batches.
+        place: what a resumed run begins with.
+    """
+
+    model: ModelState
+    progress: Progress
+    losses: LossMeter
+    data: Seekable
+    place: Place
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a checkpoint's tensors, on all ranks."""
+        return sum(shape.num_bytes for shape in matrix_shapes(self.model).values())
+
+    @property
+    def step(self) -> int:
+        """Training steps done, over all epochs."""
+        return self.progress.epoch * self.model.num_batches + self.progress.iter
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it that is no matrix; waits for the device. All ranks call it.
+
+        Raises:
+            UserError: the loss of a step was not finite, with --on-nan=stop.
+        """
+        model, progress = self.model, self.progress
+        return {
+            "progress": without_nan(vars(progress)),
+            "next_draw": self.place.next_draw,
+            "owes_evaluation": self.place.owes_evaluation,
+            "num_batches": model.num_batches,
+            "num_test_batches": model.num_test_batches,
+            "num_epochs": model.num_epochs,
+            "losses": without_nan(self.losses.state()),
+            "loss_scale": model.scale.exact_state(),
+            "generators": generators_as_json(),
+            "optimizer": model.optimizer_name,
+            "dense_lr": float(model.dense_optimizer.lr),
+            "dense_scalars": [_scalars(state) for state in model.dense_optimizer.state],
+            "joins": list(model.tables.joins),
+            "world_size": model.process.world_size,
+            "torch": torch.__version__,
+        }
+
+    def restore(self, folder: Path, index: Index) -> None:
+        """Continue from a checkpoint whose matrices are this model's.
+
+        Raises:
+            DamagedError: a file is not what was written. Parts of the state are changed then.
+        """
+        try:
+            self._restore_values(dict(index.state))
+        except (ValueError, OverflowError) as error:
+            raise DamagedError(f"{folder / 'index.json'} is damaged ({error})") from error
+        self._read_matrices(folder, index)
+
+    def _restore_values(self, values: dict[str, Any]) -> None:
+        model, optimizer = self.model, self.model.dense_optimizer
+        self._restore_progress(object_of(values, "progress"))
+        self._restore_place(values)
+        self.losses.restore(object_of(values, "losses"))
+        model.scale.restore_exact(numbers_of(values, "loss_scale"))
+        restore_generators(object_of(values, "generators"))
+        optimizer.lr = number_of(values, "dense_lr")
+        scalars = list_of(values, "dense_scalars")
+        if len(scalars) != len(optimizer.state):
+            raise ValueError(f"dense_scalars are {len(scalars)}, expected {len(optimizer.state)}")
+        for own, saved in zip(optimizer.state, scalars, strict=True):
+            for name in _scalars(own):
+                own[name].fill_(number_of(saved, name))
+
+    def _restore_progress(self, values: dict[str, Any]) -> None:
+        """Set the fields of the progress, each to a value of its own type."""
+        progress = self.progress
+        for field in fields(Progress):
+            value: Any = number_of
+            if field.type in (bool, "bool"):
+                value = bool_of
+            elif field.type in (int, "int"):
+                value = whole_of
+            setattr(progress, field.name, value(values, field.name))
+        if not progress.resume_iter <= progress.iter <= self.model.num_batches:
+            raise ValueError(f"progress.iter is {progress.iter} of {self.model.num_batches}")
+
+    def _restore_place(self, values: dict[str, Any]) -> None:
+        """Let random data continue at the batch after the last optimiser step."""
+        self.place.owes_evaluation = bool_of(values, "owes_evaluation")
+        self.place.next_draw = value_of(values, "next_draw")
+        if self.place.next_draw is not None:
+            self.data.seek(self.progress.resume_iter, self.place.next_draw)
+
+    def _read_matrices(self, folder: Path, index: Index) -> None:
+        """Copy this rank's rows out of the files that have some, one file after the other."""
+        held = held_rows(self.model)
+        for file in index.files:
+            pairs = [(shard, rows) for shard in file.shards for rows in held if rows.overlap(shard)]
+            if not pairs:
+                continue
+            tensors = read_tensors(folder / file.name, file.facts)
+            for shard, rows in pairs:
+                try:
+                    rows.copy_from(shard, tensors)
+                except ValueError as error:
+                    raise DamagedError(f"{folder / file.name}: {error}") from error
+
+
+def _scalars(state: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in state.items() if value.dim() == 0}
+
+
+def check_same_model(where: str, index: Index, state: RunState) -> None:
+    """Raise a UserError if the checkpoint's matrices are not this model's.
+
+    Args:
+        where: what the message begins with.
+        index: the checkpoint's.
+        state: the run's.
+    """
+    own = matrix_shapes(state.model)
+    for key in sorted({*own, *index.matrices}):
+        there, here = _shape_text(index, key), "absent"
+        if key in own:
+            here = _text(own[key].num_rows, own[key].row_shapes)
+        if there != here:
+            raise UserError(
+                f"{where} is of another model: {key} is {there} there, {here} in this model:"
+                " give the flags and the data it had"
+            )
+
+
+def _shape_text(index: Index, key: str) -> str:
+    if key not in index.matrices:
+        return "absent"
+    return _text(index.matrices[key].num_rows, index.matrices[key].row_shapes)
+
+
+def _text(num_rows: int, row_shapes: Any) -> str:
+    shapes = [f"{name} {(num_rows, *shape)}" for name, shape in sorted(row_shapes.items())]
+    return ", ".join(shapes)
