@@ -296,9 +296,16 @@ def _let_signals_come() -> None:
 
 
 def _forget_all() -> None:
+    """Let a child have the signals, which a loader of a block that finishes first must not have.
+
+    It gets those that its parent gets, and would die of them while the parent wants its batches. It
+    ends with its parent. Torch's handlers are its own, so the signals stay blocked.
+    """
     if _RUNNING:
-        _RUNNING.pop().forget()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _EXIT_STATUS)
+        watch = _RUNNING.pop()
+        watch.forget()
+        if not watch.is_patient:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _EXIT_STATUS)
 
 
 # they cannot be taken back, and do nothing while no run has the signals
