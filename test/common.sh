@@ -5,7 +5,9 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CALLED_FROM=$PWD
 TESTED_TORCH=2.13.0 # it is installed if there is no torch; requirements.txt has the versions that work
 DEMO_DATA=$ROOT/test/demo_data
-USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N, -- FLAGS OF dlrm_s_pytorch.py"
+USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N, --fresh, -- FLAGS OF dlrm_s_pytorch.py"
+MAX_RESTARTS=${MAX_RESTARTS:-3} # from the last checkpoint, when a rank was killed
+SECONDS_TO_SAVE=600             # that ranks are given when they are asked to end
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 # a broken CANN must not keep torch from being imported
 
 fail() { # MESSAGE [STATUS]
@@ -88,7 +90,7 @@ install_packages() { # LINES: torch first, and a version that is tested, or pip 
 # ---------------------------------------------------------------- options
 
 parse_options() { # DEFAULT_NPROC ARGUMENT...
-    DATA_PATH='' DEMO='' DEVICE='' DEVICE_ID=0 NPROC=$1 BATCH_SIZE='' EXTRA=()
+    FRESH='' DATA_PATH='' DEMO='' DEVICE='''' DEVICE_ID=0 NPROC=$1 BATCH_SIZE='' EXTRA=()
     shift
     local flag value
     while [ $# -gt 0 ]; do
@@ -97,6 +99,7 @@ parse_options() { # DEFAULT_NPROC ARGUMENT...
         --) EXTRA=("${@:2}") && break ;;
         --help | -h) echo "$USAGE" && exit 0 ;;
         --demo) DEMO=1 && shift && continue ;;
+        --fresh) FRESH=1 && shift && continue ;;
         --*=*) shift ;;
         --*) value=${2-} && shift && [ $# -gt 0 ] && shift ;;
         *) fail "unexpected argument $1; $USAGE" ;;
@@ -234,6 +237,20 @@ set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as
     [ "$NPROC" -gt 1 ] || [ "$DEVICE" = cpu ] || FLAGS+=(--local_rank="$DEVICE_ID")
 }
 
+# ---------------------------------------------------------------- checkpoints
+
+keep_checkpoints() { # sets CHECKPOINTS, unless the user has flags of his own; goes on from what a failed run has left
+    CHECKPOINTS='' GOES_ON=''
+    [[ " ${EXTRA[*]}" =~ \ --(checkpoint[-_]dir|resume|load[-_]model) ]] && return
+    CHECKPOINTS=$OUTPUT/checkpoints/$CASE
+    [ -z "$FRESH" ] && [ ! -e "$CHECKPOINTS/finished" ] || rm -rf "$CHECKPOINTS"
+    if compgen -G "$CHECKPOINTS/*-step-*" >/dev/null; then
+        GOES_ON=1
+        echo "Going on from the last checkpoint in $CHECKPOINTS (--fresh starts anew)" >&2
+    fi
+    FLAGS+=(--checkpoint-dir="$CHECKPOINTS" --save-minutes=5 --resume)
+}
+
 # ---------------------------------------------------------------- launching
 
 prepare() { # checks options, device and data, and prepares the data, in one process
@@ -243,33 +260,48 @@ prepare() { # checks options, device and data, and prepares the data, in one pro
 }
 
 launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_), and rank 0's lines are shown too
-    local status=0 follower cores
+    local status=0 follower cores lines restarts=0
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT/$KIND
+    # rank 0's log has the whole run, for the results; an error of before would be taken for a new one
+    [ -z "$GOES_ON" ] || sed '/^error: /d' "${LOGS}_0.log" >"$OUTPUT/before.log" 2>/dev/null
     rm -f "$LOGS"_*.log
-    : >"${LOGS}_0.log"
+    if [ -n "$GOES_ON" ]; then mv "$OUTPUT/before.log" "${LOGS}_0.log"; else : >"${LOGS}_0.log"; fi
+    lines=$(($(wc -l <"${LOGS}_0.log") + 1))
+    [ -z "$CHECKPOINTS" ] || restarts=$MAX_RESTARTS
+    # its own process group: Ctrl-C reaches this script alone, which passes it on once
+    set -m
     # shellcheck disable=SC2016
-    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" --no-python \
-        bash -c 'exec "$@" >"${LOGS}_$RANK.log" 2>&1' rank \
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$SECONDS_TO_SAVE "$PYTHON" -m torch.distributed.run --standalone \
+        --nproc_per_node="$NPROC" --max-restarts="$restarts" --no-python \
+        bash -c 'exec "$@" >>"${LOGS}_$RANK.log" 2>&1' rank \
         "$PYTHON" -u "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" >"$OUTPUT/launcher.log" 2>&1 &
     LAUNCHER=$!
+    set +m
     trap 'stop_ranks INT 130' INT
     trap 'stop_ranks TERM 143' TERM
-    tail -n +1 -f --pid=$LAUNCHER "${LOGS}_0.log" &
+    trap 'stop_ranks HUP 129' HUP
+    tail -n "+$lines" -f --pid=$LAUNCHER "${LOGS}_0.log" &
     follower=$!
     wait "$LAUNCHER" || status=$?
     wait "$follower" 2>/dev/null
-    trap - INT TERM
+    trap - INT TERM HUP
     [ $status -eq 0 ] || report_failure
 }
 
 stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
-    trap '' INT TERM
+    trap '' INT TERM HUP
     kill -TERM "$LAUNCHER" 2>/dev/null
     wait "$LAUNCHER" 2>/dev/null
     remove_partial
-    echo "stopped by SIG$1: all ranks have ended" >&2
+    echo "stopped by SIG$1: all ranks have ended$(what_is_left)" >&2
     exit "$2"
+}
+
+what_is_left() {
+    if [ -n "$CHECKPOINTS" ] && compgen -G "$CHECKPOINTS/*-step-*" >/dev/null; then
+        echo "; the same command goes on from the last checkpoint"
+    fi
 }
 
 remove_partial() { # a rank removes its half-written files, unless SIGKILL ends it, as when memory is short
@@ -285,16 +317,17 @@ report_failure() { # prints the error of the rank that failed, and the end of it
     echo "---- end of $log" >&2
     tail -n 15 "$log" >&2
     echo "----" >&2
-    if line=$(grep -m 1 '^error: ' "$log"); then
+    if line=$(grep '^error: ' "$log" | tail -n 1) && [ -n "$line" ]; then
+        [[ $line != "error: --resume="* ]] || line+=" (this script: --fresh starts anew)"
         fail "${log##*/}: ${line#error: }" 1
     fi
-    fail "training failed: see $log" 1
+    fail "training failed: see $log$(what_is_left)" 1
 }
 
 # ---------------------------------------------------------------- cases
 
 begin_case() { # train|eval|perf DEFAULT_NPROC ARGUMENT...: does everything that comes before the ranks
-    BEGAN=$SECONDS KIND=$1
+    BEGAN=$SECONDS KIND=$1 CHECKPOINTS='' GOES_ON=''
     parse_options "${@:2}"
     [ "$DEVICE" != npu ] || look_for_torch_npu
     set_up "$ROOT/requirements.txt"
@@ -313,10 +346,12 @@ finish_case() { # ARGUMENT...: result lines, results file; the arguments go to r
 train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png in the caller's folder
     begin_case train "$@"
     FLAGS+=(--save-model="$CALLED_FROM/DLRM.pth")
+    keep_checkpoints
     prepare
     BEGAN=$SECONDS
     launch
     finish_case --plot="$CALLED_FROM/DLRM.png"
+    [ -z "$CHECKPOINTS" ] || touch "$CHECKPOINTS/finished"
     [ -z "$DEMO" ] || grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null
     echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
 }
