@@ -200,7 +200,7 @@ def _identity(records: Iterable[_Record]) -> bytes:
     """The end of the identity that torch gives a file: all checksums in one number of 64 bits."""
     combined = 0
     for record in records:
-        if record.name != _ID:
+        if record.num_bytes and record.name != _ID:
             mixed = record.crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)
             combined = (combined ^ mixed) % (1 << 64)
     return b"%0*d" % (_ID_DIGITS, combined)
