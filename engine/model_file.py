@@ -32,7 +32,7 @@ from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
 from ranks.collectives import row_blocks_on_first, send_to_first
 from ranks.placement import Part
-from ranks.process import Process
+from ranks.process import Process, says_that_a_rank_has_gone
 
 _WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 
@@ -190,6 +190,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     try:
         write_whole([(target_of(path), lambda file: write_streamed(file, content))])
     except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and says_that_a_rank_has_gone(error):
+            raise  # its rows were to come from there; the file is not at fault
         raise RankError(
             f"--save-model={path}: cannot write it ({reason_of(error)});"
             " what was there before is kept"
