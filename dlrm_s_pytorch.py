@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -83,6 +84,7 @@ from engine.options import (
     add_source_options,
     add_training_options,
 )
+from engine.previous_file import keep_better
 from engine.progress import Progress, is_better
 from engine.quantization import (
     check_quantization,
@@ -454,6 +456,7 @@ class Trainer:
         none_chosen = not self._evaluates or math.isnan(self._best())
         if self.options.save_model and not progress.saved and none_chosen:
             self._save()
+        say_result(self)
         self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
@@ -566,8 +569,7 @@ class Trainer:
         return self.evaluator.metrics(self.data.test, self.checkpoints.is_asked_in_evaluation)
 
     def _save(self) -> None:
-        save_model_file(self.options.save_model, self.state, self.progress)
-        self.progress.saved = True
+        save_model(self)
 
     def _best(self) -> float:
         """The best value so far of the metric that decides which model is saved."""
@@ -582,6 +584,25 @@ class Trainer:
         if sentence:
             self.reporter.say(sentence)
         return bool(sentence)
+
+
+def save_model(trainer: Trainer) -> None:
+    """Save the model. The first time, a fresh run moves a better model out of its way."""
+    options, progress = trainer.options, trainer.progress
+    continues = bool(options.load_model)  # from a model, so what the file holds is no other run's
+    if trainer.process.is_first and not (continues or progress.saved):
+        by_auc = options.mlperf_logging
+        if text := keep_better(Path(options.save_model), progress.best(by_auc), by_auc):
+            trainer.reporter.say(text)
+    save_model_file(options.save_model, trainer.state, progress)
+    progress.note_saved()
+
+
+def say_result(trainer: Trainer) -> None:
+    """Say what the best model is and where it was saved, if there was an evaluation or a file."""
+    options = trainer.options
+    if text := trainer.progress.last_line(options.mlperf_logging, options.save_model):
+        trainer.reporter.say(text)
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:

@@ -64,7 +64,8 @@ def write_whole(files: Sequence[tuple[Path, Callable[[BinaryIO], object]]]) -> N
     """Write files, and give them their names only when all of them are complete and on the disk.
 
     Args:
-        files: (path, function that writes the file's content), in the order of the renames.
+        files: (path, function that writes the file's content), in the order of the renames. It may
+            read what it has written.
 
     Raises:
         OSError: one of them cannot be written; those that were there before are kept.
@@ -85,7 +86,7 @@ def write_whole(files: Sequence[tuple[Path, Callable[[BinaryIO], object]]]) -> N
 
 
 def _write_to_disk(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    with open(path, "wb") as file:
+    with open(path, "w+b") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())

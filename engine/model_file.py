@@ -6,7 +6,7 @@ add). A file of the original has none of them: a run continues from its epoch an
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,23 @@ from torch import nn
 
 from common.errors import RankError, UserError
 from common.whole_files import check_place, target_of, write_whole
+from engine.model_content import (
+    RunFacts,
+    Value,
+    make_content,
+    packed_generators,
+    state_of_rows,
+)
 from engine.progress import Progress
 from engine.saved_content import SavedContent, reason_of
+from engine.streamed_file import StreamedTensor, streamed_tensors, write_streamed
 from engine.value_checks import Wanted
 from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
-from ranks.collectives import send_to_first
+from ranks.collectives import row_blocks_on_first, send_to_first
 from ranks.placement import Part
-from ranks.process import Process
+from ranks.process import Process, says_that_a_rank_has_gone
 
 _WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 
@@ -72,8 +80,7 @@ def gathered_state(model_state: ModelState) -> Iterator[tuple[str, torch.Tensor]
         for part, value in gathered_parts(model_state, "pooling"):
             yield f"v_W_l.{part.table}", value
     if model_state.process.is_first:
-        for name, value in model_state.model.named_parameters():
-            yield name, value.detach().cpu().clone()
+        yield from _dense_parameters(model_state)
 
 
 def gathered_parts(model_state: ModelState, name: str) -> Iterator[tuple[Part, torch.Tensor]]:
@@ -97,31 +104,67 @@ def _gathered(model_state: ModelState, part: Part, name: str) -> torch.Tensor | 
 def save_model_file(path: str, model_state: ModelState, progress: Progress) -> None:
     """Write the model file, on rank 0. All ranks call it.
 
+    Beside the model, memory for one block of a table's rows is needed at a time.
+
     Raises:
         RankError: the file cannot be written; the one that was there before is kept.
     """
-    state = full_state_dict(model_state)
-    optimizer_state = _optimizer_state(model_state, progress)
-    if not model_state.process.is_first:
+    content = _content(model_state, progress)
+    if model_state.process.is_first:
+        _write(Path(path), content)
         return
-    content = {
-        "epoch": progress.epoch,
-        "iter": progress.iter,
-        "nepochs": model_state.num_epochs,
-        "nbatches": model_state.num_batches,
-        "nbatches_test": model_state.num_test_batches,
-        "state_dict": state,
-        "train_loss": progress.train_loss,
-        "total_loss": 0.0,  # since the last log line, right after which files are written
-        "test_acc": progress.accuracy,
-        "test_auc": progress.auc,
-        "opt_state_dict": optimizer_state,
-        "progress": {name: value for name, value in asdict(progress).items() if name != "saved"},
-        "generators": _generators(),
-        "loss_scale": model_state.scale.state(),
-        "joins": list(model_state.tables.joins),
+    for tensor in streamed_tensors(content):
+        for _ in tensor.blocks:  # there are none, but asking for them sends this rank's to rank 0
+            pass
+
+
+def _content(model_state: ModelState, progress: Progress) -> dict[str, Any]:
+    """The content of the model file, the same on all ranks but for the blocks of tables' rows."""
+    dense = model_state.dense_optimizer.state_dict()
+    (group,) = dense["param_groups"]
+    facts = RunFacts(
+        progress=progress,
+        num_epochs=model_state.num_epochs,
+        num_batches=model_state.num_batches,
+        num_test_batches=model_state.num_test_batches,
+        settings={name: value for name, value in group.items() if name != "params"},
+        generators=packed_generators(np.random.get_state(legacy=False), torch.get_rng_state()),
+        loss_scale=model_state.scale.state(),
+        joins=model_state.tables.joins,
+    )
+    states = [
+        state_of_rows(
+            progress, {key: _streamed(model_state, part, name) for key, name in names.items()}
+        )
+        for part, names in _row_states(model_state)
+    ]
+    states += [_on_host(dense["state"].get(number, {})) for number in group["params"]]
+    return make_content(facts, _parameters(model_state), states)
+
+
+def _parameters(model_state: ModelState) -> dict[str, Value]:
+    """The model's parameters by their keys; those of tables are streamed."""
+    tables = model_state.tables
+    values: dict[str, Value] = {
+        f"emb_l.{part.key}": _streamed(model_state, part, "weight") for part in tables.parts
     }
-    _write(Path(path), content)
+    if tables.learned_pooling:
+        values |= {
+            f"v_W_l.{part.table}": _streamed(model_state, part, "pooling") for part in tables.parts
+        }
+    return values | dict(_dense_parameters(model_state))
+
+
+def _dense_parameters(model_state: ModelState) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in model_state.model.named_parameters():
+        yield name, value.detach().cpu().clone()
+
+
+def _streamed(model_state: ModelState, part: Part, name: str) -> StreamedTensor:
+    """The part's tensor of that name; asking for its blocks sends them from its rank to rank 0."""
+    view = model_state.tables.part_view(part, name)
+    shape = (part.num_rows, *model_state.tables.row_shapes(part)[name])
+    return StreamedTensor(shape, row_blocks_on_first(model_state.process, view, shape, part.rank))
 
 
 def check_model_paths(load: str, save: str) -> None:
@@ -145,44 +188,14 @@ def check_model_paths(load: str, save: str) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        write_whole([(target_of(path), lambda file: torch.save(content, file))])
+        write_whole([(target_of(path), lambda file: write_streamed(file, content))])
     except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and says_that_a_rank_has_gone(error):
+            raise  # its rows were to come from there; the file is not at fault
         raise RankError(
             f"--save-model={path}: cannot write it ({reason_of(error)});"
             " what was there before is kept"
         ) from error
-
-
-def _generators() -> dict[str, Any]:
-    state = np.random.get_state(legacy=False)
-    numpy_state = (
-        str(state["bit_generator"]),
-        torch.from_numpy(state["state"]["key"].astype(np.int64)),
-        int(state["state"]["pos"]),
-        int(state["has_gauss"]),
-        float(state["gauss"]),
-    )
-    return {"numpy": numpy_state, "torch": torch.get_rng_state()}
-
-
-def _optimizer_state(model_state: ModelState, progress: Progress) -> dict[str, Any]:
-    """torch's optimiser state dict, on rank 0.
-
-    Parameters are numbered in the order tables, pooling weights, dense parameters.
-    """
-    dense = model_state.dense_optimizer.state_dict()
-    states: list[dict[str, Any]] = []
-    for part, names in _row_states(model_state):
-        gathered = {key: _gathered(model_state, part, name) for key, name in names.items()}
-        state = {key: value for key, value in gathered.items() if value is not None}
-        states.append({"step": torch.tensor(float(progress.num_steps)), **state} if state else {})
-    offset = len(states)
-    group = dense["param_groups"][0]
-    states += [dense["state"].get(number, {}) for number in group["params"]]
-    return {
-        "state": {number: _on_host(state) for number, state in enumerate(states) if state},
-        "param_groups": [group | {"params": list(range(offset + len(group["params"])))}],
-    }
 
 
 def _row_states(model_state: ModelState) -> list[tuple[Part, dict[str, str]]]:
@@ -261,7 +274,7 @@ def _wanted_parameters(model_state: ModelState) -> dict[str, Wanted]:
 
 
 def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
-    """The tensors of each parameter's optimiser state, by the number of `_optimizer_state`."""
+    """The tensors of each parameter's optimiser state, by its number in the file."""
     wanted: dict[int, dict[str, Wanted]] = {}
     row_states = _row_states(model_state)
     for number, (part, names) in enumerate(row_states):
@@ -280,7 +293,7 @@ def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
 
 
 def _load_states(states: dict[int, dict[str, torch.Tensor]], model_state: ModelState) -> None:
-    """Copy optimiser states, numbered as in `_optimizer_state`, to the optimisers."""
+    """Copy optimiser states, numbered as in the file, to the optimisers."""
     row_states = _row_states(model_state)
     for number, (part, names) in enumerate(row_states):
         for key, name in names.items():

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from reporting.log_lines import best_line, metric_text, saved_line
 from reporting.metrics import NAN, Metrics
 
 
@@ -19,6 +20,10 @@ class Progress:
         train_loss: loss of the last log line.
         best_accuracy, best_auc: the best of all evaluations so far; nan before the first.
         accuracy, auc: those of the last evaluation.
+        best_accuracy_epoch, best_accuracy_iter, best_auc_epoch, best_auc_iter: epoch and iter of
+            the evaluations that found the best; iter 0: nobody knows, as model files do not tell.
+        saved_epoch, saved_iter: epoch and iter of the model file that this run has written last;
+            iter 0: it has written none.
         saved: whether this run has written a model file.
     """
 
@@ -31,6 +36,12 @@ class Progress:
     best_auc: float = NAN
     accuracy: float = NAN
     auc: float = NAN
+    best_accuracy_epoch: int = field(default=0, compare=False)
+    best_accuracy_iter: int = field(default=0, compare=False)
+    best_auc_epoch: int = field(default=0, compare=False)
+    best_auc_iter: int = field(default=0, compare=False)
+    saved_epoch: int = field(default=0, compare=False)
+    saved_iter: int = field(default=0, compare=False)
     saved: bool = field(default=False, compare=False)
 
     def count_update(self, it: int) -> None:
@@ -43,12 +54,45 @@ class Progress:
         self.accuracy, self.auc = metrics.accuracy, metrics.auc
         if is_better(metrics.accuracy, self.best_accuracy):
             self.best_accuracy = metrics.accuracy
+            self.best_accuracy_epoch, self.best_accuracy_iter = self.epoch, self.iter
         if is_better(metrics.auc, self.best_auc):
             self.best_auc = metrics.auc
+            self.best_auc_epoch, self.best_auc_iter = self.epoch, self.iter
+
+    def note_saved(self) -> None:
+        """Note that the model as it is now has been written to the model file."""
+        self.saved, self.saved_epoch, self.saved_iter = True, self.epoch, self.iter
 
     def best(self, by_auc: bool) -> float:
         """The best AUC so far, or the best accuracy; nan before the first evaluation."""
         return self.best_auc if by_auc else self.best_accuracy
+
+    def best_step(self, by_auc: bool) -> tuple[int, int]:
+        """(epoch, iter) of the evaluation that found the best AUC or accuracy; iter 0: unknown."""
+        if by_auc:
+            return self.best_auc_epoch, self.best_auc_iter
+        return self.best_accuracy_epoch, self.best_accuracy_iter
+
+    def last_line(self, by_auc: bool, path: str) -> str:
+        """The last line of a run: what its best model is, and which one it has saved.
+
+        Args:
+            by_auc: the best one has the best AUC, else the best accuracy.
+            path: the model file; empty: the run saves none.
+
+        Returns:
+            The line; empty if the run has neither evaluated nor saved a model.
+        """
+        best, (epoch, it) = self.best(by_auc), self.best_step(by_auc)
+        is_saved = bool(path) and self.saved
+        if is_saved and (self.saved_epoch, self.saved_iter) != (epoch, it):
+            return saved_line(self.saved_epoch, self.saved_iter, path)
+        if math.isnan(best) or not (path or it):
+            return ""
+        outcome = f"nothing better to save in {path}" if path else "not saved (no --save-model)"
+        if is_saved:
+            outcome = f"saved in {path}"
+        return best_line(metric_text(best, by_auc), epoch, it, outcome)
 
     def threshold_reached(self, accuracy: float, auc: float) -> str:
         """A sentence about the threshold that the best metrics have reached; empty if none.

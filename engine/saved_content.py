@@ -3,13 +3,13 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from common.errors import UserError
+from engine.model_content import PROGRESS_NAMES
 from engine.progress import Progress
 from engine.value_checks import LARGEST, ValueChecks, Wanted, is_number, is_plain, shown
 from optim.loss_scale import GROWTH_INTERVAL, HIGHEST_SCALE, LOWEST_SCALE
@@ -99,7 +99,7 @@ class SavedContent:
             num_steps = self.epoch * steps[0] + steps[1]
             return Progress(self.epoch, self.iter, num_steps=num_steps, resume_iter=self.iter)
         found = self._check.dict_of("progress", self._content["progress"])
-        names = {field.name for field in fields(Progress)} - {"saved"}
+        names = set(PROGRESS_NAMES)
         for name in sorted(names - set(found)):
             raise self._check.fault(f"progress.{name}", "missing", "a number")
         for name in sorted(set(found) - names, key=shown):
@@ -276,14 +276,23 @@ def _numpy_scalars_allowed() -> Iterator[None]:
         yield
 
 
+def read_content(path: str) -> Any:
+    """What torch reads from a file, whose tensors are mapped where its format allows it.
+
+    Raises:
+        Exception: it cannot be read; a damaged file can raise any.
+    """
+    with _numpy_scalars_allowed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about the pickle protocol of foreign files
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # torch's old format cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
-        with _numpy_scalars_allowed(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about the pickle protocol of foreign files
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # torch's old format cannot be mapped
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_content(path)
     except OSError as error:
         raise UserError(f"--load-model={path}: cannot read it ({reason_of(error)})") from error
     except Exception as error:  # a damaged pickle can raise anything

@@ -1,13 +1,16 @@
 """Sums, maxima, gathers and broadcasts over ranks; with one rank they do nothing."""
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 
 from common.errors import UserError
 from ranks.process import Process
+
+BLOCK_BYTES = 64 << 20
 
 
 def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
@@ -70,6 +73,36 @@ def send_to_first(
         return None
     dist.recv(like, owner)
     return like
+
+
+def row_blocks_on_first(
+    process: Process, rows: torch.Tensor | None, shape: tuple[int, ...], owner: int
+) -> Iterator[torch.Tensor]:
+    """The rows of rank `owner`'s tensor on rank 0's host, a block of at most 64 MB at a time.
+
+    All ranks ask for all blocks; other ranks than the first one get none. A block may be part of
+    the tensor itself, and lies where the next one will lie.
+
+    Args:
+        process: this rank.
+        rows: the owner's tensor (n, ...) of float32, on any device; others' is ignored.
+        shape: its shape.
+        owner: the rank that has it.
+    """
+    block_rows = max(1, BLOCK_BYTES // (4 * math.prod(shape[1:])))
+    sizes = [min(block_rows, shape[0] - begin) for begin in range(0, shape[0], block_rows)]
+    if process.rank == owner:
+        assert rows is not None
+        for block in rows.detach().split(block_rows):
+            if process.is_first:
+                yield block.cpu()
+            else:
+                dist.send(block.cpu().contiguous(), 0)
+    elif process.is_first:
+        received = torch.empty((max(sizes), *shape[1:]))
+        for size in sizes:
+            dist.recv(received[:size], owner)
+            yield received[:size]
 
 
 def numbers_from_first(process: Process, numbers: Sequence[float]) -> list[float]:

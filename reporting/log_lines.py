@@ -58,6 +58,29 @@ def calibration_line(metrics: Metrics) -> str:
     return f"log loss {metrics.log_loss:.6f}, base rate {metrics.base_rate:.6f}"
 
 
+def metric_text(value: float, by_auc: bool) -> str:
+    """An AUC or an accuracy with its name, which scripts that look for `auc` do not find."""
+    return f"AUC {value:.4f}" if by_auc else f"accuracy {value * 100:.3f} %"
+
+
+def best_line(metric: str, epoch: int, it: int, outcome: str) -> str:
+    """The last line of a run that has evaluated its model.
+
+    Args:
+        metric: the best one, as `metric_text` writes it.
+        epoch: number of the epoch in which it was found, from 0.
+        it: batches of this epoch that were done then; 0: it was found before this run.
+        outcome: what has become of the model.
+    """
+    where = f"at it {it} of epoch {epoch}" if it else "before this run"
+    return f"best {metric} {where}, {outcome}"
+
+
+def saved_line(epoch: int, it: int, path: str) -> str:
+    """The last line of a run that has saved a model which no evaluation has chosen."""
+    return f"model of it {it} of epoch {epoch} saved in {path}"
+
+
 def size_line(what: str, bits: int, before: int, after: int) -> str:
     """The line about a part of a model that may be quantized: its bytes before and after."""
     if bits == 32:

@@ -1,11 +1,13 @@
 """Model files: the original's keys, the best model, resumed equals uninterrupted, wrong files."""
 
 import os
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import CRITEO_MODEL, SMALL_MODEL, largest_file, train
+from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, largest_file, shell, train
 
 import dlrm_s_pytorch as dlrm
 from engine.model_file import save_model_file
@@ -70,6 +72,39 @@ def test_keys_and_optimiser_state_are_torchs(tmp_path, optimizer):
         assert entry[key].shape == (parameter.shape[:1] if rowwise else parameter.shape)
     if optimizer == "adagrad":
         torch.optim.Adagrad(parameters, lr=1).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_file_is_as_torch_writes_it(tmp_path, optimizer):
+    """Its checksums are right, and torch.save makes the same bytes of what it holds."""
+    path = tmp_path / "model.pth"
+    flags = [f"--optimizer={optimizer}", "--qr-flag", f"--save-model={path}"]
+    assert train(*SMALL_MODEL, *flags).status == 0
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with open(tmp_path / "again.pth", "wb") as file:
+        torch.save(load(path), file)
+    assert path.read_bytes() == (tmp_path / "again.pth").read_bytes()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks):
+    """Each rank's memory grows by less than 100 MB, while the tables have 300."""
+    path = tmp_path / "model.pth"
+    program = ROOT / "test" / "unit" / "saving_program.py"
+    done = shell(sys.executable, program, num_ranks, path)
+    assert done.returncode == 0, done.stderr
+    assert path.stat().st_size > 290e6
+    path.unlink()
+    grown = [float(line) for line in done.stdout.split()]
+    assert len(grown) == num_ranks and max(grown) < 100, grown
+
+
+def test_a_rank_that_has_gone_is_not_told_as_a_fault_of_the_file(tmp_path):
+    program = ROOT / "test" / "unit" / "saving_program.py"
+    done = shell(sys.executable, program, 2, tmp_path / "model.pth", 1)
+    assert "RankGoneError: another rank has ended" in done.stderr
+    assert "cannot write" not in done.stderr and os.listdir(tmp_path) == []
 
 
 COMPRESSED = {
@@ -253,6 +288,67 @@ def test_a_resumed_run_keeps_a_better_model(tmp_path):
     before = path.read_bytes()
     assert train(*flags, f"--load-model={path}", "--nepochs=2").status == 0
     assert path.read_bytes() == before
+
+
+EVALUATED = [*SMALL_MODEL, "--test-freq=10", "--mlperf-logging"]
+
+
+def put_auc(path, auc):
+    content = load(path)
+    content["test_auc"] = content["progress"]["best_auc"] = auc
+    torch.save(content, path)
+    return path.read_bytes()
+
+
+def test_a_fresh_run_moves_a_better_model_once(tmp_path):
+    path = tmp_path / "m.pth"
+    flags = [*EVALUATED, "--test-freq=1", "--nepochs=2", f"--save-model={path}"]
+    assert train(*flags).status == 0 and os.listdir(tmp_path) == ["m.pth"]
+    aucs = [test["auc"] for test in train(*flags[:-1]).tests]
+    assert sum(auc > max(aucs[:k], default=0) for k, auc in enumerate(aucs)) > 1, "saved once"
+    better = put_auc(path, 0.9)
+    done = train(*flags)
+    assert done.status == 0 and done.out.count(f"{path} held a better model (AUC 0.9000,") == 1
+    assert f"this one {aucs[0]:.4f}): moved to {path}.1\n" in done.out
+    assert sorted(os.listdir(tmp_path)) == ["m.pth", "m.pth.1"]
+    assert (tmp_path / "m.pth.1").read_bytes() == better
+    assert load(path)["test_auc"] == pytest.approx(max(aucs), abs=6e-5)
+
+
+def test_a_run_that_continues_overwrites_the_file_as_before(tmp_path):
+    first, path = tmp_path / "first.pth", tmp_path / "m.pth"
+    for name in (first, path):
+        assert train(*EVALUATED, f"--save-model={name}").status == 0
+    put_auc(path, 0.9)
+    flags = [*EVALUATED, "--test-freq=-1", "--nepochs=2"]
+    done = train(*flags, f"--load-model={first}", f"--save-model={path}")
+    assert done.status == 0 and "held" not in done.out and load(path)["epoch"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["first.pth", "m.pth"]
+
+
+def test_the_last_line_says_what_is_in_the_file(tmp_path):
+    path = tmp_path / "m.pth"
+
+    def last_line(*flags):
+        done = train(*flags)
+        assert done.status == 0
+        return done.out.splitlines()[-1]
+
+    evaluated = last_line(*EVALUATED, f"--save-model={path}")
+    auc = load(path)["test_auc"]
+    assert evaluated == f"best AUC {auc:.4f} at it 10 of epoch 0, saved in {path}"
+    assert last_line(*EVALUATED) == (
+        f"best AUC {auc:.4f} at it 10 of epoch 0, not saved (no --save-model)"
+    )
+    assert last_line(*SMALL_MODEL, f"--save-model={tmp_path}/new.pth") == (
+        f"model of it 10 of epoch 0 saved in {tmp_path}/new.pth"
+    )
+    put_auc(path, 0.9)
+    more = [f"--load-model={path}", "--nepochs=2", f"--save-model={path}"]
+    assert last_line(*EVALUATED, *more) == (
+        f"best AUC 0.9000 before this run, nothing better to save in {path}"
+    )
+    assert last_line(*SMALL_MODEL).startswith("Finished training it 10/10")
 
 
 def test_a_resumed_run_without_evaluations_saves_its_last_model(tmp_path):

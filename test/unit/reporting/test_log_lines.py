@@ -6,9 +6,12 @@ from conftest import train
 from reporting.log_lines import (
     StepPosition,
     accuracy_line,
+    best_line,
     calibration_line,
     evaluation_line,
+    metric_text,
     metrics_line,
+    saved_line,
     training_line,
 )
 from reporting.metrics import Metrics, remark
@@ -45,6 +48,29 @@ def test_lines_have_the_contracts_format():
     )
     assert line.split()[9].rstrip(",") == "0.7302", "awk's blank-field 10 is the AUC"
     assert calibration_line(found) == "log loss 0.450000, base rate 0.250000"
+
+
+LAST_LINES = {
+    best_line(metric_text(0.8151, True), 0, 10240, "saved in DLRM.pth"): (
+        "best AUC 0.8151 at it 10240 of epoch 0, saved in DLRM.pth"
+    ),
+    best_line(metric_text(0.78123, False), 2, 8, "not saved (no --save-model)"): (
+        "best accuracy 78.123 % at it 8 of epoch 2, not saved (no --save-model)"
+    ),
+    best_line(metric_text(0.8, True), 0, 0, "nothing better to save in DLRM.pth"): (
+        "best AUC 0.8000 before this run, nothing better to save in DLRM.pth"
+    ),
+    saved_line(1, 640, "DLRM.pth"): "model of it 640 of epoch 1 saved in DLRM.pth",
+}
+
+
+def test_the_last_line_is_none_that_scripts_look_for():
+    log = training_line(StepPosition(10, 20, 0), 900.0, 0.5)
+    for line, expected in LAST_LINES.items():
+        assert line == expected
+        assert "auc" not in line
+        assert not line.startswith(("Finished training it", " accuracy", "recall", "Testing at"))
+        assert summarise(f"{log}\n{line}\n") == summarise(log)
 
 
 def test_awk_finds_time_and_loss_by_comma():

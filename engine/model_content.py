@@ -1,0 +1,106 @@
+"""What stands in a model file, made of plain values and of tensors wherever they come from.
+
+A run makes it of its model; what has no model, but its values and its tables' rows, can do so too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.progress import Progress
+from engine.streamed_file import StreamedTensor
+
+# of Progress; the loading side takes these and no others, so that is what all versions write
+PROGRESS_NAMES = (
+    "epoch", "iter", "num_steps", "resume_iter", "train_loss", "best_accuracy", "best_auc",
+    "accuracy", "auc",
+)  # fmt: skip
+
+Value = torch.Tensor | StreamedTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a model file tells about its run, beside the model's tensors.
+
+    Attributes:
+        progress: how far training is.
+        num_epochs: epochs of the run.
+        num_batches: batches of an epoch.
+        num_test_batches: batches of an evaluation.
+        settings: the optimiser's, with its learning rate as `lr`: torch's parameter group without
+            its parameters.
+        generators: what `packed_generators` returns.
+        loss_scale: [scale, steps since it last changed]; [] without a scale.
+        joins: how each table's parts are joined.
+    """
+
+    progress: Progress
+    num_epochs: int
+    num_batches: int
+    num_test_batches: int
+    settings: Mapping[str, Any]
+    generators: Mapping[str, Any]
+    loss_scale: Sequence[float]
+    joins: Sequence[str]
+
+
+def make_content(
+    facts: RunFacts, parameters: Mapping[str, Value], states: Sequence[Mapping[str, Value]]
+) -> dict[str, Any]:
+    """The content of a model file, whose keys are the original's and four of ours.
+
+    Args:
+        facts: what it tells beside tensors.
+        parameters: all parameters by their keys: parts of tables, pooling weights, the MLPs'.
+        states: the optimiser's state of each parameter, in the same order; empty: it has none.
+    """
+    progress = facts.progress
+    numbers = list(range(len(states)))
+    return {
+        "epoch": progress.epoch,
+        "iter": progress.iter,
+        "nepochs": facts.num_epochs,
+        "nbatches": facts.num_batches,
+        "nbatches_test": facts.num_test_batches,
+        "state_dict": dict(parameters),
+        "train_loss": progress.train_loss,
+        "total_loss": 0.0,  # since the last log line, right after which files are written
+        "test_acc": progress.accuracy,
+        "test_auc": progress.auc,
+        "opt_state_dict": {
+            "state": {number: dict(states[number]) for number in numbers if states[number]},
+            "param_groups": [{**facts.settings, "params": numbers}],
+        },
+        "progress": {name: asdict(progress)[name] for name in PROGRESS_NAMES},
+        "generators": dict(facts.generators),
+        "loss_scale": list(facts.loss_scale),
+        "joins": list(facts.joins),
+    }
+
+
+def state_of_rows(progress: Progress, tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """The optimiser's state of a part or of its pooling weights; empty if it has no tensors."""
+    return {"step": torch.tensor(float(progress.num_steps)), **tensors} if tensors else {}
+
+
+def packed_generators(numpy_state: Mapping[str, Any], torch_state: torch.Tensor) -> dict[str, Any]:
+    """The states of the global generators as torch can load them.
+
+    Args:
+        numpy_state: what `np.random.get_state(legacy=False)` returns; a list of 624 numbers serves
+            as the key.
+        torch_state: what `torch.get_rng_state()` returns, bytes.
+    """
+    keys = np.asarray(numpy_state["state"]["key"]).astype(np.int64)
+    packed = (
+        str(numpy_state["bit_generator"]),
+        torch.from_numpy(keys),
+        int(numpy_state["state"]["pos"]),
+        int(numpy_state["has_gauss"]),
+        float(numpy_state["gauss"]),
+    )
+    return {"numpy": packed, "torch": torch_state}

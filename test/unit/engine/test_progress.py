@@ -1,0 +1,61 @@
+"""What a run remembers of its best evaluations, and what its last line says of them."""
+
+import json
+from dataclasses import asdict
+
+from engine.progress import Progress
+from reporting.metrics import Metrics
+
+
+def evaluated(progress, epoch, it, auc, accuracy):
+    progress.epoch, progress.iter = epoch, it
+    progress.note_evaluation(Metrics(accuracy=accuracy, auc=auc))
+
+
+def test_the_steps_of_the_best_evaluations_are_remembered():
+    progress = Progress()
+    assert progress.best_step(True) == progress.best_step(False) == (0, 0)
+    for step, auc, accuracy in (
+        ((0, 10), 0.6, 0.7), ((1, 5), 0.8, 0.6), ((1, 10), 0.7, 0.75), ((2, 5), 0.8, 0.75),
+    ):  # fmt: skip
+        evaluated(progress, *step, auc, accuracy)
+    assert progress.best_step(by_auc=True) == (1, 5)
+    assert progress.best_step(by_auc=False) == (1, 10), "the first of two that are alike"
+    again = Progress(**json.loads(json.dumps(asdict(progress))))
+    assert again.best_step(by_auc=True) == (1, 5), "its values are plain numbers"
+
+
+def test_the_last_line_says_where_the_best_model_is():
+    progress = Progress()
+    evaluated(progress, 0, 10240, 0.8151, 0.78123)
+    best = "best AUC 0.8151 at it 10240 of epoch 0"
+    assert progress.last_line(True, "") == f"{best}, not saved (no --save-model)"
+    progress.note_saved()
+    assert progress.last_line(True, "m.pth") == f"{best}, saved in m.pth"
+    evaluated(progress, 0, 20480, 0.7, 0.7)
+    assert progress.last_line(True, "m.pth") == f"{best}, saved in m.pth"
+    assert progress.last_line(False, "m.pth") == (
+        "best accuracy 78.123 % at it 10240 of epoch 0, saved in m.pth"
+    )
+
+
+def test_a_run_that_continues_and_finds_nothing_better_has_saved_nothing():
+    progress = Progress(0, 10, best_auc=0.8, best_accuracy=0.7)
+    evaluated(progress, 1, 10, 0.7, 0.6)
+    assert progress.last_line(True, "m.pth") == (
+        "best AUC 0.8000 before this run, nothing better to save in m.pth"
+    )
+    assert progress.last_line(True, "") == ""
+    evaluated(progress, 1, 20, 0.9, 0.6)
+    progress.note_saved()
+    assert progress.last_line(True, "m.pth") == (
+        "best AUC 0.9000 at it 20 of epoch 1, saved in m.pth"
+    )
+
+
+def test_a_model_that_no_evaluation_has_chosen_is_told_too():
+    for best in (float("nan"), 0.8):  # that of a file from which the run continues
+        progress = Progress(0, 640, best_auc=best)
+        assert progress.last_line(True, "") == ""
+        progress.note_saved()
+        assert progress.last_line(True, "m.pth") == "model of it 640 of epoch 0 saved in m.pth"

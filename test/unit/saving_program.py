@@ -1,0 +1,85 @@
+"""Ranks that save a model of 300 MB, nearly all of it two tables.
+
+    python saving_program.py num_ranks PATH [rank that ends instead]
+
+Each rank prints by how many MB its memory has grown at the most while the file was written.
+"""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import common.compiled  # noqa: F401  (before torch: both use the same threads)
+
+# isort: split
+import torch
+from forked_ranks import run_ranks
+
+from engine.model_file import ModelState, full_state_dict, save_model_file
+from engine.progress import Progress
+from model.compression import NoCompression
+from model.embedding_tables import EmbeddingTables
+from model.exchange import Exchange
+from optim.dense import make_dense_optimizer
+from ranks.placement import place_tables
+from ranks.process import joined, this_process
+
+NUM_ROWS, DIM = (600_000, 580_000), 64  # 154 and 148 MB; a block has 64
+
+
+def make_state(process):
+    tables = place_tables(NoCompression(DIM).make_tables(NUM_ROWS), process.world_size)
+    model = torch.nn.Linear(3, 2)
+    own = EmbeddingTables(tables, Exchange(process, tables), "rwsadagrad", False)
+    for part, view in own.part_views("weight"):
+        if view is not None:
+            view.copy_(torch.arange(float(part.num_rows))[:, None]).add_(torch.arange(DIM) / DIM)
+            own.part_view(part, "momentum").fill_(part.table + 0.5)
+    optimizer = make_dense_optimizer("rwsadagrad", list(model.parameters()), 0.1, False)
+    return ModelState(
+        process=process,
+        model=model,
+        tables=own,
+        dense_optimizer=optimizer,
+        optimizer_name="rwsadagrad",
+        num_epochs=1,
+        num_batches=10,
+        num_test_batches=0,
+    )
+
+
+def most_memory():
+    """The most that this process has had so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def work():
+    process = this_process("cpu", -1, "")
+    with joined(process):
+        state = make_state(process)
+        if sys.argv[3:] == [str(process.rank)]:
+            os._exit(1)
+        before = most_memory()
+        save_model_file(sys.argv[2], state, Progress(iter=10, num_steps=10))
+        print(f"{most_memory() - before:.1f}", flush=True)
+        parameters = full_state_dict(state)
+    if process.is_first:
+        check_file(parameters)
+
+
+def check_file(parameters):
+    content = torch.load(sys.argv[2], weights_only=True, mmap=True)
+    assert set(content["state_dict"]) == set(parameters)
+    for key, value in parameters.items():
+        assert torch.equal(content["state_dict"][key], value), key
+    states = content["opt_state_dict"]["state"]
+    for number, num_rows in enumerate(NUM_ROWS):
+        assert states[number]["momentum"].shape == (num_rows,)
+        assert (states[number]["momentum"] == number + 0.5).all()
+
+
+if __name__ == "__main__":
+    run_ranks(int(sys.argv[1]), work)
