@@ -29,7 +29,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -71,7 +70,6 @@ from engine.model_file import (
     check_model_paths,
     full_state_dict,
     load_model_file,
-    save_model_file,
 )
 from engine.onnx_export import check_onnx_options, export_if_asked
 from engine.options import (
@@ -84,7 +82,7 @@ from engine.options import (
     add_source_options,
     add_training_options,
 )
-from engine.previous_file import keep_better
+from engine.previous_file import save_model
 from engine.progress import Progress, is_better
 from engine.quantization import (
     check_quantization,
@@ -415,6 +413,8 @@ class Trainer:
             num_test_batches=len(data.test),
             scale=parts.scale,
         )
+        self.continues = False  # from a model file or a checkpoint: weights are not fresh
+        self._by_auc = options.mlperf_logging  # the best model has the best AUC, else accuracy
         self._evaluates = options.test_freq > 0 and not options.performance
         self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
 
@@ -423,11 +423,20 @@ class Trainer:
         """The run as checkpoints save it."""
         return RunState(self.state, self.progress, self.losses, self.data.train, self.place)
 
-    def resume(self, path: str) -> None:
+    def begin(self) -> None:
+        """Go on from a checkpoint or a model file if the flags ask for it."""
+        if self.options.load_model:
+            self.load(self.options.load_model)
+        if self.checkpoints.begin(self.run):
+            self.continues = True
+            self.reporter.note_continued("a checkpoint (--resume)")
+
+    def load(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
         resume = not self.options.inference_only
         accumulate = self.options.mlperf_grad_accum_iter
         self.progress = load_model_file(path, self.state, accumulate, resume)
+        self.continues = True
 
     def train(self, after_step: Callable[[], None]) -> None:
         """Train all epochs that are left; ends early at a threshold or with --performance."""
@@ -444,6 +453,8 @@ class Trainer:
         elif not self._threshold_reached():
             self._train_epochs(after_step)
         self.checkpoints.finish(self.run)
+        if text := progress.last_line(self._by_auc, self.options.save_model):
+            self.reporter.say(text)
 
     def _train_epochs(self, after_step: Callable[[], None]) -> None:
         progress = self.progress
@@ -456,7 +467,6 @@ class Trainer:
         none_chosen = not self._evaluates or math.isnan(self._best())
         if self.options.save_model and not progress.saved and none_chosen:
             self._save()
-        say_result(self)
         self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
@@ -569,11 +579,15 @@ class Trainer:
         return self.evaluator.metrics(self.data.test, self.checkpoints.is_asked_in_evaluation)
 
     def _save(self) -> None:
-        save_model(self)
+        text = save_model(
+            self.options.save_model, self.state, self.progress, self._by_auc, self.continues
+        )
+        if text:
+            self.reporter.say(text)
 
     def _best(self) -> float:
         """The best value so far of the metric that decides which model is saved."""
-        return self.progress.best(by_auc=self.options.mlperf_logging)
+        return self.progress.best(self._by_auc)
 
     def _threshold_reached(self) -> bool:
         """Whether an --mlperf-*-threshold is reached; if so, report it."""
@@ -584,25 +598,6 @@ class Trainer:
         if sentence:
             self.reporter.say(sentence)
         return bool(sentence)
-
-
-def save_model(trainer: Trainer) -> None:
-    """Save the model. The first time, a fresh run moves a better model out of its way."""
-    options, progress = trainer.options, trainer.progress
-    continues = bool(options.load_model)  # from a model, so what the file holds is no other run's
-    if trainer.process.is_first and not (continues or progress.saved):
-        by_auc = options.mlperf_logging
-        if text := keep_better(Path(options.save_model), progress.best(by_auc), by_auc):
-            trainer.reporter.say(text)
-    save_model_file(options.save_model, trainer.state, progress)
-    progress.note_saved()
-
-
-def say_result(trainer: Trainer) -> None:
-    """Say what the best model is and where it was saved, if there was an evaluation or a file."""
-    options = trainer.options
-    if text := trainer.progress.last_line(options.mlperf_logging, options.save_model):
-        trainer.reporter.say(text)
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
@@ -742,10 +737,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed_everything(options)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter, checkpoints)
-        if options.load_model:
-            trainer.resume(options.load_model)
-        if checkpoints.begin(trainer.run):
-            reporter.note_continued("a checkpoint (--resume)")
+        trainer.begin()
         print_debug(trainer, "initial")
         if options.inference_only:
             trainer.evaluate_only()

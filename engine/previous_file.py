@@ -11,6 +11,8 @@ import numpy as np
 
 from common.errors import RankError
 from common.whole_files import target_of
+from engine.model_file import ModelState, save_model_file
+from engine.progress import Progress
 from engine.saved_content import read_content, reason_of
 from engine.value_checks import is_number
 from reporting.log_lines import metric_text
@@ -98,3 +100,31 @@ def _link_or_rename(path: Path, other: Path) -> None:
         with contextlib.suppress(OSError):
             other.unlink()
         raise
+
+
+def save_model(
+    path: str, model_state: ModelState, progress: Progress, by_auc: bool, continues: bool
+) -> str:
+    """Save the model. All ranks call it.
+
+    The first time, a fresh run moves a better model out of its way.
+
+    Args:
+        path: of --save-model.
+        model_state: the model.
+        progress: how far training is; it notes the file.
+        by_auc: a better model has a higher AUC, else a higher accuracy.
+        continues: the run has gone on from a model, so that what the file holds is no other run's.
+
+    Returns:
+        A line about the better model, on the first rank; empty if there is none.
+
+    Raises:
+        RankError: the file cannot be written; the one that was there before is kept.
+    """
+    text = ""
+    if model_state.process.is_first and not (continues or progress.saved):
+        text = keep_better(Path(path), progress.best(by_auc), by_auc)
+    save_model_file(path, model_state, progress)
+    progress.note_saved()
+    return text
