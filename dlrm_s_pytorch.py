@@ -34,6 +34,7 @@ import numpy as np
 from torch import nn
 
 from checkpoints.checkpoints import NoCheckpoints, make_checkpoints
+from checkpoints.export import check_export_options, export_checkpoint
 from checkpoints.options import CheckpointOptions, add_checkpoint_options
 from checkpoints.run_state import Place, RunState
 from common.errors import UserError, reports_errors
@@ -177,6 +178,7 @@ def _check_options(options: argparse.Namespace) -> None:
     check_quantization(options)
     check_model_paths(options.load_model, options.save_model)
     CheckpointOptions.from_options(options)
+    check_export_options(options)
     check_onnx_options(options)
     if options.plot_compute_graph:
         check_drawable(GRAPH_FLAG, GRAPH_FILE)
@@ -715,6 +717,8 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with --inference-only; returns the exit status."""
     options = parse_options(argv)
+    if options.export_checkpoint:
+        return export_checkpoint(options)
     process = make_process(options)
     if options.self_check:
         return run_self_check(main, process, options)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from checkpoints.json_values import number_of, object_of, text_of, whole_of
@@ -35,9 +36,7 @@ def restore_generators(values: Any) -> None:
         ValueError: it has returned no such values.
     """
     of_numpy = object_of(values, "numpy")
-    words = np.frombuffer(_bytes_of(of_numpy, "words"), "<u4").astype(np.uint32)
-    if len(words) != NUM_WORDS:
-        raise ValueError(f"numpy.words are {len(words)} numbers, expected {NUM_WORDS}")
+    words = words_of(of_numpy)
     position = whole_of(of_numpy, "position", NUM_WORDS)
     normal = number_of(of_numpy, "normal")
     if math.isnan(normal):
@@ -48,6 +47,18 @@ def restore_generators(values: Any) -> None:
     except RuntimeError as error:
         raise ValueError("torch is no state of torch's generator") from error
     np.random.set_state(("MT19937", words, position, whole_of(of_numpy, "has_normal", 1), normal))
+
+
+def words_of(of_numpy: Any) -> npt.NDArray[np.uint32]:
+    """(624,) the words of numpy's generator.
+
+    Raises:
+        ValueError: there are none.
+    """
+    words = np.frombuffer(_bytes_of(of_numpy, "words"), "<u4").astype(np.uint32)
+    if len(words) != NUM_WORDS:
+        raise ValueError(f"numpy.words are {len(words)} numbers, expected {NUM_WORDS}")
+    return words
 
 
 def _bytes_of(values: Any, key: str) -> bytes:

@@ -35,6 +35,13 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="minutes between checkpoints; 0: none on the way",
     )
+    flag(
+        "--export-checkpoint",
+        default="",
+        metavar="DIR",
+        help="make the model file of --save-model from a checkpoint, or from the newest one in DIR;"
+        " nothing is trained",
+    )
     flag("--keep", type=number_in(int, 1), default=2, metavar="K", help="checkpoints that stay")
     flag(
         "--resume",

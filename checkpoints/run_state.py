@@ -118,7 +118,10 @@ class RunState:
 
     def _restore_values(self, values: dict[str, Any]) -> None:
         model, optimizer = self.model, self.model.dense_optimizer
-        self._restore_progress(object_of(values, "progress"))
+        progress = progress_of(object_of(values, "progress"))
+        if progress.iter > model.num_batches:
+            raise ValueError(f"progress.iter is {progress.iter} of {model.num_batches}")
+        vars(self.progress).update(vars(progress))
         self._restore_place(values)
         self.losses.restore(object_of(values, "losses"))
         model.scale.restore_exact(numbers_of(values, "loss_scale"))
@@ -130,19 +133,6 @@ class RunState:
         for own, saved in zip(optimizer.state, scalars, strict=True):
             for name in _scalars(own):
                 own[name].fill_(number_of(saved, name))
-
-    def _restore_progress(self, values: dict[str, Any]) -> None:
-        """Set the fields of the progress, each to a value of its own type."""
-        progress = self.progress
-        for field in fields(Progress):
-            value: Any = number_of
-            if field.type in (bool, "bool"):
-                value = bool_of
-            elif field.type in (int, "int"):
-                value = whole_of
-            setattr(progress, field.name, value(values, field.name))
-        if not progress.resume_iter <= progress.iter <= self.model.num_batches:
-            raise ValueError(f"progress.iter is {progress.iter} of {self.model.num_batches}")
 
     def _restore_place(self, values: dict[str, Any]) -> None:
         """Let random data continue at the batch after the last optimiser step."""
@@ -164,6 +154,25 @@ class RunState:
                     rows.copy_from(shard, tensors)
                 except ValueError as error:
                     raise DamagedError(f"{folder / file.name}: {error}") from error
+
+
+def progress_of(values: dict[str, Any]) -> Progress:
+    """The progress that JSON describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    progress = Progress()
+    for field in fields(Progress):
+        value: Any = number_of
+        if field.type in (bool, "bool"):
+            value = bool_of
+        elif field.type in (int, "int"):
+            value = whole_of
+        setattr(progress, field.name, value(values, field.name))
+    if progress.resume_iter > progress.iter:
+        raise ValueError(f"progress.resume_iter is {progress.resume_iter} of {progress.iter}")
+    return progress
 
 
 def _scalars(state: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -5,6 +5,7 @@ Four keys are ours: `progress` (batches done and best metrics), `generators`, `l
 add). A file of the original has none of them: a run continues from its epoch and iter.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +210,7 @@ def _row_states(model_state: ModelState) -> list[tuple[Part, dict[str, str]]]:
         for part in tables.parts:
             names = [name for name in tables.row_shapes(part) if name not in _WEIGHTS]
             of_kind = [name for name in names if ("." in name) == bool(prefix)]
-            states.append((part, {name.removeprefix(prefix): name for name in of_kind}))
+            states.append((part, {sys.intern(name.removeprefix(prefix)): name for name in of_kind}))
     return states
 
 

@@ -155,6 +155,20 @@ class NpuFusedSGD(DenseOptimizer):
         self._optimizer.zero_grad()
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of the dense parameters' optimiser, as a model file has them.
+
+    Args:
+        name: sgd, adagrad or rwsadagrad.
+
+    Raises:
+        ValueError: it is no optimiser's name.
+    """
+    if name not in ("sgd", "adagrad", "rwsadagrad"):
+        raise ValueError(f"optimizer is {name!r}, expected sgd, adagrad or rwsadagrad")
+    return dict(SGD_SETTINGS if name == "sgd" else ADAGRAD_SETTINGS)
+
+
 def make_dense_optimizer(
     name: str, parameters: Sequence[torch.nn.Parameter], lr: float, fused: bool
 ) -> DenseOptimizer:
