@@ -28,7 +28,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -702,14 +701,8 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     """Draw the model into the current folder, on the first rank, with --plot-compute-graph."""
     if not (options.plot_compute_graph and process.is_first):
         return
-    architecture = make_architecture(options, prepared)
-    tables = place_tables(architecture.tables, process.world_size)
-    network = Network(
-        **vars(replace(architecture, tables=tables)),
-        loss=options.loss_function,
-        loss_weights=tuple(options.loss_weights),
-        num_ranks=process.world_size,
-    )
+    shape = make_architecture(options, prepared)
+    network = Network.from_options(options, shape, process.world_size)
     print(f"compute graph: {plot_compute_graph(network)}", flush=True)
 
 

@@ -4,6 +4,7 @@ The picture is the paper's (arXiv 1906.00091, figure 1), to be read from below: 
 ids, the bottom MLP beside the tables, the interaction, the top MLP, the loss.
 """
 
+import argparse
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ranks.model_shape import ModelShape
-from ranks.placement import LogicalTable, Part
+from ranks.placement import LogicalTable, Part, place_tables
 from reporting.drawing import (
     GAP,
     Arrow,
@@ -63,6 +64,18 @@ class Network(ModelShape):
     loss: str
     loss_weights: tuple[float, ...]
     num_ranks: int
+
+    @classmethod
+    def from_options(
+        cls, options: argparse.Namespace, shape: ModelShape, num_ranks: int
+    ) -> "Network":
+        """The network that the flags and the model's shape make, on so many ranks."""
+        return cls(
+            **vars(replace(shape, tables=place_tables(shape.tables, num_ranks))),
+            loss=options.loss_function,
+            loss_weights=tuple(options.loss_weights),
+            num_ranks=num_ranks,
+        )
 
     @property
     def dim(self) -> int:
