@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.bag_kernels import Normal, Size, start_stream
+from common.draw_state import DrawState
 from common.errors import RankError, UserError
 from common.random_bags import (
     BagSource,
@@ -47,6 +48,7 @@ READS_AHEAD = 2  # reads that are done or under way while steps train on earlier
 MAX_BATCHES_ON_DEVICE = 16  # most batches handed out before the device has done their steps
 MOST_IDS = 2**31  # of a table: an id is an int32, from 0 on
 MOST_INDICES = 2**31 - 1  # of a bag: its length is an int32
+ROWS_PER_STATE = 1024  # of random data, between notes of its state; each takes 30 to 40 us
 NUM_CARD_READERS = 2  # threads that read for a card: one copies 20 to 25 million rows/s
 
 
@@ -73,6 +75,15 @@ class BatchedDataset(Protocol):
 
     def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
         """The batches of these numbers in order, in page-locked memory if that spares a copy."""
+
+    def seek(self, state: DrawState | None) -> None:
+        """Go to where a batch's `state_after` says, so that the batches before need not be drawn.
+
+        It changes no batch and is called while nothing loads; loader processes are started later.
+
+        Raises:
+            ValueError: the state is that of other data.
+        """
 
 
 @dataclass(frozen=True)
@@ -372,6 +383,9 @@ class CriteoDataset:
             for number, block in zip(numbers, blocks, strict=True)
         ]
 
+    def seek(self, state: DrawState | None) -> None:
+        """Do nothing: rows are read wherever they are."""
+
     @property
     def num_rows_read(self) -> int:
         """Number of rows that this rank has read so far."""
@@ -499,7 +513,8 @@ def make_random_data(spec: RandomSpec, process: Process) -> RunData:
 class RandomDataset:
     """Random or synthetic batches from one generator, which starts anew at batch 0.
 
-    Every rank draws whole batches and keeps its shares; skipping ahead draws the skipped ones too.
+    Every rank draws whole batches and keeps its shares; skipping ahead draws the skipped ones too,
+    unless `seek` comes first.
     """
 
     def __init__(self, spec: RandomSpec, process: Process) -> None:
@@ -507,6 +522,8 @@ class RandomDataset:
         self.num_rows = spec.num_batches * spec.batch_size or spec.data_size
         self._sources = [spec.source(table) for table in range(len(spec.num_rows))]
         self._next, self._stream = 0, start_stream(spec.seed)
+        self._state: DrawState | None = None  # the last one noted
+        self._batches_per_state = -(-ROWS_PER_STATE // spec.batch_size)
         self.num_batches_per_read, self.num_readers, self.num_rows_read = 1, 1, 0
 
     def __len__(self) -> int:
@@ -526,21 +543,37 @@ class RandomDataset:
         ids_per_rank = np.stack([lengths.sum(1, dtype=np.int64) for lengths in by_rank])
         widths = self._spec.num_dense, len(self._spec.num_rows)
         block = torch.from_numpy(drawn.block())
-        return BagBatch(block, end - begin, tuple(shares), *widths, ids_per_rank)
+        rows_per_rank, state = tuple(shares), self._state
+        return BagBatch(block, end - begin, rows_per_rank, *widths, ids_per_rank, state_after=state)
 
     def read(self, numbers: Sequence[int], pin_memory: bool = False) -> list[Batch]:
         """The batches of these numbers, drawn one after the other."""
         return [self[number] for number in numbers]
 
+    def seek(self, state: DrawState | None) -> None:
+        """Draw from the state on; None: from batch 0 on.
+
+        Raises:
+            ValueError: the state is that of other data.
+        """
+        if state is not None and state.number > len(self):
+            raise ValueError(f"it is the state of batch {state.number}, of {len(self)} batches")
+        self._state = state
+        self._next = 0 if state is None else state.number
+        self._stream = start_stream(self._spec.seed) if state is None else state.stream()
+
     def _draw(self, number: int, kept: tuple[int, int]) -> DrawnRows:
         """The next batch, of whose rows only (begin, end) `kept` are."""
         if number == 0:
-            self._stream = start_stream(self._spec.seed)
+            self.seek(None)
         self._next = number + 1
         spec, size = self._spec, self._size(number)
-        return draw_rows(
+        drawn = draw_rows(
             self._stream, self._sources, size, spec.num_dense, kept, spec.round_targets
         )
+        if self._next % self._batches_per_state == 0:
+            self._state = DrawState.of_stream(self._stream, self._next)
+        return drawn
 
     def _size(self, number: int) -> int:
         """Rows of a batch, over all ranks."""

@@ -396,12 +396,11 @@ class Trainer:
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
         parts = make_step_parts(options, self.model, process.device, self.execution)
-        chunking = Chunking.of_data(
-            len(data.train), options.mini_batch_size, process, self.execution
-        )
-        self.step = TrainingStep(parts, process, self.execution, chunking)
+        size, skips = options.mini_batch_size, options.on_nan == "skip"
+        chunking = Chunking.of_data(len(data.train), size, process, self.execution)
+        self.step = TrainingStep(parts, process, self.execution, chunking, skips)
         self.evaluator = Evaluator(options, process, self.model, self.execution)
-        self.progress, self.losses, self.place = Progress(), LossMeter(process), Place()
+        self.progress, self.losses, self.place = Progress(), LossMeter(process, skips), Place()
         self.checkpoints = checkpoints
         self.state = ModelState(
             process=process,
@@ -483,7 +482,7 @@ class Trainer:
             if it <= replayed:  # repeated for the gradients of an unfinished accumulation
                 continue
             self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
-            self.progress.epoch, self.progress.iter = epoch, it
+            self.progress.note_batch(epoch, it)
             self._timed_steps += 1
             self.reporter.end_step()
             after_step()
@@ -497,9 +496,10 @@ class Trainer:
         """Train on batch `it` of the epoch, from 1; returns this rank's share of the loss."""
         lr = self.schedule.rate(self.progress.num_steps + 1)
         is_due = self.accumulation.is_due(it)
-        share = self.step.run(batch, lr, self.accumulation.num_sharing(it), is_due)
+        num_sharing = self.accumulation.num_sharing(it)
+        share, has_updated = self.step.run(batch, lr, num_sharing, is_due)
         if is_due:
-            self.progress.count_update(it)
+            self.progress.note_due(it, has_updated)
             self.place.next_draw = batch.state_after
         return share
 
@@ -534,17 +534,11 @@ class Trainer:
         self._clock, self._timed_steps = now, 0
         self._lines += 1
         self.progress.train_loss = loss
-        self._warn_of_skipped_steps()
+        for warning in (self.losses.take_warning(), self.state.scale.take_warning()):
+            if warning:
+                self.reporter.say(warning)
         where = StepPosition(it, self.num_batches, epoch)
         self.reporter.training(where, ms_per_it, loss)
-
-    def _warn_of_skipped_steps(self) -> None:
-        skipped, steps, scale = self.state.scale.take_skipped()
-        if 2 * skipped > steps:
-            self.reporter.say(
-                f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"
-                f" the loss scale is {scale:g}"
-            )
 
     def evaluate_and_save(self) -> None:
         """Evaluate, report, and save the model if it is the best so far."""

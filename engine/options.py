@@ -221,6 +221,13 @@ def _add_update_options(flag: Callable[..., Any]) -> None:
         help="batches whose gradients make one update",
     )
     flag(
+        "--on-nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="a batch whose loss is not finite ends training, or is skipped, for which each step"
+        " waits for its loss: it then changes nothing, and a line tells of it",
+    )
+    flag(
         "--sync-dense-params",
         type=true_or_false,
         default=True,

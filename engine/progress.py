@@ -15,8 +15,8 @@ class Progress:
         epoch: number of the current epoch, from 0.
         iter: batches of this epoch that are done.
         num_steps: optimiser steps done, over all epochs.
-        resume_iter: batches of the epoch that the last optimiser step included; a resumed run
-            begins there.
+        resume_iter: batches of the epoch up to the last one after which an optimiser step was
+            due; a resumed run begins there.
         train_loss: loss of the last log line.
         best_accuracy, best_auc: the best of all evaluations so far; nan before the first.
         accuracy, auc: those of the last evaluation.
@@ -44,9 +44,20 @@ class Progress:
     saved_iter: int = field(default=0, compare=False)
     saved: bool = field(default=False, compare=False)
 
-    def count_update(self, it: int) -> None:
-        """Note an optimiser step that includes the epoch's batches up to `it`, from 1."""
-        self.num_steps += 1
+    def note_batch(self, epoch: int, it: int) -> None:
+        """Note that batch `it` of an epoch, from 1, is done."""
+        self.epoch, self.iter = epoch, it
+        if self.resume_iter > it:  # it is the last epoch's: no step was due in this one yet
+            self.resume_iter = 0
+
+    def note_due(self, it: int, has_updated: bool) -> None:
+        """Note that an optimiser step was due after batch `it` of the epoch, from 1.
+
+        Args:
+            it: the step's last batch.
+            has_updated: whether there was anything to update with: batches may be skipped.
+        """
+        self.num_steps += has_updated
         self.resume_iter = it
 
     def note_evaluation(self, metrics: Metrics) -> None:

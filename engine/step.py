@@ -1,9 +1,10 @@
 """One training step: forward, backward and, if it is due, the update of all parameters."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from model.losses import Loss
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
 from optim.update import Update
-from ranks.collectives import sum_over_ranks
+from ranks.collectives import sum_in_rank_order, sum_over_ranks
 from ranks.process import Process
 
 CPU_CHUNK_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
@@ -119,6 +120,20 @@ class StepParts:
     scale: NoScale
 
 
+class _Forward(NamedTuple):
+    """What the backward pass of a chunk of b rows begins with.
+
+    Attributes:
+        predicted: (b, 1), with the graph of the forward pass.
+        loss: the sum over the rows.
+        gradient: (b, 1) that of the loss.
+    """
+
+    predicted: torch.Tensor
+    loss: torch.Tensor
+    gradient: torch.Tensor
+
+
 class TrainingStep:
     """Trains a model on one batch at a time.
 
@@ -127,14 +142,22 @@ class TrainingStep:
         process: this rank.
         execution: how its device is used.
         chunking: how the model sees a batch.
+        skips: a batch whose mean loss is not finite changes nothing. Each step waits for its loss,
+            and its chunks' forward passes all come before the first backward pass.
     """
 
     def __init__(
-        self, parts: StepParts, process: Process, execution: Execution, chunking: Chunking
+        self,
+        parts: StepParts,
+        process: Process,
+        execution: Execution,
+        chunking: Chunking,
+        skips: bool = False,
     ) -> None:
         self._model, self._loss = parts.model, parts.loss
         self._optimizer, self._scale = parts.optimizer, parts.scale
         self._process, self._execution, self._chunking = process, execution, chunking
+        self._skips, self._num_kept = skips, 0  # batches whose gradients wait for the update
         # a gradient needs no more work if there is one rank, no optimiser state and no scale
         self._can_update_in_backward = (
             process.device.type == "cpu"
@@ -145,7 +168,9 @@ class TrainingStep:
         self._lr = torch.zeros((), device=process.device)  # the recorded step reads its rate here
         self._graph = StepGraph(process.device, self._step_to_record) if execution.graphs else None
 
-    def run(self, batch: Batch, lr: float, num_sharing: int, is_due: bool) -> torch.Tensor:
+    def run(
+        self, batch: Batch, lr: float, num_sharing: int, is_due: bool
+    ) -> tuple[torch.Tensor, bool]:
         """Forward, backward, and the update if it is due.
 
         Args:
@@ -155,18 +180,21 @@ class TrainingStep:
             is_due: this batch is the last of them.
 
         Returns:
-            This rank's share of the mean loss of the batch, on the device.
+            This rank's share of the mean loss of the batch, on the device, and whether there was an
+            update: there is none if it is not due, or if all batches that share it were skipped.
         """
-        if is_due:
-            self._optimizer.lr = lr
         num_rows = sum(batch.rows_per_rank)
         chunks = self._chunking.chunks(batch)
         if self._graph is None:
-            return self._step(chunks, num_rows, num_sharing, Update(lr, is_due, scale=self._scale))
-        self._lr.fill_(lr)
-        share = self._graph.run(chunks[0], num_rows)
-        self._optimizer.count_step()
-        return share
+            update = Update(lr, is_due, scale=self._scale)
+            share, has_updated = self._step(chunks, num_rows, num_sharing, update)
+        else:
+            self._lr.fill_(lr)
+            share, has_updated = self._graph.run(chunks[0], num_rows), True
+            self._optimizer.count_step()
+        if has_updated:
+            self._optimizer.lr = lr
+        return share, has_updated
 
     def close(self) -> None:
         """Give up recorded graphs, before the process group ends."""
@@ -175,40 +203,61 @@ class TrainingStep:
 
     def _step_to_record(self, batch: Batch, num_rows: int) -> torch.Tensor:
         """A whole step; everything that changes from one step to the next is on the device."""
-        return self._step([batch], num_rows, 1, Update(self._lr, scale=self._scale))
+        return self._step([batch], num_rows, 1, Update(self._lr, scale=self._scale))[0]
 
     def _step(
         self, chunks: Sequence[Batch], num_rows: int, num_sharing: int, update: Update
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, bool]:
         in_backward = self._can_update_in_backward and update.rows_now
         in_backward = in_backward and num_sharing == len(chunks) == 1
-        losses = []
-        for chunk in chunks:
-            # all chunks see the same rows of the tables, so these change with the last one
-            is_last = chunk is chunks[-1]
-            of_chunk = Update(update.lr, update.rows_now and is_last, in_backward, update.scale)
-            losses.append(self._forward_and_back(chunk, num_rows * num_sharing, of_chunk))
-        if update.rows_now and not in_backward:
-            with phase("update"):
-                self._update_dense(update)
-        return sum(losses[1:], losses[0]) / num_rows
+        # all chunks see the same rows of the tables, so these change with the last one
+        updates = [
+            Update(update.lr, update.rows_now and is_last, in_backward, update.scale)
+            for is_last in [*[False] * (len(chunks) - 1), True]
+        ]
+        forwards: Iterable[_Forward] = map(self._forward, chunks, updates)
+        if self._skips:
+            self._scale.begin_batch()
+            forwards = list(forwards)
+            share = _sum([forward.loss for forward in forwards]) / num_rows
+            if not math.isfinite(sum_in_rank_order(self._process, share)):
+                self._scale.drop_batch()
+                return share, self._update_if_due(update, in_backward)
+        share = self._back(forwards, num_rows * num_sharing) / num_rows
+        self._num_kept += 1
+        return share, self._update_if_due(update, in_backward)
 
-    def _forward_and_back(self, chunk: Batch, divisor: int, update: Update) -> torch.Tensor:
-        """The chunk's loss, summed over its rows; gradients are divided by `divisor`."""
+    def _forward(self, chunk: Batch, update: Update) -> _Forward:
         with phase("copy"):
             features = chunk.decode(self._execution.triton)
         self._scale.begin_forward()
         predicted = self._model(features, chunk.rows_per_rank, update)
         self._scale.check_overflow()
-        loss, gradient = self._loss(predicted.detach(), features.label, chunk.mask())
-        with phase("backward"):
-            gradient = self._scale.scale_gradient(gradient.div_(divisor))
-            _LossWithGradient.apply(predicted, loss, gradient).backward()
-        self._scale.check_overflow()
-        return loss
+        return _Forward(predicted, *self._loss(predicted.detach(), features.label, chunk.mask()))
+
+    def _back(self, forwards: Iterable[_Forward], divisor: int) -> torch.Tensor:
+        """The backward passes, of gradients divided by `divisor`; returns the sum of all losses."""
+        losses = []
+        for predicted, loss, gradient in forwards:
+            with phase("backward"):
+                gradient = self._scale.scale_gradient(gradient.div_(divisor))
+                _LossWithGradient.apply(predicted, loss, gradient).backward()
+            self._scale.check_overflow()
+            losses.append(loss)
+        return _sum(losses)
+
+    def _update_if_due(self, update: Update, in_backward: bool) -> bool:
+        """Update what the backward passes have not, if it is due and any batch had one."""
+        if not (update.rows_now and self._num_kept):
+            return False
+        self._num_kept = 0
+        if not in_backward:
+            with phase("update"):
+                self._update_dense(update)
+        return True
 
     def _update_dense(self, update: Update) -> None:
-        """Update the MLPs and, if the loss is scaled, the rows whose gradients were kept."""
+        """Update the MLPs, and the rows whose gradients are still kept."""
         gradients = [p.grad for p in self._model.dense_parameters() if p.grad is not None]
         with phase("exchange"):
             sum_over_ranks(self._process, [*gradients, *self._scale.overflow_counts()])
@@ -217,3 +266,7 @@ class TrainingStep:
         self._optimizer.update(update.lr)
         self._model.emb_l.apply_kept(update)
         self._scale.end_step()
+
+
+def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return sum(tensors[1:], tensors[0])

@@ -100,6 +100,9 @@ def check_graphs(options: argparse.Namespace, process: Process) -> None:
         f"needs a --mini-batch-size that {process.world_size} ranks share evenly: got"
         f" {options.mini_batch_size}": options.mini_batch_size % process.world_size > 0,
         "does not go with --mlperf-grad-accum-iter above 1": options.mlperf_grad_accum_iter > 1,
+        "does not go with --on-nan=skip: a recorded step cannot look at its loss": (
+            options.on_nan == "skip"
+        ),
         f"needs --dist-backend=nccl: {process.backend} goes through the host": (
             process.world_size > 1 and process.backend != "nccl"
         ),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from common.draw_state import DrawState
 from common.shares import split_evenly
 from criteo.columns import FIRST_SPARSE, NUM_DENSE, NUM_SPARSE
 from criteo.row_layout import Layout
@@ -110,12 +111,15 @@ class Batch:
         num_rows: b, rows of this rank, padding included.
         rows_per_rank: the same number for each rank.
         num_padding: rows that `padded` added after this rank's own; they do not count.
+        state_after: where a run that goes on after this batch begins to draw; None: at batch 0, or
+            batches are not drawn but read.
     """
 
     block: torch.Tensor
     num_rows: int
     rows_per_rank: tuple[int, ...]
     num_padding: int = field(default=0, kw_only=True)
+    state_after: DrawState | None = field(default=None, kw_only=True)
 
     def pin_memory(self) -> "Batch":
         """The batch with its block in page-locked memory; torch's loader calls this."""

@@ -148,9 +148,9 @@ class EmbeddingMatrix(PartMatrix):
         apply_or_keep(self.optimizer, bags.ids, row_gradients, update)
 
     def apply_kept(self, update: Update) -> None:
-        """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
+        """Apply the gradients that are kept, if there are any, unless the step has overflowed."""
         super().apply_kept(update)
-        if update.scale.is_on and self.pooling_optimizer is not None:
+        if self.pooling_optimizer is not None:
             self.pooling_optimizer.apply_kept(update.lr, update.scale)
 
     def row_tensors(self) -> dict[str, torch.Tensor]:

@@ -192,7 +192,11 @@ class EmbeddingTables(nn.Module):
         return [*self.matrices, *projections]
 
     def apply_kept(self, update: Update) -> None:
-        """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
+        """Apply the gradients that are kept, if there are any, unless the step has overflowed.
+
+        A scaled loss keeps them until the end of the step, and a batch at whose end the step is due
+        leaves those of the batches before it if it is skipped.
+        """
         for store in self._stores():
             store.apply_kept(update)
 

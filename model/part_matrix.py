@@ -54,9 +54,8 @@ class PartMatrix:
         return {"weight": self.weight} | self.optimizer.state
 
     def apply_kept(self, update: Update) -> None:
-        """Apply the gradients that a scaled loss had to keep, unless the step has overflowed."""
-        if update.scale.is_on:
-            self.optimizer.apply_kept(update.lr, update.scale)
+        """Apply the gradients that are kept, if there are any, unless the step has overflowed."""
+        self.optimizer.apply_kept(update.lr, update.scale)
 
 
 def _zeros(num_rows: int, dim: int, device: torch.device) -> torch.Tensor:

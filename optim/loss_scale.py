@@ -21,10 +21,18 @@ class NoScale:
     """The scale of a loss that needs none: every method leaves its arguments as they are.
 
     A step calls `begin_forward`, `check_overflow`, `scale_gradient` and `check_overflow` for each
-    chunk of its batch; then `unscale_`, `zero_if_overflown` and `end_step` for its update.
+    chunk of its batch; then `unscale_`, `zero_if_overflown` and `end_step` for its update. If a
+    batch may be skipped, `begin_batch` comes before its forward passes, and `drop_batch` instead of
+    its backward passes if it is.
     """
 
     is_on = False
+
+    def begin_batch(self) -> None:
+        """Note what has overflowed so far in this step."""
+
+    def drop_batch(self) -> None:
+        """Forget what has overflowed since `begin_batch`."""
 
     def begin_forward(self) -> None:
         """Forget overflows of other work on the device."""
@@ -53,12 +61,29 @@ class NoScale:
         """(steps skipped, steps, scale) since the last call; it may wait for the device."""
         return 0, 0, 1.0
 
+    def take_warning(self) -> str:
+        """A line about steps skipped since the last call, if they were the most; else empty."""
+        skipped, steps, scale = self.take_skipped()
+        if 2 * skipped <= steps:
+            return ""
+        return (
+            f"warning: {skipped} of {steps} steps overflowed in float16 and changed nothing;"
+            f" the loss scale is {scale:g}"
+        )
+
     def state(self) -> list[float]:
         """The numbers that a resumed run needs; it may wait for the device."""
         return []
 
     def restore(self, state: Sequence[float]) -> None:
         """Continue from what `state` returned."""
+
+    def exact_state(self) -> list[float]:
+        """What `state` returns, and what `take_skipped` will return, which it does not take."""
+        return []
+
+    def restore_exact(self, state: Sequence[float]) -> None:
+        """Continue from what `exact_state` returned."""
 
 
 class LossScale(NoScale):
@@ -81,8 +106,17 @@ class LossScale(NoScale):
         self.overflows = torch.zeros(1, device=device)
         self._flag = OverflowFlag(device)
         self._inverse = self.scale.reciprocal()
+        self._overflows_before = torch.zeros_like(self.overflows)
         self._num_skipped = torch.zeros_like(self.overflows)
         self._num_steps = torch.zeros_like(self.steps)
+
+    def begin_batch(self) -> None:
+        """Note what has overflowed in the step's batches before this one."""
+        self._overflows_before.copy_(self.overflows)
+
+    def drop_batch(self) -> None:
+        """Forget what the batch has overflowed, so that it cannot spoil the step of the others."""
+        self.overflows.copy_(self._overflows_before)
 
     def begin_forward(self) -> None:
         """Clear the chip's overflow flag."""
@@ -152,6 +186,16 @@ class LossScale(NoScale):
             self.scale.fill_(state[0])
             self.steps.fill_(int(state[1]))
             self._inverse.copy_(self.scale.reciprocal())
+
+    def exact_state(self) -> list[float]:
+        """[scale, steps, and the two counts of `take_skipped`]; it waits for the device."""
+        return [*self.state(), float(self._num_skipped), float(self._num_steps)]
+
+    def restore_exact(self, state: Sequence[float]) -> None:
+        """Continue from the four numbers of `exact_state`."""
+        self.restore(state[:2])
+        self._num_skipped.fill_(int(state[2]))
+        self._num_steps.fill_(int(state[3]))
 
 
 def make_loss_scale(dtype: torch.dtype | None, device: torch.device) -> NoScale:

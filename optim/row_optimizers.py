@@ -62,7 +62,7 @@ class RowOptimizer:
         self._update(*self._kept.take(), lr)
 
     def apply_kept(self, lr: Rate, loss_scale: NoScale) -> None:
-        """Update `weight` with the gradients kept, unless the step has overflowed."""
+        """Update `weight` with the gradients kept, if any, unless the step has overflowed."""
         if len(self._kept):
             rows, sums = self._kept.take()
             loss_scale.zero_if_overflown([sums])

@@ -24,6 +24,19 @@ def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
         tensor.copy_(summed.view_as(tensor))
 
 
+def sum_in_rank_order(process: Process, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensors of all ranks, added in the order of the ranks.
+
+    An all-reduce adds in an order that depends on the size of its message; here each sum is the
+    same however many are made at a time.
+    """
+    if process.world_size == 1:
+        return tensor
+    gathered = [torch.empty_like(tensor) for _ in range(process.world_size)]
+    dist.all_gather(gathered, tensor.contiguous())
+    return sum(gathered[1:], gathered[0])
+
+
 def largest_over_ranks(process: Process, numbers: torch.Tensor) -> None:
     """Replace each number by the largest one of all ranks; none of them may be nan."""
     if process.world_size > 1:

@@ -1,6 +1,7 @@
 """Data sets: which rows are drawn or read, which rank gets them, and what a block decodes to."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from by_hand import spec as data_spec
 from conftest import GOLDEN, SMALL_MODEL, train
 from naive_random_data import NaiveRandomData
 
+import dlrm_data_pytorch
 import dlrm_s_pytorch as dlrm
 from common import random_bags
+from common.bag_kernels import start_stream
+from common.draw_state import DrawState
 from common.errors import RankError, UserError
 from common.random_bags import ROOM
 from common.stack_distances import StackDistances
@@ -219,6 +223,79 @@ def test_batches_are_those_of_a_naive_loop(source, num_indices, fixed, seed, mon
             assert found[2] == want[2]
 
 
+@pytest.mark.parametrize("rows_per_state", [1, 20])
+@pytest.mark.parametrize("rank", [ALONE, rank_of(1, 3)], ids=["alone", "1 of 3"])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("counted", [{}, {"num_batches": 5}], ids=["rows", "batches"])
+@pytest.mark.filterwarnings("ignore:the trace of table")
+def test_a_resumed_run_draws_what_comes_next_and_little_else(
+    counted, source, rank, rows_per_state, monkeypatch
+):
+    """From each batch of the second epoch on, to the end of the third.
+
+    If states are noted less often than there are batches, the two before at most are drawn again.
+    """
+    monkeypatch.setattr(dlrm_data_pytorch, "ROWS_PER_STATE", rows_per_state)
+    changes = dict(SOURCES[source])
+    if "trace" in changes:
+        changes["trace"] = str(GOLDEN / "data" / "dist_emb_j.log")
+    spec = random_spec(num_rows=(3, 1000, 4) if changes else (20, 3, 100), **changes, **counted)
+    whole, numbers, drawn = RandomDataset(spec, rank), list(range(5)), []
+    loaded = [batch for _ in range(3) for batch in load_batches(whole, numbers, 0, rank.device)]
+
+    def counting(*args):
+        drawn.append(args)
+        return random_bags.draw_rows(*args)
+
+    monkeypatch.setattr(dlrm_data_pytorch, "draw_rows", counting)
+    for number in numbers:
+        data, state = RandomDataset(spec, rank), loaded[5 + number].state_after
+        assert state is None or state.number <= number + 1
+        data.seek(state)
+        rest = [numbers[number + 1 :], numbers]
+        found = [batch for order in rest for batch in load_batches(data, order, 0, rank.device)]
+        for batch, want in zip(found, loaded[6 + number :], strict=True):
+            assert torch.equal(batch.block, want.block) and batch.state_after == want.state_after
+        assert len(drawn) - len(found) <= (0 if rows_per_state == 1 else 2)
+        drawn.clear()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_processes_go_on_from_a_state(num_workers, monkeypatch):
+    """Each draws all batches and returns its own, which bring their states with them."""
+    monkeypatch.setattr(dlrm_data_pytorch, "ROWS_PER_STATE", 1)
+    spec = random_spec(distribution="gaussian", maximum=2, mu=1, num_batches=6)
+    whole, data = RandomDataset(spec, ALONE), RandomDataset(spec, ALONE)
+    wanted = [whole[number] for number in range(6)]
+    before = list(load_batches(data, range(6), num_workers, ALONE.device))
+    resumed = RandomDataset(spec, ALONE)
+    resumed.seek(before[2].state_after)
+    resumed = pickle.loads(pickle.dumps(resumed))  # as other ways to start processes do
+    for numbers in (range(3, 6), range(6)):
+        found = list(load_batches(resumed, numbers, num_workers, ALONE.device))
+        for number, batch in zip(numbers, found, strict=True):
+            assert torch.equal(batch.block, wanted[number].block)
+            assert batch.state_after == wanted[number].state_after == before[number].state_after
+
+
+def test_a_place_in_shuffled_batches_is_found_again(monkeypatch):
+    monkeypatch.setattr(dlrm_data_pytorch, "ROWS_PER_STATE", 1)
+    whole, data = RandomDataset(random_spec(), ALONE), RandomDataset(random_spec(), ALONE)
+    wanted = {number: whole[number] for number in (3, 0, 4, 1, 2)}
+    data.seek(wanted[4].state_after)
+    for number in (1, 2):
+        assert torch.equal(data[number].block, wanted[number].block)
+    data.seek(None)
+    assert torch.equal(data[3].block, wanted[3].block)
+
+
+def test_a_state_of_more_batches_is_refused():
+    data = RandomDataset(random_spec(), ALONE)
+    state = DrawState.of_stream(start_stream(5), 6)
+    with pytest.raises(ValueError, match="state of batch 6, of 5 batches"):
+        data.seek(state)
+
+
 # ---------------------------------------------------------------- Criteo data
 
 
@@ -252,11 +329,14 @@ def test_loaded_and_mapped_shares_hold_the_right_rows(tmp_path, world_size, batc
             open_criteo_split(prepared, "train", batch_size, rank_of(rank, world_size), *arguments)
             for rank in range(world_size)
         ]
+        for split in splits:
+            split.seek(None)
         for number in range(len(splits[0])):
             got = torch.cat([split[number].block for split in splits]).numpy()
             want = epoch[number * batch_size : (number + 1) * batch_size]
             np.testing.assert_array_equal(MIXED.unpack(got), want)
         assert sum(split.num_rows_read for split in splits) == 53
+        assert splits[0][0].state_after is None
 
 
 @pytest.mark.parametrize("randomize", ["total", "day", "none"])

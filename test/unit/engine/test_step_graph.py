@@ -144,3 +144,6 @@ def test_graphs_want_equal_shares_of_all_ranks():
     options.mini_batch_size = 128
     with pytest.raises(UserError, match="--mini-batch-size that 3 ranks share evenly: got 128"):
         check_graphs(options, process)
+    options.mini_batch_size, options.on_nan = 129, "skip"
+    with pytest.raises(UserError, match="--cuda-graphs does not go with --on-nan=skip: a recorded"):
+        check_graphs(options, process)

@@ -1,10 +1,13 @@
 """A batch is cut into chunks and back without a copy, as many on each rank."""
 
+import numpy as np
 import pytest
 import torch
 
+from common.bag_kernels import start_stream
+from common.draw_state import DrawState
 from criteo.row_layout import FLAT
-from model.batch import CriteoBatch
+from model.batch import BagBatch, CriteoBatch
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,13 @@ def test_chunks_are_the_batch_in_order_and_as_many_on_each_rank(shares, max_rows
             assert chunk.block.untyped_storage().data_ptr() == block.data_ptr(), "it is a copy"
         by_rank = zip(*(chunk.rows_per_rank for chunk in chunks), strict=True)
         assert tuple(sum(rows) for rows in by_rank) == shares
+
+
+def test_a_batch_brings_its_state_to_the_device():
+    state = DrawState.of_stream(start_stream(1), 4)
+    block = torch.zeros(3 * 4, dtype=torch.int32)
+    batch = BagBatch(block, 3, (3,), 1, 1, np.ones((1, 1), np.int64), state_after=state)
+    moved = batch.to(torch.device("meta"))
+    assert moved.block.device.type == "meta" and moved.state_after is state
+    (chunk,) = batch.padded(4).chunks(1)
+    assert chunk.state_after is state

@@ -134,6 +134,38 @@ def test_the_scale_stays_a_number_that_can_be_undone():
     assert float(scale.scale) == HIGHEST_SCALE
 
 
+def test_a_batch_that_is_dropped_leaves_the_overflows_of_the_others():
+    """The chip's flag may be set in its forward pass; batches before it share the step."""
+    scale = LossScale(CPU)
+    scale.begin_batch()
+    scale.overflows.add_(1)
+    scale.drop_batch()
+    kept = torch.ones(2)
+    scale.zero_if_overflown([kept])
+    assert kept.tolist() == [1, 1]
+    scale.unscale_([torch.tensor([float("inf")])])
+    scale.begin_batch()
+    scale.overflows.add_(1)
+    scale.drop_batch()
+    scale.zero_if_overflown([kept])
+    assert kept.tolist() == [0, 0]
+
+
+def test_a_scale_goes_on_with_what_its_next_line_tells():
+    scale, other = LossScale(CPU), LossScale(CPU)
+    for gradient in (float("inf"), float("inf"), 1.0):
+        scale.unscale_([torch.tensor([gradient])])
+        scale.end_step()
+    state = scale.exact_state()
+    other.restore_exact(state)
+    assert other.exact_state() == state == [FIRST_SCALE / 4, 1.0, 2.0, 3.0]
+    assert "2 of 3 steps overflowed in float16" in other.take_warning()
+    assert other.state() == state[:2] and other.take_warning() == ""
+    ones = scale.scale_gradient(torch.ones(1))
+    other.unscale_([ones])
+    assert ones.tolist() == [1.0]
+
+
 def test_steps_that_change_nothing_are_told(monkeypatch):
     monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**50)
     result = train(*SMALL_MODEL, "--amp=fp16", "--print-freq=5")

@@ -47,6 +47,11 @@ RANDOM_CASES = {
         "--learning-rate=0.01",
     ],
     "accumulation": [*RANDOM_SHORT, "--mlperf-grad-accum-iter=5", "--optimizer=adagrad"],
+    "skipped": [*RANDOM_SHORT, "--on-nan=skip", "--print-freq=3"],
+    "skipped_in_accumulation": [
+        *RANDOM_SHORT, "--on-nan=skip", "--print-freq=3", "--mlperf-grad-accum-iter=2",
+        "--optimizer=adagrad", "--learning-rate=0.01",
+    ],
     "does_not_divide": [
         *RANDOM_SHORT, "--mini-batch-size=50", "--num-batches=0", "--data-size=333",
     ],
@@ -62,7 +67,7 @@ RANDOM_CASES = {
 # where shares are small or empty, and where rows are read
 ON_8_RANKS = (
     "rwsadagrad", "md_rwsadagrad", "qr_concat", "last_batch_smaller_than_ranks", "batch_of_one",
-    "fewer_tables_than_ranks", "criteo_in_memory",
+    "fewer_tables_than_ranks", "criteo_in_memory", "criteo_skipped",
 )  # fmt: skip
 
 
@@ -85,8 +90,12 @@ def criteo_cases(folder):
         "criteo_qr": [*data, "--qr-flag", "--qr-operation=add", "--num-batches=20"],
         "criteo_md": [*data, "--md-flag", "--md-round-dims", "--num-batches=20"],
         "criteo_rate_1": [*data, "--learning-rate=1", "--nepochs=2", "--test-freq=47"],
+        "criteo_skipped": [
+            *data, "--on-nan=skip", "--num-batches=10", "--optimizer=rwsadagrad",
+            "--learning-rate=0.02",
+        ],
         "criteo_workers": [*data, "--num-workers=2", "--num-batches=10"],
-    }
+    }  # fmt: skip
 
 
 def launch(num_ranks, cases, folder):
@@ -144,6 +153,18 @@ def test_the_work_is_split(one_rank, many_ranks):
             assert max(together[name][what]) <= share + num_steps, (name, what)
     tables = together["criteo_in_memory"]["table_rows"]
     assert max(tables) < one_rank["criteo_in_memory"]["table_rows"][0]
+
+
+def test_ranks_skip_the_same_batches(one_rank, many_ranks):
+    """The loss of one rank is nan: batches 4, 7 and 8 are skipped, and no parameter differs."""
+    for name in many_ranks[1].keys() & {"skipped", "skipped_in_accumulation", "criteo_skipped"}:
+        found, want = many_ranks[1][name], one_rank[name]
+        warnings = [
+            [line for line in text.splitlines() if line.startswith("warning: the loss of ")]
+            for text in (found["out"], want["out"])
+        ]
+        assert warnings[0] == warnings[1] and warnings[0], name
+        assert len({tuple(alike) for alike in found["alike"]}) == 1, name
 
 
 def test_some_lines_were_compared(one_rank):
