@@ -20,21 +20,19 @@ from checkpoints.json_values import (
 )
 from checkpoints.matrices import held_rows, matrix_shapes
 from checkpoints.shard_file import DamagedError, read_tensors
+from common.draw_state import DrawState
 from common.errors import UserError
 from engine.loss_meter import LossMeter
 from engine.model_file import ModelState
 from engine.progress import Progress
+from engine.value_checks import LARGEST
 
 
 class Seekable(Protocol):
     """Training batches that can be had from any batch on."""
 
-    def seek(self, number: int, state: Any) -> None:
-        """Let the next draw be batch `number`, whose draws begin where `state` says.
-
-        Raises:
-            ValueError: it is no such state.
-        """
+    def seek(self, state: DrawState | None) -> None:
+        """Go to where random data is drawn from; None: from batch 0, or by numbers alone."""
 
 
 @dataclass
@@ -42,12 +40,12 @@ class Place:
     """What a resumed run begins with.
 
     Attributes:
-        next_draw: where random data is drawn from after the last optimiser step; None: from its
-            number alone, or from the epoch's begin.
+        next_draw: where random data is drawn from after the last optimiser step; None: from batch
+            0, or by numbers alone.
         owes_evaluation: an evaluation was left because a signal came; it is done again.
     """
 
-    next_draw: Any = None
+    next_draw: DrawState | None = None
     owes_evaluation: bool = False
 
 
@@ -88,7 +86,7 @@ class RunState:
         model, progress = self.model, self.progress
         return {
             "progress": without_nan(vars(progress)),
-            "next_draw": self.place.next_draw,
+            "next_draw": draw.to_json() if (draw := self.place.next_draw) else None,
             "owes_evaluation": self.place.owes_evaluation,
             "num_batches": model.num_batches,
             "num_test_batches": model.num_test_batches,
@@ -124,7 +122,10 @@ class RunState:
         vars(self.progress).update(vars(progress))
         self._restore_place(values)
         self.losses.restore(object_of(values, "losses"))
-        model.scale.restore_exact(numbers_of(values, "loss_scale"))
+        scale, expected = numbers_of(values, "loss_scale"), len(model.scale.exact_state())
+        if len(scale) != expected or any(not 0 <= number < LARGEST for number in scale):
+            raise ValueError(f"loss_scale is {scale}, expected {expected} numbers")
+        model.scale.restore_exact(scale)
         restore_generators(object_of(values, "generators"))
         optimizer.lr = number_of(values, "dense_lr")
         scalars = list_of(values, "dense_scalars")
@@ -137,9 +138,9 @@ class RunState:
     def _restore_place(self, values: dict[str, Any]) -> None:
         """Let random data continue at the batch after the last optimiser step."""
         self.place.owes_evaluation = bool_of(values, "owes_evaluation")
-        self.place.next_draw = value_of(values, "next_draw")
-        if self.place.next_draw is not None:
-            self.data.seek(self.progress.resume_iter, self.place.next_draw)
+        draw = value_of(values, "next_draw")
+        self.place.next_draw = None if draw is None else DrawState.from_json(draw)
+        self.data.seek(self.place.next_draw)
 
     def _read_matrices(self, folder: Path, index: Index) -> None:
         """Copy this rank's rows out of the files that have some, one file after the other."""

@@ -1,4 +1,4 @@
-"""What a run remembers: where a resumed one begins, its best evaluations, and what its last line says."""
+"""What a run remembers: where it is resumed, its best evaluations, what its last line says."""
 
 import json
 from dataclasses import asdict
