@@ -175,9 +175,9 @@ def _check_options(options: argparse.Namespace) -> None:
             raise UserError(message)
     check_submission(options)
     check_quantization(options)
-    check_model_paths(options.load_model, options.save_model)
     CheckpointOptions.from_options(options)
     check_export_options(options)
+    check_model_paths(options.load_model, options.save_model)
     check_onnx_options(options)
     if options.plot_compute_graph:
         check_drawable(GRAPH_FLAG, GRAPH_FILE)

@@ -108,7 +108,7 @@ class CheckpointFolder:
     def checkpoints(self) -> list[Found]:
         """The checkpoints that are complete, as far as their names tell: the newest first."""
         found = []
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in self.path.iterdir():
                 name = _NAME.fullmatch(path.name)
                 if name and path.is_dir():
