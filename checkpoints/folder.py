@@ -17,12 +17,14 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from checkpoints.index import INDEX, Index
+from checkpoints.json_values import readable
 from checkpoints.shard_file import sync_folder, write_all
 from common.errors import UserError
 from common.termination import acts_last
@@ -66,17 +68,18 @@ class CheckpointFolder:
         Raises:
             UserError: it cannot be made or written, or another run writes there.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "lock", "a+b")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(
-                f"{FLAG}={self.path}: cannot write there ({error.strerror or error}):"
-                " name a folder that this user may write"
-            ) from error
-        with lock:
-            self._take(lock)
-            self._sweep()
+        with contextlib.ExitStack() as stack:
+            try:
+                make_folder(self.path)
+                lock = stack.enter_context(_opened_lock(self.path / "lock"))
+                self._take(lock)
+                self._sweep()
+                self._check_writable()
+            except OSError as error:
+                raise UserError(
+                    f"{FLAG}={self.path}: cannot write there ({error.strerror or error}):"
+                    " name a folder that this user may write, on a disk with room"
+                ) from error
             yield
 
     def _take(self, lock: IO[bytes]) -> None:
@@ -84,21 +87,25 @@ class CheckpointFolder:
 
         Raises:
             UserError: another process holds it.
+            OSError: it cannot be written.
         """
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return
-            lock.seek(0)
-            who = lock.read(200).decode(errors="replace").strip() or "an unknown process"
-            raise UserError(
-                f"{FLAG}={self.path} is in use by another run ({who}):"
-                " wait for it, or name another folder"
-            ) from error
+            if error.errno not in _NO_LOCKS:
+                who = lock.read(200).decode(errors="replace").strip()
+                raise UserError(
+                    f"{FLAG}={self.path} is in use by another run"
+                    f" ({readable(who) or 'an unknown process'}):"
+                    " wait for it, or name another folder"
+                ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        lock.flush()
+
+    def _check_writable(self) -> None:
+        """Raise an OSError if no folder can be made there: the lock may be from better days."""
+        partial = self.begin(0)
+        partial.rmdir()
 
     def _sweep(self) -> None:
         for path in self.path.iterdir():
@@ -113,7 +120,7 @@ class CheckpointFolder:
                 name = _NAME.fullmatch(path.name)
                 if name and path.is_dir():
                     found.append(Found(path, int(name[1]), int(name[2])))
-        return sorted(found, key=lambda one: one.number, reverse=True)
+        return sorted(found, key=lambda one: (one.number, one.step), reverse=True)
 
     def begin(self, step: int) -> Path:
         """Make the folder in which the next checkpoint is written.
@@ -173,14 +180,32 @@ class CheckpointFolder:
         """
         there = sum(_size_of(found.path) for found in self.checkpoints())
         # one more than are kept: the oldest goes when the newest is complete
-        wanted = (self._keep + 1) * num_bytes
+        wanted = max((self._keep + 1) * num_bytes - there, num_bytes)
         free = shutil.disk_usage(self.path).free
-        if wanted - there > free:
+        if wanted > free:
             raise UserError(
                 f"{FLAG}={self.path}: {self._keep} checkpoints and one being written need"
-                f" {wanted / 1e9:.3g} GB, the disk has {(free + there) / 1e9:.3g} GB for them:"
+                f" {wanted / 1e9:.3g} GB more, the disk has {free / 1e9:.3g} GB free:"
                 " free some, lower --keep or name another folder"
             )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and have the disk keep its name and those of the folders above it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        with contextlib.suppress(PermissionError):  # who may write there may not be able to read
+            sync_folder(folder.parent)
+
+
+def _opened_lock(path: Path) -> IO[bytes]:
+    """The file that is locked, which a link must not make another file: it is written anew."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, f"{path.name} is no regular file")
+    return open(file, "r+b", buffering=0)
 
 
 def remove(path: Path) -> None:
@@ -218,12 +243,20 @@ def newest_in(path: Path) -> list[Found]:
     Raises:
         UserError: it names none.
     """
-    name = _NAME.fullmatch(path.resolve().name)
-    if (path / INDEX).is_file():
-        numbers = (int(name[1]), int(name[2])) if name else (0, 0)
-        return [Found(path, *numbers)]
-    found = CheckpointFolder(path).checkpoints()
+    found, kind = [], "is no checkpoint, and has none in it"
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            kind = "is no folder"
+        elif (path / INDEX).is_file():
+            name = _NAME.fullmatch(os.path.basename(os.path.realpath(path)))
+            numbers = (int(name[1]), int(name[2])) if name else (0, 0)
+            return [Found(path, *numbers)]
+        else:
+            found = CheckpointFolder(path).checkpoints()
+    except (FileNotFoundError, NotADirectoryError):
+        kind = "is no folder"
+    except OSError as error:
+        kind = f"cannot be read ({error.strerror or error})"
     if not found:
-        kind = "is no checkpoint, and has none in it" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {kind}: give the folder of a checkpoint or a {FLAG}")
     return found

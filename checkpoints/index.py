@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints.json_values import list_of, object_of, shown, text_of, whole_of
+from checkpoints.json_values import list_of, object_of, readable, shown, text_of, whole_of
 from checkpoints.matrices import MatrixShape, Shard
-from checkpoints.shard_file import DamagedError, FileFacts
+from checkpoints.shard_file import DamagedError, FileFacts, read_whole
 
 INDEX = "index.json"
 FORMAT = 1  # of this program; a later one has a higher number
@@ -111,11 +111,10 @@ class Index:
             NewerFormatError: a later version of this program wrote it.
         """
         path = folder / INDEX
+        text = read_whole(path, MOST_INDEX_BYTES)
         try:
-            if path.stat().st_size > MOST_INDEX_BYTES:
-                raise DamagedError(f"{path} has {path.stat().st_size} bytes: it is no index")
-            whole = json.loads(path.read_bytes())
-            if whole_of(whole, "format") > FORMAT:
+            whole = json.loads(text)
+            if whole_of(whole, "format", lowest=1) > FORMAT:
                 raise NewerFormatError(
                     f"{path} has format {whole['format']}, this program knows {FORMAT}:"
                     " continue with the version that wrote it, or a later one"
@@ -131,8 +130,6 @@ class Index:
                 object_of(content, "state"),
             )
             found._check_rows()
-        except OSError as error:
-            raise DamagedError(f"{path}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
             raise DamagedError(f"{path} is damaged ({error})") from error
         return found
@@ -151,10 +148,10 @@ class Index:
             end = 0
             for begin, next_end in sorted(ranges[key]):
                 if begin != end:
-                    raise ValueError(f"row {end} of {key} is in no file, or in two")
+                    raise ValueError(f"row {end} of {readable(key)} is in no file, or in two")
                 end = next_end
             if end != shape.num_rows:
-                raise ValueError(f"{key} has {shape.num_rows} rows, the files have {end}")
+                raise ValueError(f"{readable(key)} has {shape.num_rows} rows, the files have {end}")
 
 
 def _lists(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
@@ -165,7 +162,9 @@ def _shape_of(value: Any) -> MatrixShape:
     shapes = {}
     for name, lengths in object_of(value, "row_shapes").items():
         if not isinstance(lengths, list) or len(lengths) > 8:
-            raise ValueError(f"row_shapes.{name} is {shown(lengths)}, expected a list of lengths")
+            raise ValueError(
+                f"row_shapes.{readable(name)} is {shown(lengths)}, expected a list of lengths"
+            )
         shapes[name] = tuple(whole_of({"length": length}, "length") for length in lengths)
     return MatrixShape(whole_of(value, "rows"), shapes)
 

@@ -4,11 +4,13 @@ A value of another kind is a ValueError that names its key; what the reader make
 business.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 MOST = 10**15  # no count of a run is larger
+_INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 def value_of(values: Any, key: str) -> Any:
@@ -63,13 +65,17 @@ def bool_of(values: Any, key: str) -> bool:
 
 
 def number_of(values: Any, key: str) -> float:
-    """The number under a key; null stands for nan, which JSON does not have."""
+    """The number under a key, as `as_json` has it."""
     found = value_of(values, key)
     if found is None:
         return math.nan
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise ValueError(f"{key} is {shown(found)}, expected a number")
-    return float(found)
+    if isinstance(found, str) and found in _INFINITE:
+        return _INFINITE[found]
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        with contextlib.suppress(OverflowError):  # of a whole number beyond all floats
+            if math.isfinite(found):
+                return float(found)
+    raise ValueError(f"{key} is {shown(found)}, expected a number")
 
 
 def numbers_of(values: Any, key: str) -> list[float]:
@@ -78,12 +84,21 @@ def numbers_of(values: Any, key: str) -> list[float]:
     return [number_of({key: number}, key) for number in found]
 
 
-def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values for a JSON file: null in place of nan."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in values.items()
-    }
+def as_json(value: Any) -> Any:
+    """A value for a JSON file, which has no nan, no infinity and no tuples.
+
+    Null stands for nan, the texts inf and -inf for infinities.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: as_json(inner) for key, inner in value.items()}
+    return [as_json(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def readable(text: str) -> str:
+    """A text of a file as it is, unless a terminal could make something else of it."""
+    return text if text.isprintable() and len(text) <= 60 else shown(text)
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.json_values import as_json, readable, shown
 from common.errors import UserError
 from criteo.prepared import Prepared
 
@@ -36,12 +37,13 @@ FREE = frozenset(
     }
 )  # fmt: skip
 ROWS_COMPARED = 1000  # first and last training rows
+MOST_SHOWN = 100  # numbers of a flag in a message
 
 
 def flags_of(options: argparse.Namespace) -> dict[str, Any]:
     """The flags that decide what is trained, as JSON."""
     return {
-        name: _as_json(value) for name, value in sorted(vars(options).items()) if name not in FREE
+        name: as_json(value) for name, value in sorted(vars(options).items()) if name not in FREE
     }
 
 
@@ -67,7 +69,7 @@ def check_same(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> N
         now: those of this run.
     """
     different = [
-        f"--{name.replace('_', '-')} was {_as_flag(then.get(name))}, is {_as_flag(now.get(name))}"
+        f"--{readable(name).replace('_', '-')} was {_then_and_now(name, then, now, ', is ')}"
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name) and name not in FREE
     ]
@@ -82,17 +84,21 @@ def check_same_data(where: str, then: Mapping[str, Any], now: Mapping[str, Any])
     """Raise a UserError if the training data is other data than the checkpoint's."""
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
+            both = _then_and_now(name, then, now, " then, ")
             raise UserError(
-                f"{where} was made with other training data ({name}: {then.get(name, 'none')} then,"
-                f" {now.get(name, 'none')} now): give the data it had"
+                f"{where} was made with other training data ({readable(name)}: {both} now):"
+                " give the data it had"
             )
 
 
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
+def _then_and_now(name: str, then: Mapping[str, Any], now: Mapping[str, Any], link: str) -> str:
+    return f"{_as_text(then.get(name))}{link}{_as_text(now.get(name))}"
 
 
-def _as_flag(value: Any) -> str:
-    if isinstance(value, list):
-        return "-".join(str(number) for number in value)
-    return "not given" if value is None else str(value)
+def _as_text(value: Any) -> str:
+    """A value as flags have it; one of a checkpoint may be anything."""
+    if value in (None, ""):
+        return "not given"
+    if isinstance(value, list) and len(value) <= MOST_SHOWN:
+        return "-".join(shown(number) for number in value)
+    return readable(value) if isinstance(value, str) else shown(value)

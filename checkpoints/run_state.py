@@ -1,5 +1,6 @@
 """A run between two steps: everything that the next steps, lines and files depend on."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,14 +10,15 @@ import torch
 from checkpoints.generators import generators_as_json, restore_generators
 from checkpoints.index import Index
 from checkpoints.json_values import (
+    as_json,
     bool_of,
     list_of,
     number_of,
     numbers_of,
     object_of,
+    readable,
     value_of,
     whole_of,
-    without_nan,
 )
 from checkpoints.matrices import held_rows, matrix_shapes
 from checkpoints.shard_file import DamagedError, read_tensors
@@ -84,14 +86,14 @@ class RunState:
             UserError: the loss of a step was not finite, with --on-nan=stop.
         """
         model, progress = self.model, self.progress
-        return {
-            "progress": without_nan(vars(progress)),
+        values = {
+            "progress": vars(progress),
             "next_draw": draw.to_json() if (draw := self.place.next_draw) else None,
             "owes_evaluation": self.place.owes_evaluation,
             "num_batches": model.num_batches,
             "num_test_batches": model.num_test_batches,
             "num_epochs": model.num_epochs,
-            "losses": without_nan(self.losses.state()),
+            "losses": self.losses.state(),
             "loss_scale": model.scale.exact_state(),
             "generators": generators_as_json(),
             "optimizer": model.optimizer_name,
@@ -101,6 +103,7 @@ class RunState:
             "world_size": model.process.world_size,
             "torch": torch.__version__,
         }
+        return {name: as_json(value) for name, value in values.items()}
 
     def restore(self, folder: Path, index: Index) -> None:
         """Continue from a checkpoint whose matrices are this model's.
@@ -133,7 +136,7 @@ class RunState:
             raise ValueError(f"dense_scalars are {len(scalars)}, expected {len(optimizer.state)}")
         for own, saved in zip(optimizer.state, scalars, strict=True):
             for name in _scalars(own):
-                own[name].fill_(number_of(saved, name))
+                _fill(own[name], saved, name)
 
     def _restore_place(self, values: dict[str, Any]) -> None:
         """Let random data continue at the batch after the last optimiser step."""
@@ -176,6 +179,13 @@ def progress_of(values: dict[str, Any]) -> Progress:
     return progress
 
 
+def _fill(scalar: torch.Tensor, values: Any, key: str) -> None:
+    number = number_of(values, key)
+    if math.isfinite(number) and abs(number) > torch.finfo(scalar.dtype).max:
+        raise ValueError(f"{key} is {number}, which is no {scalar.dtype}")
+    scalar.fill_(number)
+
+
 def _scalars(state: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in state.items() if value.dim() == 0}
 
@@ -190,12 +200,12 @@ def check_same_model(where: str, index: Index, state: RunState) -> None:
     """
     own = matrix_shapes(state.model)
     for key in sorted({*own, *index.matrices}):
-        there, here = _shape_text(index, key), "absent"
+        name, there, here = readable(key), _shape_text(index, key), "absent"
         if key in own:
             here = _text(own[key].num_rows, own[key].row_shapes)
         if there != here:
             raise UserError(
-                f"{where} is of another model: {key} is {there} there, {here} in this model:"
+                f"{where} is of another model: {name} is {there} there, {here} in this model:"
                 " give the flags and the data it had"
             )
 
@@ -207,5 +217,7 @@ def _shape_text(index: Index, key: str) -> str:
 
 
 def _text(num_rows: int, row_shapes: Any) -> str:
-    shapes = [f"{name} {(num_rows, *shape)}" for name, shape in sorted(row_shapes.items())]
+    shapes = [
+        f"{readable(name)} {(num_rows, *shape)}" for name, shape in sorted(row_shapes.items())
+    ]
     return ", ".join(shapes)

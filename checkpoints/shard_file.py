@@ -9,6 +9,7 @@ here, and the tensors straight from their memory.
 import importlib
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,6 +113,24 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def read_whole(path: Path, most_bytes: int) -> bytes:
+    """The content of a regular file: a device or a pipe in its place might never end.
+
+    Raises:
+        DamagedError: it cannot be read, is something else or longer.
+    """
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise DamagedError(f"{path} is no regular file")
+        if facts.st_size > most_bytes:
+            raise DamagedError(f"{path} has {facts.st_size} bytes, expected {most_bytes} at most")
+        with path.open("rb") as file:
+            return file.read(facts.st_size)  # the system's own files have 0 bytes, and may block
+    except OSError as error:
+        raise DamagedError(f"{path}: {error.strerror or error}") from error
+
+
 def read_tensors(path: Path, facts: FileFacts) -> dict[str, torch.Tensor]:
     """The tensors of a file, which is read as a whole.
 
@@ -121,13 +140,9 @@ def read_tensors(path: Path, facts: FileFacts) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        found = path.stat().st_size
-        if found != facts.num_bytes:
-            raise DamagedError(f"{path} has {found} bytes, {facts.num_bytes} were written")
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror or error}") from error
+    content = read_whole(path, facts.num_bytes)
+    if len(content) != facts.num_bytes:
+        raise DamagedError(f"{path} has {len(content)} bytes, {facts.num_bytes} were written")
     if zlib.crc32(content) != facts.crc32:
         raise DamagedError(f"{path} has changed since it was written: its checksum is another one")
     try:

@@ -7,6 +7,7 @@ too, and ends the process if the main thread has not unwound in time.
 """
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -92,24 +93,26 @@ def finishes_first() -> Iterator[None]:
 
     It asks `is_asked` where it can end, and calls `end_as_asked` there. It calls `show_life` every
     now and then: the process is ended if nothing is heard of the block for SECONDS_BETWEEN_SIGNS
-    after a signal, or if the user asks again.
+    after a signal, or if the user asks again. After the block the run has SECONDS_TO_UNWIND.
     """
     with held_back():
         if not _RUNNING:
             yield
             return
         watch = _RUNNING[0]
+        watch.note_life(SECONDS_BETWEEN_SIGNS)
         watch.is_patient = True
         try:
             yield
         finally:
+            watch.note_life(SECONDS_TO_UNWIND)
             watch.is_patient = False
 
 
 def show_life() -> None:
     """Note that a block that finishes first is still at work."""
-    if _RUNNING:
-        _RUNNING[0].last_sign = time.monotonic()
+    if _RUNNING and _RUNNING[0].is_patient:
+        _RUNNING[0].note_life(SECONDS_BETWEEN_SIGNS)
 
 
 def is_asked() -> bool:
@@ -150,7 +153,7 @@ class _Watch:
         self._last_act = last_act
         self._asked: signal.Signals | None = None  # the first signal
         self._is_held, self._has_raised = False, False
-        self.is_patient, self.last_sign = False, 0.0
+        self.is_patient, self._wait_until = False, -math.inf
         self._others = {number: signal.getsignal(number) for number in signals}
         self._their_end, self._our_end = socket.socketpair()
         self._their_end.setblocking(False)  # the system's handler must not wait
@@ -161,6 +164,10 @@ class _Watch:
     def is_asked(self) -> bool:
         """Whether a signal has come."""
         return self._asked is not None
+
+    def note_life(self, seconds: float) -> None:
+        """Note that the main thread is at work: a first request does not end it for so long."""
+        self._wait_until = time.monotonic() + seconds
 
     def start(self) -> None:
         """Take the signals."""
@@ -236,8 +243,9 @@ class _Watch:
             try:
                 number = self._our_end.recv(1)
             except TimeoutError:
-                if not is_repeated and self._is_at_work():
-                    deadline = time.monotonic() + SECONDS_TO_UNWIND
+                now = time.monotonic()
+                if not is_repeated and self._wait_until > now:
+                    deadline = min(self._wait_until, now + SECONDS_TO_UNWIND)
                     continue
                 break
             if number == _IS_OVER:
@@ -252,10 +260,6 @@ class _Watch:
         acting.start()
         acting.join(SECONDS_FOR_LAST_ACTS)
         os._exit(_EXIT_STATUS[came[0]])
-
-    def _is_at_work(self) -> bool:
-        """Whether a block that finishes first has shown life."""
-        return self.is_patient and time.monotonic() - self.last_sign < SECONDS_BETWEEN_SIGNS
 
     def _act(self, error: BaseException) -> None:
         for act in (*reversed(_LAST_ACTS), self._last_act):

@@ -138,15 +138,17 @@ def texts_of_all(process: Process, text: str) -> list[str]:
     """Every rank's text, in the ranks' order, on every rank."""
     if process.world_size == 1:
         return [text]
-    own = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    own = text.encode(errors="surrogatepass")  # a path may be of any bytes
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(process.world_size)]
     dist.all_gather(lengths, torch.tensor([len(own)]))
-    longest = max(int(length) for length in lengths)
-    padded = torch.full((longest,), ord(" "), dtype=torch.uint8)
-    padded[: len(own)] = own
+    longest = max(1, *(int(length) for length in lengths))
+    padded = torch.frombuffer(bytearray(own.ljust(longest)), dtype=torch.uint8)
     found = [torch.empty_like(padded) for _ in range(process.world_size)]
     dist.all_gather(found, padded)
-    return [bytes(one.numpy()).decode().rstrip(" ") for one in found]
+    return [
+        bytes(one[: int(length)].numpy()).decode(errors="surrogatepass")
+        for one, length in zip(found, lengths, strict=True)
+    ]
 
 
 def agreed(process: Process, act: Callable[[], str]) -> str:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C end a run in order: it unwinds, or it is ended in a few seconds."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,7 +10,15 @@ import pytest
 from signalled import running
 
 from common.errors import TerminatedError
-from common.termination import acts_last, ends_on_signals, held_back
+from common.termination import (
+    acts_last,
+    end_as_asked,
+    ends_on_signals,
+    finishes_first,
+    held_back,
+    is_asked,
+    show_life,
+)
 
 
 def ended(run, *signals):
@@ -218,3 +227,136 @@ def test_a_block_that_is_held_back_is_done_whole():
             done.append("whole")
         done.append("not done")
     assert done[0] == "whole" and len(done) == 2 and isinstance(done[1], TerminatedError)
+
+
+# ---------------------------------------------------------------- blocks that finish first
+
+# it works until a signal comes, and then for a while longer
+SAVING = """
+def work(seconds):
+    for _ in range(int(seconds / 0.05)):
+        time.sleep(0.05)
+        termination.show_life()
+
+with termination.finishes_first():
+    say("ready")
+    while not termination.is_asked():
+        work(0.05)
+    work({seconds})
+    say("saved")
+    termination.end_as_asked()
+say("not done")
+"""
+
+
+@pytest.mark.parametrize(
+    "number, status, told, err",
+    [(signal.SIGTERM, 143, "ended by SIGTERM", ""), (signal.SIGINT, 130, "", "interrupted\n")],
+)
+def test_a_block_that_finishes_first_ends_itself(number, status, told, err):
+    """Although it takes longer than a run has to unwind."""
+    with running(SAVING.format(seconds=1), SECONDS_TO_UNWIND=0.1) as run:
+        found = ended(run, number)
+    assert found == (status, ["saved", f"told {told!r}", f"status {status}"], err)
+
+
+def test_a_block_that_shows_no_life_is_ended():
+    """It has worked for a while after the signal, and waits for something then."""
+    block = SAVING.format(seconds=1).replace('say("saved")', 'say("worked")\n    hang()')
+    with running(block, SECONDS_TO_UNWIND=0.1, SECONDS_BETWEEN_SIGNS=0.5) as run:
+        found = ended(run, signal.SIGTERM)
+    assert found == (143, ["worked", "told 'ended by SIGTERM'"], "")
+
+
+def test_a_second_request_ends_a_block_that_is_at_work_at_once():
+    with running(SAVING.format(seconds=90), SECONDS_OF_A_REQUEST=0.1) as run:
+        run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert run.process.poll() is None
+        began = time.monotonic()
+        found = ended(run, signal.SIGTERM)
+    assert found == (143, ["told 'ended by SIGTERM'"], "")
+    assert time.monotonic() - began < 50
+
+
+def test_signals_of_one_request_do_not_end_a_block_that_is_at_work():
+    """A scheduler and torchrun send theirs within a second; it works on for longer than that."""
+    settings = {"SECONDS_TO_UNWIND": 0.1, "SECONDS_OF_A_REQUEST": 1.0}
+    with running(SAVING.format(seconds=2), **settings) as run:
+        run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        status, lines, _ = ended(run, signal.SIGTERM, signal.SIGTERM)
+    assert (status, lines[0]) == (143, "saved")
+
+
+def test_after_such_a_block_a_run_has_all_the_time_to_unwind():
+    """However long the block has worked: here nearly twice as long as a run has to unwind."""
+    block = SAVING.format(seconds=3.5).strip().replace("\n", "\n    ")
+    block = f"try:\n    {block}\nfinally:\n    time.sleep(1)\n    say('unwound')"
+    with running(block, SECONDS_TO_UNWIND=2.0) as run:
+        status, lines, _ = ended(run, signal.SIGTERM)
+    assert (status, lines[:2]) == (143, ["saved", "unwound"])
+
+
+def test_after_such_a_block_a_run_that_hangs_is_ended_soon():
+    block = SAVING.format(seconds=0.1).strip().replace("\n", "\n    ")
+    block = f"try:\n    {block}\nfinally:\n    termination.show_life()\n    hang()"
+    with running(block, SECONDS_TO_UNWIND=0.5, SECONDS_BETWEEN_SIGNS=90) as run:
+        began = time.monotonic()
+        found = ended(run, signal.SIGTERM)
+    assert found == (143, ["saved", "told 'ended by SIGTERM'"], "")
+    assert time.monotonic() - began < 50
+
+
+def test_other_blocks_are_ended_however_alive_they_are():
+    block = """
+with termination.held_back():
+    say("ready")
+    while True:
+        time.sleep(0.01)
+        termination.show_life()
+"""
+    with running(block, SECONDS_TO_UNWIND=0.5) as run:
+        found = ended(run, signal.SIGTERM)
+    assert found == (143, ["told 'ended by SIGTERM'"], "")
+
+
+def test_a_loader_of_such_a_block_outlives_the_signal_that_its_parent_gets_too():
+    block = """
+with termination.finishes_first():
+    child = os.fork()
+    if not child:
+        time.sleep(1)
+        os._exit(7)
+    say("ready")
+    os.kill(child, signal.SIGTERM)
+    say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    with running(block) as run:
+        assert ended(run) == (0, ["7", "status 0"], "")
+
+
+def test_a_signal_that_such_a_block_did_not_ask_for_ends_the_run_after_it():
+    done = []
+    with pytest.raises(TerminatedError), ends_on_signals(done.append):
+        with finishes_first():
+            assert not is_asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert is_asked()
+            done.append("whole")
+        done.append("not done")
+    assert done[0] == "whole" and len(done) == 2 and isinstance(done[1], TerminatedError)
+    assert not is_asked()
+
+
+def test_a_rank_that_got_no_signal_ends_as_one_that_got_sigterm():
+    """Another rank got one, and all have saved together."""
+    for outside in (False, True):
+        with pytest.raises(TerminatedError), contextlib.ExitStack() as stack:
+            if not outside:
+                stack.enter_context(ends_on_signals(lambda error: None))
+            with finishes_first():
+                show_life()
+                assert not is_asked()
+                end_as_asked()
