@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from common.environment import is_whole_number
 from common.errors import PassingError, RankError, UserError
 from common.launch import Launch
+from common.torchrun import RESTARTS
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
 from ranks.attendance import Attendance
@@ -185,10 +186,15 @@ def _make_group(process: Process, timeout: float) -> Watch:
 
 
 def _connect(process: Process, timeout: float) -> dist.Store:
-    """A new connection to the store where the ranks meet, for requests of so many seconds."""
+    """A new connection to the store where the ranks meet, for requests of so many seconds.
+
+    torchrun keeps its store when it starts all ranks again, and ranks that met at the addresses of
+    those before would wait for ever (torch 2.13 relies on a new store). So each attempt has names
+    of its own.
+    """
     ranks = {"rank": process.rank, "world_size": process.world_size}
     store, _, _ = next(rendezvous("env://", **ranks, timeout=timedelta(seconds=timeout)))
-    return store
+    return dist.PrefixStore(f"attempt/{os.environ.get(RESTARTS, '0')}", store)
 
 
 _GROUPS = itertools.count()  # a store may outlive its group, and hold what its ranks have told

@@ -58,6 +58,7 @@ class Watch:
         self._found = threading.Event()
         self._told: tuple[Late, float] | None = None  # in the log; with the wait's beginning
         self._has_reported = self._is_over = self._hurries = False
+        self._reaches_store = True
         self._our_end, self._their_end = os.pipe()
         self._poll = select.poll()
         self._poll.register(self._our_end, select.POLLIN)
@@ -91,9 +92,10 @@ class Watch:
 
     def explain(self, error: RuntimeError) -> PassingError | None:
         """The error to report in place of a collective's own; None: it is not about other ranks."""
-        attendance = self._attendance
-        waited = time.monotonic() - attendance.changed
-        if attendance.is_inside and waited >= _NEARLY * self._timeout and self._gone < 0:
+        if self._attendance.is_inside and self._gone >= 0:
+            return RankGoneError(self._gone_sentence(self._gone))
+        waited = time.monotonic() - self._attendance.changed
+        if self._attendance.is_inside and waited >= _NEARLY * self._timeout:
             return PassingError(self._late().hang_sentence(self._timeout))
         return RankGoneError(self._who_has_gone()) if says_that_a_rank_has_gone(error) else None
 
@@ -151,17 +153,22 @@ class Watch:
     def _run(self) -> None:
         while not self._is_over:
             self._note_ended()
-            # RuntimeError: the store is not reached; OSError: the log cannot be written
-            with contextlib.suppress(RuntimeError, OSError):
-                self._board.give(Sign.of(self._attendance, self._num_signs))
-                self._num_signs += 1
-                self._look_for_late()
-                if self._hurries:
-                    self._ask_others()
+            try:
+                self._look_around()
+            except RuntimeError:
+                self._reaches_store = False
             self._end_if_stuck()
             self._poll.poll(1000 * (_PAUSE if self._hurries else self._pause))
             if select.select([self._our_end], [], [], 0)[0]:
                 os.read(self._our_end, 1)
+
+    def _look_around(self) -> None:
+        self._board.give(Sign.of(self._attendance, self._num_signs))
+        self._num_signs += 1
+        with contextlib.suppress(OSError):  # the log cannot be written
+            self._look_for_late()
+        if self._hurries:
+            self._ask_others()
 
     def _note_ended(self) -> None:
         """Note which ranks of this machine have ended before their work was done."""
@@ -191,7 +198,8 @@ class Watch:
 
     def _waited(self) -> float:
         """For how many seconds the main thread may have waited for other ranks."""
-        may_wait = self._runs_ahead or self._attendance.is_inside
+        # without the store it is not known whether a rank that has ended had done its work
+        may_wait = self._attendance.is_inside or (self._runs_ahead and self._reaches_store)
         return time.monotonic() - self._attendance.changed if may_wait else 0.0
 
     def _look_for_late(self) -> None:
