@@ -69,6 +69,28 @@ def _started(pid: int) -> str:
     return "" if fields[0] in _ENDED else fields[19]
 
 
+@dataclass(frozen=True)
+class Gone:
+    """A rank that has ended before its work was done.
+
+    Attributes:
+        rank: its number.
+        is_seen: a rank of its machine has seen it; else it gives no signs of life.
+    """
+
+    rank: int
+    is_seen: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Gone":
+        """The one whose `str` the text is."""
+        rank, is_seen = text.split()
+        return cls(int(rank), is_seen == "True")
+
+    def __str__(self) -> str:
+        return f"{self.rank} {self.is_seen}"
+
+
 class Board:
     """The ranks' members, signs of life and ends, as all of them can read them.
 
@@ -109,13 +131,14 @@ class Board:
         """Whether a rank has done its work."""
         return bool(self._store.check([f"left/{rank}"]))
 
-    def note_gone(self, rank: int) -> int:
-        """Tell that a rank has ended before its work was done; returns the first one told of."""
-        return int(self._store.compare_set("gone", "", str(rank)))
+    def note_gone(self, gone: Gone) -> Gone:
+        """Tell that a rank has gone; returns the first one that any rank has told of."""
+        return Gone.parse(self._store.compare_set("gone", "", str(gone)).decode())
 
-    def first_gone(self) -> int | None:
-        """The first rank that was found to have ended before its work was done; None: none was."""
-        return int(self._store.get("gone")) if self._store.check(["gone"]) else None
+    def first_gone(self) -> Gone | None:
+        """The first rank that any rank has told of; None: none has."""
+        told = self._store.check(["gone"])
+        return Gone.parse(self._store.get("gone").decode()) if told else None
 
     def _read(self, what: str) -> Sequence[str]:
         found = self._store.multi_get([f"{what}/{rank}" for rank in self._ranks])

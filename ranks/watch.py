@@ -16,7 +16,7 @@ import torch.distributed as dist
 from common.errors import PassingError, RankGoneError, TerminatedError, report_now
 from common.termination import acts_last, held_back, when_asked
 from ranks.attendance import Attendance, Sign
-from ranks.board import Board
+from ranks.board import Board, Gone
 from ranks.lateness import Hearing, Late
 
 SECONDS_BETWEEN_SIGNS = 2.0
@@ -54,14 +54,19 @@ class Watch:
         self._members = board.members()
         self._pause = min(SECONDS_BETWEEN_SIGNS, timeout / _SIGNS_OF_A_TIMEOUT)
         self._hearing, self._num_signs = Hearing(), 0
-        self._gone, self._gone_at = -1, 0.0  # the first rank that has ended, and when it was seen
+        self._gone: Gone | None = None
+        self._gone_at = 0.0  # when this rank came to know it
         self._found = threading.Event()
         self._told: tuple[Late, float] | None = None  # in the log; with the wait's beginning
-        self._has_reported = self._is_over = self._hurries = False
+        self._has_reported = self._is_over = False
+        self._asked_at = 0.0  # when the main thread asked who has gone; 0: it has not
         self._reaches_store = True
         self._our_end, self._their_end = os.pipe()
         self._poll = select.poll()
         self._poll.register(self._our_end, select.POLLIN)
+        own = self._members[rank]
+        self._elsewhere = {k for k, one in enumerate(self._members) if not one.is_beside(own)}
+        self._elsewhere -= {rank}
         self._beside = self._open_beside()
         self._thread = threading.Thread(target=self._run, daemon=True, name="ranks")
 
@@ -92,8 +97,8 @@ class Watch:
 
     def explain(self, error: RuntimeError) -> PassingError | None:
         """The error to report in place of a collective's own; None: it is not about other ranks."""
-        if self._attendance.is_inside and self._gone >= 0:
-            return RankGoneError(self._gone_sentence(self._gone))
+        if self._attendance.is_inside and self._gone:
+            return RankGoneError(self._gone_sentence())
         waited = time.monotonic() - self._attendance.changed
         if self._attendance.is_inside and waited >= _NEARLY * self._timeout:
             return PassingError(self._late().hang_sentence(self._timeout))
@@ -101,8 +106,8 @@ class Watch:
 
     def report_gone(self, error: BaseException) -> None:
         """Report that a rank has gone, if that was seen before the signal that ends this one."""
-        if self._gone >= 0 and self._gone_at < when_asked():
-            self.report(RankGoneError(self._gone_sentence(self._gone)))
+        if self._gone and self._gone_at < when_asked():
+            self.report(RankGoneError(self._gone_sentence()))
 
     def report(self, error: PassingError) -> None:
         """Report an error now, as a signal may take its place; only the first one counts."""
@@ -112,22 +117,19 @@ class Watch:
 
     def _who_has_gone(self) -> str:
         """Wait until it is known which rank has gone; returns the sentence that says it."""
-        self._hurries = True
+        self._asked_at = time.monotonic()
         self._wake()
-        if self._found.wait(SECONDS_TO_FIND_WHO_HAS_GONE):
-            return self._gone_sentence(self._gone)
-        own = self._members[self._rank]
-        elsewhere = {rank for rank, one in enumerate(self._members) if not one.is_beside(own)}
-        elsewhere -= {self._rank}
-        if elsewhere and self._found.wait(self._pause * (SIGNS_MISSED + 1)):
-            return self._gone_sentence(self._gone)
-        silent = elsewhere & set(self._hearing.silent(self._pause * SIGNS_MISSED))
-        return self._gone_sentence(min(silent), "gives no sign of life") if silent else RANK_GONE
+        for_signs = self._pause * (SIGNS_MISSED + 1) if self._elsewhere else 0.0
+        self._found.wait(SECONDS_TO_FIND_WHO_HAS_GONE + for_signs)
+        return self._gone_sentence()
 
-    def _gone_sentence(self, rank: int, what: str = "has ended") -> str:
-        member = self._members[rank]
-        where = "" if member.is_beside(self._members[self._rank]) else f" on {member.host}"
-        return f"rank {rank} {what} (process {member.pid}{where}): its own log says why"
+    def _gone_sentence(self) -> str:
+        if self._gone is None:
+            return RANK_GONE
+        what = "has ended" if self._gone.is_seen else "gives no sign of life"
+        member = self._members[self._gone.rank]
+        where = f" on {member.host}" if self._gone.rank in self._elsewhere else ""
+        return f"rank {self._gone.rank} {what} (process {member.pid}{where}): its own log says why"
 
     def _late(self) -> Late:
         return self._hearing.late(self._pause * SIGNS_MISSED, self._runs_ahead)
@@ -139,27 +141,26 @@ class Watch:
 
     def _open_beside(self) -> dict[int, int]:
         """{other rank of this machine: a file that can be read when it ends; -1: there is none}."""
-        own = self._members[self._rank]
-        found = {}
-        for rank, member in enumerate(self._members):
-            if rank == self._rank or not member.is_beside(own):
-                continue
-            found[rank] = -1
+        others = set(range(len(self._members))) - self._elsewhere - {self._rank}
+        found = dict.fromkeys(others, -1)
+        for rank in others:
             with contextlib.suppress(OSError, AttributeError):  # Linux before 5.3 has none
-                found[rank] = os.pidfd_open(member.pid)
+                found[rank] = os.pidfd_open(self._members[rank].pid)
                 self._poll.register(found[rank], select.POLLIN)
         return found
 
     def _run(self) -> None:
+        ready: set[int] = set()
         while not self._is_over:
-            self._note_ended()
+            self._note_ended(ready)
             try:
                 self._look_around()
             except RuntimeError:
                 self._reaches_store = False
             self._end_if_stuck()
-            self._poll.poll(1000 * (_PAUSE if self._hurries else self._pause))
-            if select.select([self._our_end], [], [], 0)[0]:
+            pause = _PAUSE if self._asked_at else self._pause
+            ready = {file for file, _ in self._poll.poll(1000 * pause)}
+            if self._our_end in ready:
                 os.read(self._our_end, 1)
 
     def _look_around(self) -> None:
@@ -167,34 +168,41 @@ class Watch:
         self._num_signs += 1
         with contextlib.suppress(OSError):  # the log cannot be written
             self._look_for_late()
-        if self._hurries:
+        if self._asked_at:
             self._ask_others()
 
-    def _note_ended(self) -> None:
+    def _note_ended(self, ready: set[int]) -> None:
         """Note which ranks of this machine have ended before their work was done."""
         now = time.monotonic()
-        for rank in [rank for rank in self._beside if self._members[rank].has_ended()]:
-            file = self._beside.pop(rank)
+        for rank, file in list(self._beside.items()):
+            if not (file in ready or self._members[rank].has_ended()):
+                continue
+            del self._beside[rank]
             if file >= 0:
                 self._poll.unregister(file)
                 os.close(file)
+            gone = Gone(rank, is_seen=True)
             with contextlib.suppress(RuntimeError):
                 if self._board.has_left(rank):
                     continue
-                rank = self._board.note_gone(rank)
-            self._note_gone(rank, now)
+                gone = self._board.note_gone(gone)
+            self._note_gone(gone, now)
 
-    def _note_gone(self, rank: int, when: float) -> None:
-        if self._gone < 0:
-            self._gone_at, self._gone = when, rank
+    def _note_gone(self, gone: Gone, when: float) -> None:
+        if self._gone is None:
+            self._gone_at, self._gone = when, gone
             self._found.set()
 
     def _ask_others(self) -> None:
         """Look for what ranks of other machines know, and whether they give signs of life."""
-        rank = self._board.first_gone()
-        if rank is not None:
-            self._note_gone(rank, time.monotonic())
+        now = time.monotonic()
+        gone = self._board.first_gone()
         self._hearing.hear(self._board.signs())
+        silent = self._elsewhere & set(self._hearing.silent(self._pause * SIGNS_MISSED))
+        if gone is None and silent and now - self._asked_at > SECONDS_TO_FIND_WHO_HAS_GONE:
+            gone = self._board.note_gone(Gone(min(silent), is_seen=False))
+        if gone is not None:
+            self._note_gone(gone, now)
 
     def _waited(self) -> float:
         """For how many seconds the main thread may have waited for other ranks."""
@@ -223,7 +231,7 @@ class Watch:
         """End this process as SIGTERM does if it waits in vain for a rank that has gone."""
         since = max(self._gone_at, self._attendance.changed)
         is_stuck = time.monotonic() - since > SECONDS_WITHOUT_A_RANK and self._waited() > 0
-        if self._gone >= 0 and is_stuck and when_asked() == float("inf"):
+        if self._gone and is_stuck and when_asked() == float("inf"):
             os.kill(os.getpid(), signal.SIGTERM)
 
 

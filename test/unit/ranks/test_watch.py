@@ -71,6 +71,117 @@ def test_a_slow_rank_is_named_in_the_log_and_one_that_hangs_in_the_error(tmp_pat
     assert "Traceback" not in done.stderr
 
 
+STUCK = """
+import ctypes, os, signal, sys, time
+sys.path[:0] = {paths}
+import dlrm_s_pytorch as dlrm
+from common import termination
+from common.errors import reports_errors
+from forked_ranks import run_ranks
+from ranks import watch
+from ranks.collectives import text_from_first
+from ranks.process import joined, this_process
+
+watch.SECONDS_WITHOUT_A_RANK = termination.SECONDS_TO_UNWIND = 0.5
+
+
+def hang():
+    "Wait in C, as for a card whose collective does not end."
+    lock = ctypes.create_string_buffer(64)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+
+
+@reports_errors
+def main(argv=None):
+    process = this_process("cpu")
+    with termination.ends_on_signals(lambda error: print("ended by", repr(error), flush=True)):
+        with joined(process):
+            first = int(text_from_first(process, str(os.getpid())))
+            if process.rank == 1:
+                if {warns}:
+                    os.kill(first, signal.SIGTERM)
+                    time.sleep(0.3)
+                print("rank 1 is", os.getpid(), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            with process.attendance:
+                hang()
+
+
+run_ranks(2, main)
+"""
+
+
+@pytest.mark.parametrize("warns", [False, True])
+def test_a_rank_whose_backend_notices_nothing_ends_without_a_launcher(warns, tmp_path):
+    """If SIGTERM has come before, the end of the other rank is no news: it got the signal too."""
+    program = tmp_path / "two_ranks.py"
+    program.write_text(STUCK.format(paths=[str(ROOT), str(ROOT / "test" / "unit")], warns=warns))
+    done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1, done.stderr
+    pid = re.search(r"^rank 1 is (\d+)$", done.stdout, re.M)[1]
+    line = f"error: rank 1 has ended (process {pid}): its own log says why\n"
+    assert done.stderr == ("" if warns else line)
+    assert "ended by TerminatedError" in done.stdout
+
+
+MACHINES = """
+import os, signal, sys
+from dataclasses import replace
+sys.path[:0] = {paths}
+import dlrm_s_pytorch as dlrm
+from common.errors import RankGoneError
+from forked_ranks import run_ranks
+from ranks import watch
+from ranks.board import Member
+from ranks.collectives import any_rank
+from ranks.process import joined, this_process
+
+watch.SECONDS_BETWEEN_SIGNS, watch.SECONDS_TO_FIND_WHO_HAS_GONE = 0.2, 1.0
+here = Member.of_this_process
+
+
+def elsewhere(cls):
+    machine = {machines!r}[int(os.environ["RANK"])]
+    return replace(here(), machine=machine, host=f"node-{{machine}}")
+
+
+Member.of_this_process = classmethod(elsewhere)
+
+
+def work():
+    process = this_process("cpu")
+    try:
+        with joined(process):
+            any_rank(process, [True])
+            if process.rank == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            any_rank(process, [True])
+    except RankGoneError:
+        pass
+
+
+run_ranks(3, work)
+"""
+
+
+@pytest.mark.parametrize(
+    "machines, told",
+    [
+        ("abb", {"rank 2 has ended (process N)", "rank 2 has ended (process N on node-b)"}),
+        ("aab", {"rank 2 gives no sign of life (process N on node-b)"}),
+    ],
+)
+def test_ranks_of_other_machines_are_named(machines, told, tmp_path):
+    """A rank beside it tells who has ended; if there is none, it is the one that gives no signs."""
+    program, paths = tmp_path / "three_ranks.py", [str(ROOT), str(ROOT / "test" / "unit")]
+    program.write_text(MACHINES.format(paths=paths, machines=machines))
+    done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
+    said = re.sub(r"process \d+", "process N", done.stderr).splitlines()
+    assert set(said) == {f"error: {what}: its own log says why" for what in told}, done.stderr
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 LONG = [*SMALL_MODEL, "--data-size=64000000", "--print-freq=5", "--tensor-board-filename="]
 
