@@ -25,6 +25,11 @@ def has_started_this_process() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def launcher_keeps_store() -> bool:
+    """Whether the store where ranks meet is torchrun's, not rank 0's."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def leave_line(line: str, seconds_later: int = 0, is_final: bool = False) -> bool:
     """Leave an error's line for the end of torchrun's report.
 

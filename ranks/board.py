@@ -100,11 +100,15 @@ class Board:
         store: a connection to the store that nobody else uses.
         rank: this rank.
         world_size: number of ranks.
+        keeper: the rank whose process keeps the store for all; -1: the launcher does.
+
+    Attributes:
+        keeper: as given.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: dist.Store, rank: int, world_size: int, keeper: int = -1) -> None:
         self._store, self._rank = store, rank
-        self._ranks = range(world_size)
+        self._ranks, self.keeper = range(world_size), keeper
 
     def enter(self) -> None:
         """Tell of this process; every rank does so before any reads."""

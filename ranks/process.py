@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from common.environment import is_whole_number
 from common.errors import PassingError, RankError, UserError
 from common.launch import Launch
-from common.torchrun import RESTARTS
+from common.torchrun import RESTARTS, launcher_keeps_store
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
 from ranks.attendance import Attendance
@@ -176,7 +176,7 @@ def _make_group(process: Process, timeout: float) -> Watch:
     store = _connect(process, SECONDS_TO_MEET)
     # a connection of its own for the watching thread, which must not wait for the main thread's
     own = dist.PrefixStore(f"ranks/{next(_GROUPS)}", _connect(process, SECONDS_TO_MEET))
-    board = Board(own, rank, world_size)
+    board = Board(own, rank, world_size, -1 if launcher_keeps_store() else 0)
     board.enter()
     wait = timedelta(seconds=timeout)
     dist.init_process_group(backend, timeout=wait, rank=rank, world_size=world_size, store=store)

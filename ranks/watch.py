@@ -90,8 +90,9 @@ class Watch:
         """End the thread and tell the other ranks that this one's end is no accident."""
         self.end()
         if not self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):
-                self._board.leave()
+            with self._store() as reaches_it:
+                if reaches_it:
+                    self._board.leave()
 
     # ------------------------------------------------------------ the main thread asks
 
@@ -153,15 +154,22 @@ class Watch:
         ready: set[int] = set()
         while not self._is_over:
             self._note_ended(ready)
-            try:
-                self._look_around()
-            except RuntimeError:
-                self._reaches_store = False
+            with self._store() as reaches_it:
+                if reaches_it:
+                    self._look_around()
             self._end_if_stuck()
             pause = _PAUSE if self._asked_at else self._pause
             ready = {file for file, _ in self._poll.poll(1000 * pause)}
             if self._our_end in ready:
                 os.read(self._our_end, 1)
+
+    @contextlib.contextmanager
+    def _store(self) -> Iterator[bool]:
+        """Whether the store is reached; once it is not, torch would complain each time."""
+        try:
+            yield self._reaches_store
+        except RuntimeError:
+            self._reaches_store = False
 
     def _look_around(self) -> None:
         self._board.give(Sign.of(self._attendance, self._num_signs))
@@ -181,11 +189,13 @@ class Watch:
             if file >= 0:
                 self._poll.unregister(file)
                 os.close(file)
+            self._reaches_store &= rank != self._board.keeper
             gone = Gone(rank, is_seen=True)
-            with contextlib.suppress(RuntimeError):
-                if self._board.has_left(rank):
+            with self._store() as reaches_it:
+                if reaches_it and self._board.has_left(rank):
                     continue
-                gone = self._board.note_gone(gone)
+                if reaches_it:
+                    gone = self._board.note_gone(gone)
             self._note_gone(gone, now)
 
     def _note_gone(self, gone: Gone, when: float) -> None:

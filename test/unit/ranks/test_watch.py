@@ -155,7 +155,7 @@ def work():
     try:
         with joined(process):
             any_rank(process, [True])
-            if process.rank == 2:
+            if process.rank == {dies}:
                 os.kill(os.getpid(), signal.SIGKILL)
             any_rank(process, [True])
     except RankGoneError:
@@ -167,16 +167,17 @@ run_ranks(3, work)
 
 
 @pytest.mark.parametrize(
-    "machines, told",
+    "machines, dies, told",
     [
-        ("abb", {"rank 2 has ended (process N)", "rank 2 has ended (process N on node-b)"}),
-        ("aab", {"rank 2 gives no sign of life (process N on node-b)"}),
+        ("aaa", 0, {"rank 0 has ended (process N)"}),  # it keeps the store
+        ("abb", 2, {"rank 2 has ended (process N)", "rank 2 has ended (process N on node-b)"}),
+        ("aab", 2, {"rank 2 gives no sign of life (process N on node-b)"}),
     ],
 )
-def test_ranks_of_other_machines_are_named(machines, told, tmp_path):
+def test_a_rank_of_this_or_another_machine_is_named(machines, dies, told, tmp_path):
     """A rank beside it tells who has ended; if there is none, it is the one that gives no signs."""
     program, paths = tmp_path / "three_ranks.py", [str(ROOT), str(ROOT / "test" / "unit")]
-    program.write_text(MACHINES.format(paths=paths, machines=machines))
+    program.write_text(MACHINES.format(paths=paths, machines=machines, dies=dies))
     done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
     said = re.sub(r"process \d+", "process N", done.stderr).splitlines()
     assert set(said) == {f"error: {what}: its own log says why" for what in told}, done.stderr
