@@ -716,7 +716,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
-    group = joined(process, options.enable_profiling)
+    group = joined(process, options.enable_profiling, options.dist_timeout)
     # the reporter is outermost, so that it sees the errors that the others make of what they catch
     with (
         make_reporter(options, process) as reporter,

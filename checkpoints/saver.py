@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from checkpoints.folder import CheckpointFolder
 from checkpoints.index import Index, ShardFile
 from checkpoints.matrices import HeldRows, held_rows, matrix_shapes
@@ -17,7 +15,7 @@ from checkpoints.run_state import RunState
 from checkpoints.writer import BackgroundWriting, CopiedRows, Written, write_rows
 from common.free_memory import free_memory
 from common.launch import Launch
-from ranks.collectives import agreed, largest_over_ranks, texts_of_all
+from ranks.collectives import agreed, any_rank, texts_of_all
 from ranks.process import Process
 
 MOST_OF_RUN = 0.02  # share of a run that steps may stand still for a save between them
@@ -179,10 +177,8 @@ class Saver:
         num_bytes = sum(held.num_bytes for held in rows)
         room = free_memory() / Launch.from_environment().local_world_size
         has_room = self._copy.has_room or MEMORY_LEFT * num_bytes < room
-        answers = [float(self.costs.is_large(num_bytes)), float(not has_room)]
-        numbers = torch.tensor(answers, dtype=torch.float64)
-        largest_over_ranks(self._process, numbers)
-        is_large, lacks_room = (number > 0 for number in numbers.tolist())
+        answers = [self.costs.is_large(num_bytes), not has_room]
+        is_large, lacks_room = any_rank(self._process, answers)
         if is_large and lacks_room and not self._has_told_of_memory:
             self._has_told_of_memory = True
             self._say(

@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141  # 128 and the number of SIGPIPE
 EXIT_TERMINATED = 143  # 128 and the number of SIGTERM
 SECONDS_BEHIND_CAUSE = 60
+_BEGIN = "error: "
 
 Program = Callable[..., int]
 
@@ -35,9 +36,15 @@ class UserError(Exception):
 class RankError(UserError):
     """A UserError that this rank may be the only one to find, so this rank prints it."""
 
+    is_reported = False  # by report_now
 
-class RankGoneError(RankError):
-    """A RankError that another rank has caused, whose own error is the one to read."""
+
+class PassingError(RankError):
+    """A RankError that a second attempt may not have, so torchrun's --max-restarts makes one."""
+
+
+class RankGoneError(PassingError):
+    """An error that another rank has caused, whose own error is the one to read."""
 
 
 class TerminatedError(BaseException):
@@ -54,6 +61,12 @@ def reports_errors(program: Program) -> Program:
     an interrupt becomes status 130, SIGTERM 143 without a line. If the reader of the output has
     gone, as `| head -1` does, the program says nothing and returns 141. A shell shows the same
     status for other programs in a pipe, and it is not 0 because the work is not done.
+
+    With --max-restarts, torchrun starts all ranks again after any error. If the attempt before has
+    ended in a UserError, such as a wrong flag, a damaged file or a loss that is nan, this one does
+    nothing but report it again. Other errors may pass, and are tried again: a PassingError, a lack
+    of memory, which another process may have taken, and a file that the system refuses, as the disk
+    may have been full or away.
     """
 
     @functools.wraps(program)
@@ -74,12 +87,14 @@ def reports_errors(program: Program) -> Program:
 
 
 def _run(program: Program, argv: Sequence[str] | None) -> int:
+    if line := torchrun.final_line_of_last_attempt():
+        return report_once(line.removeprefix(_BEGIN))
     try:
         return program(argv)
-    except RankGoneError as error:
-        return _report(str(error), SECONDS_BEHIND_CAUSE)
+    except PassingError as error:
+        return report_now(error)
     except RankError as error:
-        return _report(str(error))
+        return _report(str(error), is_final=True)
     except UserError as error:
         return report_once(str(error))
     except MemoryError as error:
@@ -113,7 +128,7 @@ def report_once(message: str) -> int:
     """Print an error that all ranks of a launch find, on one of them; returns the exit status."""
     if not _is_first_of_machine():
         return _let_first_rank_report(message)
-    status = _report(message)
+    status = _report(message, is_final=True)
     if torchrun.has_started_this_process():
         torchrun.wait_for_other_ranks()
     return status
@@ -139,11 +154,23 @@ def _let_first_rank_report(message: str) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         if torchrun.first_rank_has_left_its_line():
             return EXIT_SUCCESS
-    return _report(message)
+    return _report(message, is_final=True)
 
 
-def _report(message: str, seconds_later: int = 0) -> int:
-    line = f"error: {' '.join(message.split())}"
-    if not torchrun.leave_line(line, seconds_later):
+def report_now(error: PassingError) -> int:
+    """Report an error where it is found, as a signal may replace it on its way up.
+
+    The program does not report it again. Returns the exit status.
+    """
+    if not error.is_reported:
+        error.is_reported = True
+        later = SECONDS_BEHIND_CAUSE if isinstance(error, RankGoneError) else 0
+        _report(str(error), later)
+    return EXIT_USER_ERROR
+
+
+def _report(message: str, seconds_later: int = 0, is_final: bool = False) -> int:
+    line = f"{_BEGIN}{' '.join(message.split())}"
+    if not torchrun.leave_line(line, seconds_later, is_final):
         print(line, file=sys.stderr, flush=True)
     return EXIT_USER_ERROR

@@ -132,6 +132,14 @@ def end_as_asked() -> None:
     raise TerminatedError
 
 
+def when_asked() -> float:
+    """When the first signal came, by time.monotonic(), even if the main thread hangs.
+
+    Infinity if none has come, or if nobody takes them.
+    """
+    return _RUNNING[0].came_at if _RUNNING else float("inf")
+
+
 def skip_clean_up_if_ended(status: int) -> None:
     """End the process now if a signal has ended the run; `status` is that of its main.
 
@@ -154,6 +162,7 @@ class _Watch:
         self._asked: signal.Signals | None = None  # the first signal
         self._is_held, self._has_raised = False, False
         self.is_patient, self._wait_until = False, -math.inf
+        self.came_at = float("inf")  # when the first signal came, by time.monotonic()
         self._others = {number: signal.getsignal(number) for number in signals}
         self._their_end, self._our_end = socket.socketpair()
         self._their_end.setblocking(False)  # the system's handler must not wait
@@ -217,6 +226,7 @@ class _Watch:
         if self._asked is not None:
             return
         self._asked = signal.Signals(number)
+        self.came_at = min(self.came_at, time.monotonic())
         # torchrun sends its signal to the loader processes too, and torch's handler raises an error
         # when they die. It is not put back, because they are joined when their iterator is deleted.
         if callable(signal.getsignal(signal.SIGCHLD)):
@@ -255,6 +265,7 @@ class _Watch:
             came.append(signal.Signals(number[0]))
             first = first or time.monotonic()
             is_repeated = time.monotonic() - first > SECONDS_OF_A_REQUEST
+            self.came_at = min(self.came_at, first)
             deadline = first + (SECONDS_TO_UNWIND if len(came) == 1 else SECONDS_OF_A_REQUEST)
         acting = threading.Thread(target=self._act, args=(_error_of(came[0]),), daemon=True)
         acting.start()

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # its folder is named by the local rank
+# .../attempt_<restarts>/<local rank>/error.json
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 SECONDS_FOR_FIRST_RANK = 60.0
 SECONDS_FOR_OTHER_RANKS = 10.0
 _PAUSE = 0.05
+_FINAL = "final"
 
 
 def has_started_this_process() -> bool:
@@ -22,19 +25,25 @@ def has_started_this_process() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def leave_line(line: str, seconds_later: int = 0) -> bool:
+def launcher_keeps_store() -> bool:
+    """Whether the store where ranks meet is torchrun's, not rank 0's."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def leave_line(line: str, seconds_later: int = 0, is_final: bool = False) -> bool:
     """Leave an error's line for the end of torchrun's report.
 
     Args:
         line: the error.
         seconds_later: the report ends with the earliest error; this one counts as so much later.
+        is_final: another attempt would end in the same error.
 
     Returns:
         Whether torchrun prints its report to this process's stderr, so nobody else has to.
     """
     path = Path(os.environ.get(ERROR_FILE, ""))
     details = {"py_callstack": f"none\n{line}", "timestamp": str(int(time.time()) + seconds_later)}
-    content = {"message": {"message": line, "extraInfo": details}}
+    content = {"message": {"message": line, "extraInfo": details | {_FINAL: is_final}}}
     try:
         written = path.with_name(f"{path.name}.partial")
         written.write_text(json.dumps(content), encoding="utf-8")
@@ -42,6 +51,29 @@ def leave_line(line: str, seconds_later: int = 0) -> bool:
         return _torchrun_prints_here()
     except (OSError, ValueError):  # ValueError: there is no error file
         return False
+
+
+def final_line_of_last_attempt() -> str:
+    """The line that a rank of this machine has left if all ranks start again after a final error.
+
+    Empty if they do not start again, or if another attempt may not have the error.
+    """
+    attempt = Path(os.environ.get(ERROR_FILE, "")).parent.parent
+    kind, _, number = attempt.name.rpartition("_")
+    if kind != "attempt" or number in ("", "0") or number != os.environ.get(RESTARTS):
+        return ""
+    files = attempt.with_name(f"{kind}_{int(number) - 1}").glob("*/error.json")
+    lines = [line for file in sorted(files) if (line := _final_line(file))]
+    return lines[0] if lines else ""
+
+
+def _final_line(file: Path) -> str:
+    """The line of a final error that the file holds; empty if it holds something else."""
+    try:
+        message = json.loads(file.read_text(encoding="utf-8"))["message"]
+        return str(message["message"]) if message["extraInfo"][_FINAL] is True else ""
+    except (OSError, ValueError, LookupError, TypeError):  # somebody else's, or half of one
+        return ""
 
 
 def _torchrun_prints_here() -> bool:

@@ -31,6 +31,12 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="of torch.distributed; default: the device's own",
     )
     flag(
+        "--dist-timeout",
+        type=number_in(int, 1, 10**8),
+        default=1800,
+        help="seconds that a rank may keep the others waiting",
+    )
+    flag(
         "--world_size",
         type=int,
         help="kept for compatibility: the launcher says how many ranks there are",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from common.errors import RankError
+from common.errors import PassingError
 
 # The CPU and the libraries below torch have no error type for it: their words tell it.
 _WORDS = (
@@ -36,7 +36,7 @@ def out_of_memory_told(
         num_bytes: at least so many are needed; more than torch can count are not asked for.
 
     Raises:
-        RankError: there was no memory; on other ranks there may be.
+        PassingError: there was no memory; on other ranks, and later, there may be.
     """
     try:
         if num_bytes >= _MOST_BYTES:
@@ -48,7 +48,7 @@ def out_of_memory_told(
         amount = _AMOUNT.search(str(error))
         asked = f" (asked for {amount[1]})" if amount else ""
         begin = f"no memory for {what}" if what else "out of memory"
-        raise RankError(f"{begin} on {device}{asked}: {less} help") from error
+        raise PassingError(f"{begin} on {device}{asked}: {less} help") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

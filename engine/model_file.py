@@ -33,7 +33,8 @@ from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
 from ranks.collectives import row_blocks_on_first, send_to_first
 from ranks.placement import Part
-from ranks.process import Process, says_that_a_rank_has_gone
+from ranks.process import Process
+from ranks.watch import says_that_a_rank_has_gone
 
 _WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 

@@ -20,7 +20,8 @@ from common.errors import EXIT_TERMINATED, TerminatedError, UserError
 from criteo.demo import Demo, make_demo
 from devices.find import versions
 from ranks.collectives import numbers_from_first, text_from_first
-from ranks.process import Process, joined, says_that_a_rank_has_gone
+from ranks.process import Process, joined
+from ranks.watch import says_that_a_rank_has_gone
 from reporting.results import LogSummary, summarise
 
 STEPS = 20
@@ -184,7 +185,7 @@ def run_self_check(program: Program, process: Process, options: argparse.Namespa
         say(f"{name:14} {version}")
     say(f"{'Python':14} {platform.python_version()}, {platform.platform()}")
     say(f"{'ranks':14} {process.world_size}, {process.backend}")
-    with joined(process), _shared_folder(process) as folder:
+    with joined(process, timeout=options.dist_timeout), _shared_folder(process) as folder:
         job = SelfCheck(program, process, options, folder)
         passed = all(_passes(name, check, say) for name, check in job.checks())
     if passed:

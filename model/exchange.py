@@ -17,22 +17,25 @@ class AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, send: list[int], receive: list[int]
+        ctx: Any, values: torch.Tensor, send: list[int], receive: list[int], process: Process
     ) -> torch.Tensor:
         """`send[r]` numbers to each rank r -> `receive[r]` numbers from each, rank by rank."""
-        ctx.sizes = send, receive
+        ctx.sizes, ctx.process = (send, receive), process
         received = values.new_empty(sum(receive))
-        dist.all_to_all_single(received, values.contiguous(), receive, send)
+        with process.attendance:
+            dist.all_to_all_single(received, values.contiguous(), receive, send)
         return received
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None]:
         """Gradients of what was received -> gradients of what was sent."""
         send, receive = ctx.sizes
         returned = gradient.new_empty(sum(send))
-        with phase("exchange"):
+        with phase("exchange"), ctx.process.attendance:
             dist.all_to_all_single(returned, gradient.contiguous(), send, receive)
-        return returned, None, None
+        return returned, None, None, None
 
 
 class Exchange:
@@ -82,15 +85,15 @@ class Exchange:
         receive = [rows * len(own_tables) for rows in rows_per_rank]
         if bags.lengths is None:
             ids = self._columns_by_rank(bags.ids.view(rows_per_rank[rank], self._num_tables))
-            return Bags(AllToAll.apply(ids, send, receive))
+            return Bags(AllToAll.apply(ids, send, receive, self.process))
         lengths = self._columns_by_rank(bags.lengths)
-        received = AllToAll.apply(lengths, send, receive)
+        received = AllToAll.apply(lengths, send, receive, self.process)
         assert bags.ids_per_rank is not None
         begins = self._columns_by_rank(bags.begins())
         send = [int(bags.ids_per_rank[rank, tables].sum()) for tables in self.tables_of]
         ids = ids_of_bags(bags.ids, begins, lengths, sum(send))
         ids_per_rank = bags.ids_per_rank[:, own_tables]
-        ids = AllToAll.apply(ids, send, ids_per_rank.sum(1).tolist())
+        ids = AllToAll.apply(ids, send, ids_per_rank.sum(1).tolist(), self.process)
         return Bags(ids, received.view(sum(rows_per_rank), len(own_tables)), ids_per_rank)
 
     def _columns_by_rank(self, columns: torch.Tensor) -> torch.Tensor:
@@ -116,6 +119,6 @@ class Exchange:
         send = [rows * vectors.shape[1] * self._dim for rows in rows_per_rank]
         counts = [len(tables) for tables in self.tables_of]
         receive = [num_rows * count * self._dim for count in counts]
-        received = AllToAll.apply(vectors.reshape(-1), send, receive).split(receive)
-        by_rank = zip(received, counts, strict=True)
-        return torch.cat([flat.view(num_rows, count, self._dim) for flat, count in by_rank], dim=1)
+        flat = AllToAll.apply(vectors.reshape(-1), send, receive, self.process)
+        by_rank = zip(flat.split(receive), counts, strict=True)
+        return torch.cat([part.view(num_rows, count, self._dim) for part, count in by_rank], dim=1)

@@ -1,4 +1,7 @@
-"""Sums, maxima, gathers and broadcasts over ranks; with one rank they do nothing."""
+"""Sums, maxima, gathers and broadcasts over ranks; with one rank they do nothing.
+
+All ranks call the same functions in the same order, and each call is counted on each rank.
+"""
 
 import json
 import math
@@ -14,33 +17,57 @@ BLOCK_BYTES = 64 << 20
 
 
 def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all ranks, in one message."""
+    """Replace each tensor by its sum over all ranks, in one message.
+
+    In which order ranks are added depends on the place in the message, and so do the last bits.
+    """
     if process.world_size == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
+    with process.attendance:
+        dist.all_reduce(flat)
     sizes = [tensor.numel() for tensor in tensors]
     for tensor, summed in zip(tensors, flat.split(sizes), strict=True):
         tensor.copy_(summed.view_as(tensor))
 
 
 def sum_in_rank_order(process: Process, tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of the tensors of all ranks, added in the order of the ranks.
+    """The tensor's sum over all ranks, rank 0 first: a new tensor, the same bits on every rank.
 
-    An all-reduce adds in an order that depends on the size of its message; here each sum is the
-    same however many are made at a time.
+    An element's sum depends on nothing but that element, so tensors may be joined or split. All
+    ranks' tensors are in memory at once.
     """
     if process.world_size == 1:
-        return tensor
-    gathered = [torch.empty_like(tensor) for _ in range(process.world_size)]
-    dist.all_gather(gathered, tensor.contiguous())
-    return sum(gathered[1:], gathered[0])
+        return tensor.clone()
+    parts = [torch.empty_like(tensor) for _ in range(process.world_size)]
+    with process.attendance:
+        dist.all_gather(parts, tensor.contiguous())
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 def largest_over_ranks(process: Process, numbers: torch.Tensor) -> None:
     """Replace each number by the largest one of all ranks; none of them may be nan."""
     if process.world_size > 1:
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        with process.attendance:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
+
+
+def largest_numbers(process: Process, numbers: Sequence[float]) -> list[float]:
+    """For each place in the list the largest number of all ranks; none of them may be nan.
+
+    The numbers travel through the host, and the device goes on.
+    """
+    values = torch.tensor(list(numbers), dtype=torch.float64)
+    largest_over_ranks(process, values)
+    return [float(value) for value in values]
+
+
+def any_rank(process: Process, flags: Sequence[bool]) -> list[bool]:
+    """For each place in the list whether the flag is true on at least one rank."""
+    return [number > 0 for number in largest_numbers(process, [float(flag) for flag in flags])]
 
 
 def gather_on_first(
@@ -55,15 +82,16 @@ def gather_on_first(
     """
     if process.world_size == 1:
         return [values]
-    if not process.is_first:
-        dist.send(values.contiguous(), 0)
-        return []
-    gathered = [values]
-    for rank in range(1, process.world_size):
-        received = values.new_empty((num_rows[rank], *values.shape[1:]))
-        dist.recv(received, rank)
-        gathered.append(received)
-    return gathered
+    with process.attendance:
+        if not process.is_first:
+            dist.send(values.contiguous(), 0)
+            return []
+        gathered = [values]
+        for rank in range(1, process.world_size):
+            received = values.new_empty((num_rows[rank], *values.shape[1:]))
+            dist.recv(received, rank)
+            gathered.append(received)
+        return gathered
 
 
 def send_to_first(
@@ -79,13 +107,14 @@ def send_to_first(
     """
     if owner == 0 or process.world_size == 1:
         return tensor if process.is_first else None
-    if process.rank == owner:
-        assert tensor is not None
-        dist.send(tensor.contiguous(), 0)
-    if not process.is_first:
-        return None
-    dist.recv(like, owner)
-    return like
+    with process.attendance:
+        if process.rank == owner:
+            assert tensor is not None
+            dist.send(tensor.contiguous(), 0)
+        if not process.is_first:
+            return None
+        dist.recv(like, owner)
+        return like
 
 
 def row_blocks_on_first(
@@ -109,12 +138,14 @@ def row_blocks_on_first(
         for block in rows.detach().split(block_rows):
             if process.is_first:
                 yield block.cpu()
-            else:
+                continue
+            with process.attendance:
                 dist.send(block.cpu().contiguous(), 0)
     elif process.is_first:
         received = torch.empty((max(sizes), *shape[1:]))
         for size in sizes:
-            dist.recv(received[:size], owner)
+            with process.attendance:
+                dist.recv(received[:size], owner)
             yield received[:size]
 
 
@@ -122,7 +153,8 @@ def numbers_from_first(process: Process, numbers: Sequence[float]) -> list[float
     """Rank 0's numbers on every rank; every rank passes a list of the same length."""
     values = torch.tensor(list(numbers), dtype=torch.float64)
     if process.world_size > 1:
-        dist.broadcast(values, 0)
+        with process.attendance:
+            dist.broadcast(values, 0)
     return [float(value) for value in values]
 
 
@@ -130,7 +162,8 @@ def text_from_first(process: Process, text: str) -> str:
     """Rank 0's text on every rank."""
     texts = [text]
     if process.world_size > 1:
-        dist.broadcast_object_list(texts, 0, device=torch.device("cpu"))
+        with process.attendance:
+            dist.broadcast_object_list(texts, 0, device=torch.device("cpu"))
     return texts[0]
 
 
@@ -140,11 +173,13 @@ def texts_of_all(process: Process, text: str) -> list[str]:
         return [text]
     own = text.encode(errors="surrogatepass")  # a path may be of any bytes
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(process.world_size)]
-    dist.all_gather(lengths, torch.tensor([len(own)]))
+    with process.attendance:
+        dist.all_gather(lengths, torch.tensor([len(own)]))
     longest = max(1, *(int(length) for length in lengths))
     padded = torch.frombuffer(bytearray(own.ljust(longest)), dtype=torch.uint8)
     found = [torch.empty_like(padded) for _ in range(process.world_size)]
-    dist.all_gather(found, padded)
+    with process.attendance:
+        dist.all_gather(found, padded)
     return [
         bytes(one[: int(length)].numpy()).decode(errors="surrogatepass")
         for one, length in zip(found, lengths, strict=True)

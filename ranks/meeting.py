@@ -3,9 +3,7 @@
 import time
 from collections.abc import Sequence
 
-import torch
-
-from ranks.collectives import largest_over_ranks
+from ranks.collectives import largest_numbers
 from ranks.process import Process
 
 SECONDS_BETWEEN_MEETINGS = 0.25  # a meeting costs a small message, which is nothing in that time
@@ -42,9 +40,7 @@ class Meetings:
             return list(flags)
         done = self._steps_between - self._steps_left
         seconds_per_step = (time.monotonic() - self._last) / max(done, 1)
-        numbers = torch.tensor([*map(float, flags), seconds_per_step], dtype=torch.float64)
-        largest_over_ranks(self._process, numbers)
-        found: list[float] = numbers.tolist()
+        found = largest_numbers(self._process, [*map(float, flags), seconds_per_step])
         steps = int(SECONDS_BETWEEN_MEETINGS / max(found[-1], 1e-9))
         self._steps_between = self._steps_left = min(max(steps, 1), MOST_STEPS)
         self._last = time.monotonic()

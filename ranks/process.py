@@ -2,21 +2,31 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from common.environment import is_whole_number
-from common.errors import RankError, RankGoneError, UserError
+from common.errors import PassingError, RankError, UserError
 from common.launch import Launch
+from common.torchrun import RESTARTS, launcher_keeps_store
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
+from ranks.attendance import Attendance
+from ranks.board import Board
+from ranks.watch import Watch, unwatched, watched
 
+TIMEOUT = 1800.0  # torch's own, for the backends that it lets CPU tensors go through
+SECONDS_TO_MEET = 1800.0  # torch's own; a short timeout of collectives is none for the start
+SECONDS_FOR_STORE = 10.0
 SECONDS_FOR_ADDRESS = 15.0  # a cluster may come to know rank 0's name a little later
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -31,6 +41,7 @@ class Process:
         local_rank: its number among the ranks of its machine.
         device: where it computes.
         backend: what joins the ranks in torch.distributed: gloo, nccl, hccl or mpi.
+        attendance: counts its collectives; entered for each of them if there are several ranks.
     """
 
     rank: int
@@ -38,6 +49,7 @@ class Process:
     local_rank: int
     device: torch.device
     backend: str
+    attendance: Attendance = field(default_factory=Attendance, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -107,7 +119,7 @@ def _backend_for(device_type: str, backend: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(process: Process, profiles: bool = False) -> Iterator[None]:
+def joined(process: Process, profiles: bool = False, timeout: float = TIMEOUT) -> Iterator[None]:
     """Join the ranks in a process group during the block.
 
     A group that exists already is used, and stays.
@@ -115,37 +127,35 @@ def joined(process: Process, profiles: bool = False) -> Iterator[None]:
     Args:
         process: this rank.
         profiles: torch's profiler is used in the block.
+        timeout: seconds that a collective may wait for other ranks.
 
     Raises:
-        RankError: another rank has ended, or the ranks cannot meet.
+        RankError: the ranks cannot meet.
+        PassingError: another rank hangs.
+        RankGoneError: another rank has ended.
     """
     if process.world_size == 1 or dist.is_initialized():
         yield
         return
-    own = process.device.type
-    # nccl and hccl take no CPU tensors, but tables to be saved and scores travel as CPU tensors
-    mixed = process.backend in ("nccl", "hccl")
-    backend = f"cpu:gloo,{own}:{process.backend}" if mixed else process.backend
-    if profiles or own == "npu":
+    if profiles or process.device.type == "npu":
         # torch.profiler and torch_npu's optimiser import torch._dynamo, and modules below it keep
         # the group that exists when they are imported. Gloo's threads then outlive
         # destroy_process_group and, when Python shuts down under them, end the process with SIGABRT
         # ("terminate called without an active exception"). Nothing else here imports it: it takes
         # 1.3 s of each start.
         importlib.import_module("torch._dynamo")
-    _meet(backend, process)
-    try:
+    with _meet(process, timeout):
         yield
-    except RuntimeError as error:
-        if says_that_a_rank_has_gone(error):
-            raise RankGoneError("another rank has ended: its own log says why") from error
-        raise
     end_group()  # not after an error: other ranks may be inside a collective
 
 
-def _meet(backend: str, process: Process) -> None:
+def _meet(process: Process, timeout: float) -> contextlib.AbstractContextManager[None]:
+    """Make the process group; returns what watches the ranks in it."""
     try:
-        dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+        if process.backend == "mpi":  # it has no store
+            dist.init_process_group("mpi", rank=process.rank, world_size=process.world_size)
+            return unwatched()
+        return watched(_make_group(process, timeout))
     except RuntimeError as error:
         is_about_network = isinstance(error, dist.DistError) or "failed to listen" in str(error)
         if not is_about_network:  # torch 2.6 has no type of its own for a port that is taken
@@ -153,16 +163,44 @@ def _meet(backend: str, process: Process) -> None:
         names = ("MASTER_ADDR", "MASTER_PORT")
         where = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
         reason = str(error).partition("\n")[0]
-        raise RankError(f"the ranks cannot meet at {where}: {reason}") from error
+        raise PassingError(f"the ranks cannot meet at {where}: {reason}") from error
+
+
+def _make_group(process: Process, timeout: float) -> Watch:
+    # nccl and hccl take no CPU tensors, but tables to be saved and scores travel as CPU tensors
+    runs_ahead = process.backend in ("nccl", "hccl")
+    backend = process.backend
+    if runs_ahead:
+        backend = f"cpu:gloo,{process.device.type}:{backend}"
+    rank, world_size = process.rank, process.world_size
+    store = _connect(process, SECONDS_TO_MEET)
+    # a connection of its own for the watching thread, which must not wait for the main thread's
+    own = dist.PrefixStore(f"ranks/{next(_GROUPS)}", _connect(process, SECONDS_TO_MEET))
+    board = Board(own, rank, world_size, -1 if launcher_keeps_store() else 0)
+    board.enter()
+    wait = timedelta(seconds=timeout)
+    dist.init_process_group(backend, timeout=wait, rank=rank, world_size=world_size, store=store)
+    watch = Watch(board, process.attendance, rank, timeout, runs_ahead)  # waits for all to enter
+    own.set_timeout(timedelta(seconds=SECONDS_FOR_STORE))
+    return watch
+
+
+def _connect(process: Process, timeout: float) -> dist.Store:
+    """A new connection to the store where the ranks meet, for requests of so many seconds.
+
+    torchrun keeps its store when it starts all ranks again, and ranks that met at the addresses of
+    those before would wait for ever (torch 2.13 relies on a new store). So each attempt has names
+    of its own.
+    """
+    ranks = {"rank": process.rank, "world_size": process.world_size}
+    store, _, _ = next(rendezvous("env://", **ranks, timeout=timedelta(seconds=timeout)))
+    return dist.PrefixStore(f"attempt/{os.environ.get(RESTARTS, '0')}", store)
+
+
+_GROUPS = itertools.count()  # a store may outlive its group, and hold what its ranks have told
 
 
 def end_group() -> None:
     """Leave the process group, after gloo's threads have freed what they hold."""
     time.sleep(SECONDS_BEFORE_GROUP_ENDS)
     dist.destroy_process_group()
-
-
-def says_that_a_rank_has_gone(error: BaseException) -> bool:
-    """Whether a collective raised the error because another rank has ended."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

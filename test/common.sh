@@ -308,11 +308,14 @@ remove_partial() { # a rank removes its half-written files, unless SIGKILL ends 
     rm -f "$CALLED_FROM"/{DLRM.pth,dlrm_s_pytorch.onnx{,.data}}.partial
 }
 
+ANOTHER_RANKS_FAULT='^error: .*: its own log says why$' # ranks/watch.py
+
 report_failure() { # prints the error of the rank that failed, and the end of its log
     local log line
     remove_partial
-    log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | xargs -r -d '\n' grep -L '^error: another rank has ended' | head -n 1)
+    log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | xargs -r -d '\n' grep -LE "$ANOTHER_RANKS_FAULT" | head -n 1)
     [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$LOGS"_*.log 2>/dev/null | head -n 1)
+    [ -n "$log" ] || log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | head -n 1) # that rank has left no word
     [ -n "$log" ] || log=$OUTPUT/launcher.log
     echo "---- end of $log" >&2
     tail -n 15 "$log" >&2

@@ -95,6 +95,27 @@ def test_a_line_of_a_measurement_lasts_long_enough_to_hold_all_warm_up(device, b
     assert done.stdout == f"{steps}\n", done.stderr
 
 
+GONE = "error: rank 2 has ended (process 17): its own log says why\n"
+
+
+@pytest.mark.parametrize(
+    "logs, shown",
+    [
+        ([GONE, "error: a card is hot\n"], "error: train_1.log: a card is hot\n"),
+        ([GONE, "Traceback (most recent call last):\n"], "train_1.log\n"),
+        (["Finished\n" + GONE, "killed\n"], f"error: train_0.log: {GONE.removeprefix('error: ')}"),
+        (["Finished\n", ""], "launcher.log\n"),
+    ],
+)
+def test_the_log_that_says_why_is_shown(logs, shown, tmp_path):
+    for rank, text in enumerate(logs):
+        (tmp_path / f"train_{rank}.log").write_text(text)
+    (tmp_path / "launcher.log").write_text("rank 2 was killed\n")
+    function = f"OUTPUT={tmp_path} LOGS={tmp_path}/train; report_failure"
+    done = shell("bash", "-c", f"source {ROOT}/test/common.sh; {function}", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith(shown), done.stderr
+
+
 DEMO = {"60 batches": (["--", "--num-batches=60", "--test-freq=60"], 0.13), "whole": ([], 0.03)}
 
 

@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT, shell
+from conftest import ROOT, SMALL_MODEL, shell
 
 from common import torchrun
-from common.errors import RankError, RankGoneError, UserError, reports_errors
+from common.errors import PassingError, RankError, RankGoneError, UserError, reports_errors
 
 
 @pytest.fixture
@@ -112,3 +113,79 @@ def test_a_rank_whose_errors_go_to_a_file_prints_there(tmp_path):
     (log,) = tmp_path.glob("logs/**/stderr.log")
     assert log.read_text().startswith("error: argument --nepochs: ")
     assert done.stderr.count("error: argument --nepochs") == 1
+
+
+@pytest.fixture
+def attempt(tmp_path, monkeypatch):
+    """Makes this process the first rank of an attempt, 0, 1, ...; returns the attempt's folder."""
+
+    def become(number):
+        own = tmp_path / f"attempt_{number}" / "0"
+        own.mkdir(parents=True)
+        values = {"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none", torchrun.RESTARTS: str(number)}
+        for name, value in (values | {torchrun.ERROR_FILE: str(own / "error.json")}).items():
+            monkeypatch.setenv(name, value)
+        return own.parent
+
+    return become
+
+
+@pytest.mark.parametrize("kind", [UserError, RankError])
+def test_a_mistake_is_not_tried_again(kind, attempt, capsys):
+    attempt(0)
+    assert end_with(kind("the disk is upside down")) == 2
+    for number in (1, 2):
+        folder = attempt(number)
+        assert end_with(AssertionError("it was tried again")) == 2
+        assert left(folder)[0] == "error: the disk is upside down"
+    assert capsys.readouterr().err == "error: the disk is upside down\n" * 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RankGoneError("x"), PassingError("x"), MemoryError("x"), OSError(28, "No space left", "x")],
+)
+def test_an_error_that_may_pass_is_tried_again(error, attempt):
+    attempt(0)
+    assert end_with(error) == 2
+    attempt(1)
+    with pytest.raises(AssertionError, match="it was tried again"):
+        end_with(AssertionError("it was tried again"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"message": "Traceback"}', '{"message": {}}'])
+def test_what_another_program_has_left_ends_no_attempt(content, attempt):
+    (attempt(0) / "0" / "error.json").write_text(content)
+    attempt(1)
+    with pytest.raises(AssertionError, match="it was tried again"):
+        end_with(AssertionError("it was tried again"))
+
+
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+SHORT = [*SMALL_MODEL, "--num-batches=4", "--tensor-board-filename="]
+DIES_ONCE = """
+import os, signal, sys
+import dlrm_s_pytorch as dlrm
+
+if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+    dlrm.Trainer.evaluate_and_save = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(dlrm.main())
+"""
+
+
+def test_torchrun_tries_a_loss_that_is_nan_once(tmp_path):
+    command = [*TWO_RANKS, "--max-restarts=2", ROOT / "dlrm_s_pytorch.py", *SHORT]
+    done = shell(*command, "--learning-rate=1e30", cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(re.findall("^Finished training it 1/4 ", done.stdout, re.M)) == 1
+    assert re.search("^  error: the loss became nan at it 2 of epoch 0", done.stderr, re.M)
+
+
+def test_torchrun_starts_a_killed_rank_again(tmp_path):
+    program = tmp_path / "dies_once.py"
+    program.write_text(DIES_ONCE)
+    command = [*TWO_RANKS, "--max-restarts=1", program, *SHORT, "--test-freq=2"]
+    done = shell(*command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("^Finished training it 4/4 ", done.stdout, re.M)) == 1
+    assert len(re.findall("^Finished training it 1/4 ", done.stdout, re.M)) == 2

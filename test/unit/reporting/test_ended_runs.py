@@ -70,8 +70,10 @@ def test_sigterm_to_one_of_several_ranks_ends_all_and_the_log_once(whom, tmp_pat
         all_pids = {"torchrun": launcher.process.pid, "rank 0": ranks[0], "rank 1": ranks[1]}
         os.kill(all_pids[whom], signal.SIGTERM)
         status, out, err = launcher.end()
-        gone = ("aborted", "another rank has ended: its own log says why")
-        assert status and end_of(out) in (TERMINATED, gone)
+        why, reason = end_of(out)
+        gone = r"rank \d has ended \(process \d+\): its own log says why"
+        assert status and why == "aborted"
+        assert reason == TERMINATED[1] or re.fullmatch(gone, reason)
         assert len(re.findall(r"^error: ", err, re.M)) <= 1
         deadline = time.monotonic() + 20
         while are_there(ranks) and time.monotonic() < deadline:
