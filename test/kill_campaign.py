@@ -91,7 +91,7 @@ class Campaign:
         """Run a case as nobody disturbs it."""
         if case.lines:
             return
-        self._clear()
+        self.clear()
         run = self.start(case)
         began = time.monotonic()
         assert run.wait() == [0] * case.ranks, run.said()
@@ -101,7 +101,7 @@ class Campaign:
     def kill_at_random(self, case: Case) -> tuple[str, int]:
         """Kill a run once; returns (what differs, steps trained again)."""
         self.prepare(case)
-        self._clear()
+        self.clear()
         if self._random.random() < 0.5:
             seconds = self._random.uniform(0, 1.05 * case.seconds)
             run = self.start(case)
@@ -152,7 +152,8 @@ class Campaign:
             words += [f"--data_path={self._data}", f"--processed-data-file={processed}"]
         return Run(self._folder / "log", case.ranks, words, prepare_rank)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget the last run."""
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         self._model.unlink(missing_ok=True)
 
@@ -242,7 +243,8 @@ def die_in_call(number: int) -> None:
                     content = memoryview(args[1]).cast("B")  # type: ignore[call-overload]
                     call(args[0], content[: len(content) // 2])
                 elif number % 2:
-                    call(*args, **options)
+                    with contextlib.suppress(OSError):  # a folder that is there already
+                        call(*args, **options)
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **options)
 
