@@ -19,6 +19,7 @@ from ranks.collectives import agreed
 from ranks.meeting import Meetings
 from ranks.process import Process
 
+HALF = 0.5  # of the way to the first save, after which memory for a copy is got ready
 Recipe = tuple[Mapping[str, Any], Mapping[str, Any]]  # flags and facts of the data
 
 
@@ -135,7 +136,7 @@ class Checkpoints(ResumeOnly):
         self._process = process
         self._folder = CheckpointFolder(options.folder, options.keep)
         self._saver = Saver(self._folder, process, recipe, say)
-        self._meetings = Meetings(process)
+        self._meetings, self._has_room = Meetings(process), False
 
     def __enter__(self) -> "Checkpoints":
         """Keep the folder, against other runs.
@@ -194,16 +195,30 @@ class Checkpoints(ResumeOnly):
         is_meeting = self._meetings.is_due()
         if not (is_time or is_meeting):
             return
-        minutes = (time.monotonic() - self._saver.costs.last) / 60
-        is_time = is_time or (0 < self._options.minutes <= minutes)
-        flags = [is_asked(), is_time, self._saver.is_writing]
-        somebody_asked, is_time, somebody_writes = self._meetings.hold(flags)
+        part = self._part_of_way(step)
+        is_time = is_time or self._options.minutes > 0 and self._minutes() >= self._options.minutes
+        flags = [is_asked(), is_time, self._saver.is_writing, not self._has_room and part >= HALF]
+        somebody_asked, is_time, somebody_writes, wants_room = self._meetings.hold(flags)
         if somebody_asked:
             self.save_and_end(run)
         if is_time:
             self._saver.save(run, step, may_go_on=True)
-        elif not somebody_writes:
+            return
+        if not somebody_writes:
             self._saver.complete()
+        if wants_room:
+            self._saver.make_room(run, max(part, HALF))
+            self._has_room = True
+
+    def _minutes(self) -> float:
+        """Minutes since the last save, or since training began."""
+        return (time.monotonic() - self._saver.costs.last) / 60
+
+    def _part_of_way(self, step: int) -> float:
+        """The part of the way from the last save to the next one, by steps or by minutes."""
+        every, minutes = self._options.every, self._options.minutes
+        by_steps = step % every / every if every else 0.0
+        return max(by_steps, self._minutes() / minutes if minutes else 0.0)
 
     def save_and_end(self, run: RunState) -> None:
         """Save the run because a signal has come to some rank, and end it."""
@@ -218,7 +233,7 @@ class Checkpoints(ResumeOnly):
 
     def finish(self, run: RunState) -> None:
         """Save the run at its end."""
-        self._saver.complete()
+        self._saver.complete(is_last=True)
         step = run.step
         if step != self._saver.last_step:
             self._saver.save(run, step, may_go_on=False)

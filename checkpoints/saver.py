@@ -15,11 +15,13 @@ from checkpoints.run_state import RunState
 from checkpoints.writer import BackgroundWriting, CopiedRows, Written, write_rows
 from common.free_memory import free_memory
 from common.launch import Launch
+from common.termination import show_life
 from ranks.collectives import agreed, any_rank, texts_of_all
 from ranks.process import Process
 
 MOST_OF_RUN = 0.02  # share of a run that steps may stand still for a save between them
 SECONDS_A_SAVE, BYTES_A_SECOND = 0.05, 200e6  # what a save is thought to cost before one was made
+SECONDS_FOR_A_SAVE = 3600.0  # that a signal waits for one; ranks wait for the slowest one's disk
 MEMORY_LEFT = 1.25  # times the copy's bytes have to be free for it
 
 
@@ -44,12 +46,17 @@ class Costs:
         """Part of the run so far in which no step was made because of saves."""
         return self.stood_still / max(time.monotonic() - self.began, 1e-9)
 
-    def is_large(self, num_bytes: int) -> bool:
-        """Whether a save between two steps would be more than MOST_OF_RUN of the time per save."""
+    def is_large(self, num_bytes: int, part: float = 1.0) -> bool:
+        """Whether a save between two steps would be more than MOST_OF_RUN of the time per save.
+
+        Args:
+            num_bytes: that this rank writes.
+            part: which part of that time has passed since the last save.
+        """
         seconds = self.writing
         if seconds is None:
             seconds = SECONDS_A_SAVE + num_bytes / BYTES_A_SECOND
-        return seconds > MOST_OF_RUN * (time.monotonic() - self.last)
+        return seconds > MOST_OF_RUN * (time.monotonic() - self.last) / part
 
 
 @dataclass
@@ -63,6 +70,7 @@ class _Save:
         trouble: why it could not.
         began: when, of time.monotonic.
         stood_still: seconds so far in which no step was made because of it.
+        is_last: no step follows it.
         background: the thread that writes; None: no thread does.
     """
 
@@ -72,6 +80,7 @@ class _Save:
     trouble: str
     began: float
     stood_still: float = 0.0
+    is_last: bool = False
     background: BackgroundWriting | None = None
 
 
@@ -119,6 +128,7 @@ class Saver:
         Raises:
             UserError: a step's loss was not finite, with --on-nan=stop.
         """
+        show_life(SECONDS_FOR_A_SAVE)
         self.complete()
         began = time.monotonic()
         save = self._begin(run, step, began)
@@ -130,19 +140,36 @@ class Saver:
         written = Written()
         if save.partial and save.background is None:
             written = write_rows(Path(save.partial), self._process.rank, rows)
-        save.stood_still = time.monotonic() - began
+        save.stood_still, save.is_last = time.monotonic() - began, not may_go_on
         self.costs.last = began
         if save.background is None:
             self._finish(save, written)
+        show_life()
 
-    def complete(self) -> None:
-        """Wait until a checkpoint that is being written is complete; then it appears."""
+    def make_room(self, run: RunState, part: float) -> None:
+        """Get memory for a copy ready, if the next save will need one.
+
+        Args:
+            run: the run.
+            part: which part of the time to that save has passed.
+        """
+        rows = [held for held in held_rows(run.model) if self._writes(held)]
+        if self._goes_on_meanwhile(rows, part) and not self._copy.has_room:
+            self._copy.make_room(rows)
+
+    def complete(self, is_last: bool = False) -> None:
+        """Wait until a checkpoint that is being written is complete; then it appears.
+
+        Args:
+            is_last: no step follows, so that none stands still.
+        """
         save = self._save
         if save is None or save.background is None:
             return
         began = time.monotonic()
         written = save.background.wait()
         save.stood_still += time.monotonic() - began
+        save.is_last = is_last
         self._finish(save, written)
 
     def abandon(self) -> None:
@@ -172,12 +199,12 @@ class Saver:
         partial, trouble = json.loads(agreed(self._process, make_folder))
         return _Save(step, index, partial, trouble, began)
 
-    def _goes_on_meanwhile(self, rows: list[HeldRows]) -> bool:
-        """Whether the checkpoint is written from a copy, while training goes on."""
+    def _goes_on_meanwhile(self, rows: list[HeldRows], part: float = 1.0) -> bool:
+        """Whether a checkpoint is written from a copy, while training goes on."""
         num_bytes = sum(held.num_bytes for held in rows)
         room = free_memory() / Launch.from_environment().local_world_size
         has_room = self._copy.has_room or MEMORY_LEFT * num_bytes < room
-        answers = [self.costs.is_large(num_bytes), not has_room]
+        answers = [self.costs.is_large(num_bytes, part), not has_room]
         is_large, lacks_room = any_rank(self._process, answers)
         if is_large and lacks_room and not self._has_told_of_memory:
             self._has_told_of_memory = True
@@ -200,7 +227,7 @@ class Saver:
             found = [ShardFile.from_json(file) for text in texts for file in json.loads(text)]
             self._publish(save, found, trouble)
         save.stood_still += time.monotonic() - began
-        self.costs.stood_still += save.stood_still
+        self.costs.stood_still += 0 if save.is_last else save.stood_still
         if self._process.is_first and not self._has_failed:
             self._tell(save)
 
@@ -228,7 +255,9 @@ class Saver:
         seconds, size = time.monotonic() - save.began, _size_text(save.index.num_bytes)
         share = f"{100 * self.costs.share:.2g} % of the run so far"
         how = f"steps stood still for {save.stood_still:.2f} s, {share}"
-        if save.background is not None:
+        if save.is_last:
+            how = "after the last step"
+        elif save.background is not None:
             how = f"while training went on; {how}"
         self._say(f"checkpoint {Path(save.partial).name}: {size} in {seconds:.2f} s, {how}")
 

@@ -1,5 +1,7 @@
 """Writes this rank's rows of a checkpoint, between two steps or while training goes on."""
 
+import contextlib
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from checkpoints.index import ShardFile
 from checkpoints.matrices import HeldRows, cut_into_files, named_tensors
 from checkpoints.shard_file import sync_folder, write_tensors
 from common.termination import show_life
+
+NICE = 10  # of threads that write while steps are made
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,35 @@ class CopiedRows:
     """A copy of rows on the host, which stays as it is while the rows change.
 
     Its memory is kept for the next copy: fresh memory costs ten times as long as the copy itself.
+    So a thread can get it ready before the first one.
     """
 
     def __init__(self) -> None:
         self._buffers: list[dict[str, torch.Tensor]] = []
+        self._getting_ready: threading.Thread | None = None
 
     @property
     def has_room(self) -> bool:
         """Whether there is memory for the copy already."""
         return bool(self._buffers)
+
+    def make_room(self, rows: Sequence[HeldRows]) -> None:
+        """Get memory for the copy of these rows, which a thread touches meanwhile.
+
+        Raises:
+            RuntimeError, MemoryError: there is no memory.
+        """
+        self._buffers = [
+            {name: _room_for(tensor) for name, tensor in held.tensors.items()} for held in rows
+        ]
+        self._getting_ready = threading.Thread(target=self._touch, daemon=True)
+        self._getting_ready.start()
+
+    def _touch(self) -> None:
+        _step_back()
+        for buffers in self._buffers:
+            for buffer in buffers.values():
+                buffer.zero_()
 
     def take(self, rows: Sequence[HeldRows]) -> list[HeldRows]:
         """Copy rows, which are the same ones in each call but for their numbers.
@@ -72,9 +96,10 @@ class CopiedRows:
             RuntimeError, MemoryError: there is no memory.
         """
         if not self._buffers:
-            self._buffers = [
-                {name: _room_for(tensor) for name, tensor in held.tensors.items()} for held in rows
-            ]
+            self.make_room(rows)
+        if self._getting_ready is not None:
+            self._getting_ready.join()
+            self._getting_ready = None
         for held, buffers in zip(rows, self._buffers, strict=True):
             for name, tensor in held.tensors.items():
                 buffers[name].copy_(tensor, non_blocking=True)
@@ -89,6 +114,14 @@ def _room_for(tensor: torch.Tensor) -> torch.Tensor:
     """Host memory for a copy; page-locked memory takes it several times as fast from a card."""
     on_card = tensor.device.type != "cpu"
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_card)
+
+
+def _step_back() -> None:
+    """Let this thread have a core only when no step wants it, where the system can do that."""
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # a thread has a priority of its own on Linux
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _wait_for(devices: set[torch.device]) -> None:
@@ -114,6 +147,7 @@ class BackgroundWriting:
         self._thread.start()
 
     def _write(self, folder: Path, rank: int, rows: Sequence[HeldRows]) -> None:
+        _step_back()
         self._written = write_rows(folder, rank, rows)
 
     @property
