@@ -240,6 +240,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         process: this rank; it holds its share of the tables, and both MLPs.
         optimizer: what updates the rows of tables: sgd, adagrad or rwsadagrad.
         execution: how the device is used.
+        draws: draw the tables' initial values, a minute for 15 GB; else they are 0, to be loaded.
     """
 
     def __init__(
@@ -248,6 +249,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         process: Process,
         optimizer: str,
         execution: Execution = Execution(),  # noqa: B008 (it is frozen)
+        draws: bool = True,
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -256,7 +258,8 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.emb_l = EmbeddingTables(
             tables, exchange, optimizer, architecture.learned_pooling, execution
         )
-        self.emb_l.initialise()
+        if draws:
+            self.emb_l.initialise()
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
@@ -333,8 +336,8 @@ class Evaluator:
             EvaluationLeftError: it was asked to leave.
         """
         options, process = self._options, self._process
-        own = options.test_num_workers >= 0
-        workers = options.test_num_workers if own else options.num_workers
+        workers = options.test_num_workers
+        workers = options.num_workers if workers < 0 else workers
         size = evaluation_batch_size(options)
         chunking = Chunking.of_data(len(data), size, process, self._execution)
         if mlps_take_whole_batches(options):
@@ -391,7 +394,8 @@ class Trainer:
         architecture = Architecture.from_options(options, data.num_rows, data.num_dense)
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
         self.execution = Execution.from_options(options, process.device)
-        self.model = DLRM_Net(architecture, process, options.optimizer, self.execution)
+        name, draws = options.optimizer, not checkpoints.will_restore
+        self.model = DLRM_Net(architecture, process, name, self.execution, draws)
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
@@ -550,9 +554,8 @@ class Trainer:
     def evaluate_only(self) -> None:
         """Evaluate and report the model as it is, for --inference-only."""
         if not self.options.load_model:
-            self.reporter.say(
-                "warning: --inference-only without --load-model evaluates random weights"
-            )
+            text = "warning: --inference-only without --load-model evaluates random weights"
+            self.reporter.say(text)
         quantize(self.model, self.options, self.process, self.reporter.say)
         begin = time.perf_counter()
         self.evaluate_and_report()
@@ -599,9 +602,8 @@ def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> li
     """Numbers of an epoch's batches in the order in which they are trained."""
     if not options.mlperf_bin_shuffle:
         return range(num_batches)
-    order: list[int] = (
-        np.random.default_rng([options.numpy_rand_seed, epoch]).permutation(num_batches).tolist()
-    )
+    generator = np.random.default_rng([options.numpy_rand_seed, epoch])
+    order: list[int] = generator.permutation(num_batches).tolist()
     return order
 
 

@@ -34,6 +34,11 @@ class NoCheckpoints:
     def __init__(self, say: Callable[[str], None] = print, model_file: str = "") -> None:
         self._say, self._model_file = say, model_file
 
+    @property
+    def will_restore(self) -> bool:
+        """Whether all of the model comes from a checkpoint, or the run ends with an error."""
+        return False
+
     def __enter__(self) -> "NoCheckpoints":
         return self
 
@@ -109,6 +114,11 @@ class ResumeOnly(NoCheckpoints):
         super().__init__(say, model_file)
         self._options, self._recipe = options, recipe
 
+    @property
+    def will_restore(self) -> bool:
+        """It will."""
+        return True
+
     def begin(self, run: RunState) -> bool:
         """Go on from the checkpoint."""
         return resume(self._options, run, self._recipe, self._say) is not None
@@ -146,9 +156,14 @@ class Checkpoints(ResumeOnly):
                 nothing says that this run goes on from them.
         """
         with contextlib.ExitStack() as stack:
-            agreed(self._process, lambda: self._open(stack))
+            self._has_some = bool(agreed(self._process, lambda: self._open(stack)))
             self._stack = stack.pop_all()
         return self
+
+    @property
+    def will_restore(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._options.resumes and (self._has_some or self._options.resume_from is not None)
 
     def __exit__(self, *error: object) -> None:
         self._saver.abandon()
@@ -163,7 +178,7 @@ class Checkpoints(ResumeOnly):
                 f" ({there[0].path.name} is the newest): --resume goes on from it;"
                 " to start anew, name another folder or remove this one"
             )
-        return ""
+        return there[0].path.name if there else ""
 
     def begin(self, run: RunState) -> bool:
         """Go on from a checkpoint if the flags ask for it; check that the next ones have room."""

@@ -1,12 +1,18 @@
 """A run that goes on from a checkpoint does what it would have done if nobody had stopped it."""
 
+import errno
+import os
 import re
 import shutil
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 from conftest import CRITEO_MODEL, SMALL_MODEL, train
 
+import dlrm_data_pytorch
 from checkpoints import checkpoints as checkpoints_module
 from checkpoints import saver as saver_module
 
@@ -96,8 +102,6 @@ def test_it_prints_the_same_lines_and_ends_with_the_same_model(case, shared, tmp
 
 def test_it_draws_nothing_that_was_trained(shared, tmp_path, monkeypatch):
     """Random data goes to its place: at most the rows between two states are drawn again."""
-    import dlrm_data_pytorch
-
     flags = [*SMALL_MODEL, "--data-size=12800", f"--checkpoint-dir={tmp_path}", "--save-every=190"]
     assert train(*flags, "--num-batches=195").status == 0
     drawn = []
@@ -115,32 +119,26 @@ def test_it_draws_nothing_that_was_trained(shared, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("share", [NEVER_IN_BACKGROUND, ALWAYS_IN_BACKGROUND])
 def test_a_checkpoint_has_the_run_between_two_steps(share, shared, tmp_path, monkeypatch):
-    """However long it takes to be written: later steps do not leak into it."""
-    import os
-
+    """Its thread writes when the next step is done: that does not leak into it."""
     monkeypatch.setattr(saver_module, "MOST_OF_RUN", share)
-    slow, write = [], os.write
+    write = os.write
 
-    def slowly(file, block):
-        slow.append(len(block))
-        if share == ALWAYS_IN_BACKGROUND:
-            import time
-
-            time.sleep(0.005)
+    def write_after_the_next_step(file, block):
+        beside = threading.current_thread() is not threading.main_thread()
+        while beside and "it 7/10" not in sys.stdout.getvalue():
+            time.sleep(0.001)
         return write(file, block)
 
-    monkeypatch.setattr(os, "write", slowly)
-    flags = ["--optimizer=adagrad", "--keep=99", "--print-freq=1"]
-    done = train(*SMALL_MODEL, *flags, "--save-every=6", f"--checkpoint-dir={tmp_path}/some")
-    assert done.status == 0 and slow
-    said = [line for line in done.out.splitlines() if line.startswith(("checkpoint", "Finished"))]
-    where = next(k for k, line in enumerate(said) if line.startswith("checkpoint 000001-step-6"))
-    went_on = any("it 7/10" in line for line in said[:where])
-    assert went_on == (share == ALWAYS_IN_BACKGROUND) == ("while training went on" in said[where])
+    flags = [*SMALL_MODEL, "--optimizer=adagrad", "--keep=99", "--print-freq=1", "--save-every=6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_after_the_next_step)
+        done = train(*flags, f"--checkpoint-dir={tmp_path}/some")
+    assert done.status == 0
+    went_on = done.out.index("it 7/10") < done.out.index("checkpoint 000001-step-6")
+    assert went_on == (share == ALWAYS_IN_BACKGROUND)
     monkeypatch.setattr(saver_module, "MOST_OF_RUN", NEVER_IN_BACKGROUND)
-    train(*SMALL_MODEL, *flags, "--save-every=6", f"--checkpoint-dir={tmp_path}/other")
-    names = ["000001-step-6/rank-000-0000.safetensors", "000001-step-6/index.json"]
-    for name in names:
+    train(*flags, f"--checkpoint-dir={tmp_path}/other")
+    for name in ("000001-step-6/rank-000-0000.safetensors", "000001-step-6/index.json"):
         assert (tmp_path / "some" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
@@ -259,9 +257,6 @@ def test_a_checkpoint_that_is_named_is_the_one_that_is_used(tmp_path):
 
 def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
     """It is told once; the next save that finds room is told too."""
-    import errno
-    import os
-
     monkeypatch.setattr(saver_module, "MOST_OF_RUN", NEVER_IN_BACKGROUND)
     write, is_full = os.write, SimpleNamespace(calls=0)
 
