@@ -94,3 +94,12 @@ def test_quantization_is_told_in_a_table():
     assert megabytes["tables 4, MLPs 8"] < megabytes["tables 8"] < megabytes["float32"]
     assert all(0 < float(auc) < 1 for auc, *_ in rows.values())
     assert all(float(found[3].replace(",", "")) > 10 for found in rows.values())
+
+
+def test_a_checkpoints_costs_are_told_beside_torchs(tmp_path):
+    printed = bench("checkpoints.py", "--gb=0.002", "--pairs=1", f"--folder={tmp_path}")
+    found = re.findall(
+        r"^(save 0.002 GB|read 0.002 GB|first copy|later copies).* [\d.]+$", printed, re.M
+    )
+    assert found == ["save 0.002 GB", "read 0.002 GB", "first copy", "later copies"], printed
+    assert list(tmp_path.iterdir()) == []
