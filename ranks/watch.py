@@ -155,7 +155,8 @@ class Watch:
         while not self._is_over:
             self._note_ended(ready)
             with self._store() as reaches_it:
-                if reaches_it:
+                # a rank that has gone may have kept the store, and its end is seen in a moment
+                if reaches_it and (self._elsewhere or not self._asked_at):
                     self._look_around()
             self._end_if_stuck()
             pause = _PAUSE if self._asked_at else self._pause
