@@ -15,13 +15,11 @@ from checkpoints.run_state import RunState
 from checkpoints.writer import BackgroundWriting, CopiedRows, Written, write_rows
 from common.free_memory import free_memory
 from common.launch import Launch
-from common.termination import show_life
 from ranks.collectives import agreed, any_rank, texts_of_all
 from ranks.process import Process
 
 MOST_OF_RUN = 0.02  # share of a run that steps may stand still for a save between them
 SECONDS_A_SAVE, BYTES_A_SECOND = 0.05, 200e6  # what a save is thought to cost before one was made
-SECONDS_FOR_A_SAVE = 3600.0  # that a signal waits for one; ranks wait for the slowest one's disk
 MEMORY_LEFT = 1.25  # times the copy's bytes have to be free for it
 
 
@@ -128,7 +126,6 @@ class Saver:
         Raises:
             UserError: a step's loss was not finite, with --on-nan=stop.
         """
-        show_life(SECONDS_FOR_A_SAVE)
         self.complete()
         began = time.monotonic()
         save = self._begin(run, step, began)
@@ -144,7 +141,6 @@ class Saver:
         self.costs.last = began
         if save.background is None:
             self._finish(save, written)
-        show_life()
 
     def make_room(self, run: RunState, part: float) -> None:
         """Get memory for a copy ready, if the next save will need one.

@@ -109,10 +109,10 @@ def finishes_first() -> Iterator[None]:
             watch.is_patient = False
 
 
-def show_life(seconds: float = SECONDS_BETWEEN_SIGNS) -> None:
-    """Note that a block that finishes first is at work, and may be for so many seconds more."""
+def show_life() -> None:
+    """Note that a block that finishes first is still at work."""
     if _RUNNING and _RUNNING[0].is_patient:
-        _RUNNING[0].note_life(seconds)
+        _RUNNING[0].note_life(SECONDS_BETWEEN_SIGNS)
 
 
 def is_asked() -> bool:
