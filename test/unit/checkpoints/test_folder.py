@@ -299,12 +299,16 @@ def test_a_link_in_the_locks_place_makes_no_other_file_the_lock(tmp_path):
     """A folder may come from somebody else; the lock is written, and a pipe would be waited for."""
     mine = tmp_path / "mine"
     mine.write_text("stays")
-    for number, make in enumerate((lambda path: path.symlink_to(mine), os.mkfifo, os.mkdir)):
-        folder = tmp_path / str(number)
+    for why, make in [
+        ("Too many levels of symbolic links", lambda path: path.symlink_to(mine)),
+        ("lock is no regular file", os.mkfifo),
+        ("Is a directory", os.mkdir),
+    ]:
+        folder = tmp_path / why
         folder.mkdir()
         make(folder / "lock")
         with ends_soon():
-            assert "cannot write there" in refusal(folder)
+            assert f"cannot write there ({why})" in refusal(folder)
     assert mine.read_text() == "stays"
 
 
