@@ -1,7 +1,6 @@
 """numpy's and torch's global random generators as JSON, and back."""
 
 import base64
-import binascii
 import math
 from typing import Any
 
@@ -62,9 +61,10 @@ def words_of(of_numpy: Any) -> npt.NDArray[np.uint32]:
 
 
 def _bytes_of(values: Any, key: str) -> bytes:
+    text = text_of(values, key)
     try:
-        found = base64.b64decode(text_of(values, key), validate=True)
-    except binascii.Error as error:
+        found = base64.b64decode(text, validate=True)
+    except ValueError as error:
         raise ValueError(f"{key} is no base64 text") from error
     if not found or len(found) % 4:
         raise ValueError(f"{key} has {len(found)} bytes")

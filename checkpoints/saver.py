@@ -15,6 +15,7 @@ from checkpoints.run_state import RunState
 from checkpoints.writer import BackgroundWriting, CopiedRows, Written, write_rows
 from common.free_memory import free_memory
 from common.launch import Launch
+from common.termination import waits_for_others
 from ranks.collectives import agreed, any_rank, texts_of_all
 from ranks.process import Process
 
@@ -216,16 +217,22 @@ class Saver:
         self.costs.writing = began - save.began
         self._save, self.last_step = None, save.step
         files = json.dumps([file.to_json() for file in written.files])
-        of_ranks = texts_of_all(self._process, json.dumps([written.trouble, files]))
-        if self._process.is_first:
-            troubles, texts = zip(*map(json.loads, of_ranks), strict=True)
-            trouble = save.trouble or next(filter(None, troubles), "")
-            found = [ShardFile.from_json(file) for text in texts for file in json.loads(text)]
-            self._publish(save, found, trouble)
+        with waits_for_others():
+            of_ranks = texts_of_all(self._process, json.dumps([written.trouble, files]))
+            # all wait for the first one: launchers end it when a rank that was asked has ended
+            agreed(self._process, lambda: self._publish_all(save, of_ranks))
         save.stood_still += time.monotonic() - began
         self.costs.stood_still += 0 if save.is_last else save.stood_still
         if self._process.is_first and not self._has_failed:
             self._tell(save)
+
+    def _publish_all(self, save: _Save, of_ranks: list[str]) -> str:
+        """Publish what the ranks tell of; returns nothing, as there is nothing to agree on."""
+        troubles, texts = zip(*map(json.loads, of_ranks), strict=True)
+        trouble = save.trouble or next(filter(None, troubles), "")
+        found = [ShardFile.from_json(file) for text in texts for file in json.loads(text)]
+        self._publish(save, found, trouble)
+        return ""
 
     def _publish(self, save: _Save, files: list[ShardFile], trouble: str) -> None:
         if not trouble:

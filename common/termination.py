@@ -115,6 +115,24 @@ def show_life() -> None:
         _RUNNING[0].note_life(SECONDS_BETWEEN_SIGNS)
 
 
+@contextlib.contextmanager
+def waits_for_others() -> Iterator[None]:
+    """Let a block that finishes first wait for other ranks, which are at work for longer.
+
+    It shows no life meanwhile, as the main thread may be inside a collective. A second request ends
+    it as ever, and the collective fails if another rank has gone.
+    """
+    if not _RUNNING or not _RUNNING[0].is_patient:
+        yield
+        return
+    watch = _RUNNING[0]
+    watch.note_life(math.inf)
+    try:
+        yield
+    finally:
+        watch.note_life(SECONDS_BETWEEN_SIGNS)
+
+
 def is_asked() -> bool:
     """Whether a signal has come that the block finishes first for."""
     return bool(_RUNNING) and _RUNNING[0].is_asked

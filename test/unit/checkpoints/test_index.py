@@ -175,6 +175,18 @@ def test_rows_are_in_one_file_each(folder, name):
     assert_damaged(folder, told)
 
 
+def test_a_matrix_whose_name_a_terminal_would_obey_is_told_in_a_readable_line(folder):
+    name, shape = "a\x1b[2J", {"rows": 1, "row_shapes": {"weight": [3]}}
+    for shards in ([], [[name, 1, 1]], [[name, 0, 2]]):
+
+        def change(content, shards=shards):
+            content["matrices"] = {name: shape}
+            content["files"] = shards_of(*shards)
+
+        rewrite_index(folder, change)
+        assert_damaged(folder, r"'a\\x1b\[2J'")
+
+
 def test_rows_may_be_cut_anywhere_and_be_in_any_order(folder):
     shards = ([EMB, 4, 5], [EMB, 2, 4], [EMB, 2, 2], BIAS, [EMB, 0, 2])
     rewrite_index(folder, lambda content: content.update(files=shards_of(*shards)))

@@ -211,6 +211,16 @@ def test_matrices_have_the_names_of_the_state_dict_and_are_the_models_own():
     assert all((tensor == 7).all() for tensor in found.values())
 
 
+def test_the_state_of_the_optimisers_goes_with_the_rows():
+    """Numbers for the whole of a parameter are no rows; run_state.py has them."""
+    shapes = matrix_shapes(state_of(0, 1, "--optimizer=adagrad"))
+    assert shapes["emb_l.1.weight"] == MatrixShape(200, {"weight": (16,), "sum": (16,)})
+    assert shapes["bot_l.0.weight"] == MatrixShape(64, {"weight": (13,), "sum": (13,)})
+    assert shapes["bot_l.0.bias"] == MatrixShape(64, {"weight": (), "sum": ()})
+    shapes = matrix_shapes(state_of(0, 1, "--optimizer=rwsadagrad"))
+    assert shapes["emb_l.1.weight"].row_shapes == {"weight": (16,), "momentum": ()}
+
+
 def test_a_table_that_is_cut_is_one_matrix():
     """Parts of it that begin later, whichever ranks hold them."""
     parts = [Part(0, "0.weight", begin, end, 2, 0.1) for begin, end in [(0, 4), (4, 5), (5, 9)]]

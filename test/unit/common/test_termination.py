@@ -18,6 +18,7 @@ from common.termination import (
     held_back,
     is_asked,
     show_life,
+    waits_for_others,
 )
 
 
@@ -287,6 +288,47 @@ def test_signals_of_one_request_do_not_end_a_block_that_is_at_work():
         time.sleep(0.1)
         status, lines, _ = ended(run, signal.SIGTERM, signal.SIGTERM)
     assert (status, lines[0]) == (143, "saved")
+
+
+WAITING = SAVING.replace(
+    '    say("saved")',
+    """    with termination.waits_for_others():
+        time.sleep({waiting})
+    {then}
+    say("saved")""",
+)
+
+
+def test_a_block_that_waits_for_other_ranks_shows_no_life():
+    """They have more to save; this one has done its share, and waits in a collective."""
+    block = WAITING.format(seconds=0, waiting=2, then="")
+    with running(block, SECONDS_TO_UNWIND=0.1, SECONDS_BETWEEN_SIGNS=0.5) as run:
+        found = ended(run, signal.SIGTERM)
+    assert found == (143, ["saved", "told 'ended by SIGTERM'", "status 143"], "")
+
+
+def test_a_second_request_ends_a_block_that_waits_for_other_ranks():
+    with running(WAITING.format(seconds=0, waiting=90, then=""), SECONDS_OF_A_REQUEST=0.1) as run:
+        run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert run.process.poll() is None
+        began = time.monotonic()
+        assert ended(run, signal.SIGTERM)[:2] == (143, ["told 'ended by SIGTERM'"])
+    assert time.monotonic() - began < 50
+
+
+def test_a_block_that_hangs_after_it_has_waited_is_ended():
+    block = WAITING.format(seconds=0, waiting=0.5, then='say("waited")\n    hang()')
+    with running(block, SECONDS_TO_UNWIND=0.1, SECONDS_BETWEEN_SIGNS=0.5) as run:
+        assert ended(run, signal.SIGTERM)[:2] == (143, ["waited", "told 'ended by SIGTERM'"])
+
+
+def test_to_wait_for_other_ranks_is_no_excuse_for_other_blocks():
+    block = "with termination.waits_for_others():\n    say('ready')\n    hang()"
+    with running(block, SECONDS_TO_UNWIND=0.5) as run:
+        assert ended(run, signal.SIGTERM)[0] == 143
+    with waits_for_others():  # nor is it an error without a run
+        pass
 
 
 def test_after_such_a_block_a_run_has_all_the_time_to_unwind():
