@@ -275,6 +275,25 @@ def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_last_checkpoint_that_fails_is_tried_once_more_and_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver_module, "MOST_OF_RUN", NEVER_IN_BACKGROUND)
+    for fails, steps in ((1, [10]), (99, [])):
+        write, calls = os.write, []
+
+        def write_or_not(file, block, fails=fails, calls=calls, write=write):
+            calls.append(1)
+            if len(calls) <= fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(file, block)
+
+        folder = tmp_path / str(fails)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_or_not)
+            done = train(*SMALL_MODEL, f"--checkpoint-dir={folder}", "--save-every=10")
+        assert done.status == 0 and done.out.count("could not be saved") == 1
+        assert [step_of(path) for path in checkpoints_in(folder)] == steps
+
+
 def test_too_small_a_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     done = train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/c")
