@@ -248,7 +248,8 @@ class Saver:
         if trouble and not self._has_failed:
             then = "the one before stays" if save.is_last else "the next save tries again"
             self._say(
-                f"warning: the checkpoint of step {save.step} could not be saved ({trouble}): {then}"
+                f"warning: the checkpoint of step {save.step} could not be saved ({trouble}):"
+                f" {then}"
             )
         elif self._has_failed and not trouble:
             self._say("checkpoints can be saved again")
