@@ -22,7 +22,7 @@ fsync = os.fsync
 
 def slow_fsync(file):
     "As if there were many files: after each of them the rank shows life."
-    for _ in range(40):
+    for _ in range(15):
         time.sleep(0.1)
         termination.show_life()
     fsync(file)
