@@ -103,7 +103,7 @@ def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks):
 def test_a_rank_that_has_gone_is_not_told_as_a_fault_of_the_file(tmp_path):
     program = ROOT / "test" / "unit" / "saving_program.py"
     done = shell(sys.executable, program, 2, tmp_path / "model.pth", 1)
-    assert "RankGoneError: another rank has ended" in done.stderr
+    assert "RankGoneError: rank 1 has ended" in done.stderr
     assert "cannot write" not in done.stderr and os.listdir(tmp_path) == []
 
 
