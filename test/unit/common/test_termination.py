@@ -341,7 +341,7 @@ def test_after_such_a_block_a_run_has_all_the_time_to_unwind():
 
 
 def test_after_such_a_block_a_run_that_hangs_is_ended_soon():
-    block = SAVING.format(seconds=0.1).strip().replace("\n", "\n    ")
+    block = SAVING.format(seconds=1).strip().replace("\n", "\n    ")
     block = f"try:\n    {block}\nfinally:\n    termination.show_life()\n    hang()"
     with running(block, SECONDS_TO_UNWIND=0.5, SECONDS_BETWEEN_SIGNS=90) as run:
         began = time.monotonic()
