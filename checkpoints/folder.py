@@ -27,7 +27,6 @@ from checkpoints.index import INDEX, Index
 from checkpoints.json_values import readable
 from checkpoints.shard_file import sync_folder, write_all
 from common.errors import UserError
-from common.termination import acts_last
 
 FLAG = "--checkpoint-dir"
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
@@ -214,20 +213,6 @@ def remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # it is in nobody's way; the next run removes it
         os.rename(path, removed)
         shutil.rmtree(removed)
-
-
-@contextlib.contextmanager
-def removed_unless_published(partial: Path) -> Iterator[None]:
-    """Remove a half-written checkpoint if the block fails, or if the process is ended in it."""
-
-    def clean(*_: object) -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-
-    with acts_last(clean):
-        try:
-            yield
-        finally:
-            clean()
 
 
 def _size_of(path: Path) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 
 import torch
 
+from common.errors import PassingError
 from common.versions import problem_of_import
 
 MOST_BYTES = 64 << 20  # of a file's tensors, but a row is never cut: what a reader's buffer holds
 BYTES_PER_WRITE = 16 << 20
+MOST_UNSYNCED = 16  # files that the disk is still busy with: a gigabyte
 _NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
@@ -50,26 +53,57 @@ def problem_of_safetensors() -> str:
     return problem_of_import("safetensors", lambda: importlib.import_module("safetensors.torch"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileFacts:
-    """Write host tensors to a new file, and have the disk keep it.
+class FilesToSync:
+    """Files that are written while the disk is still busy with those before.
+
+    The block's end waits until the disk has all of them. If the block fails, they are closed only.
+    """
+
+    def __init__(self) -> None:
+        self._open: deque[int] = deque()
+
+    def __enter__(self) -> "FilesToSync":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._open and kind is None:
+                self._sync_oldest()
+        finally:
+            for file in self._open:
+                os.close(file)
+            self._open.clear()
+
+    def create(self, path: Path) -> int:
+        """Open a new file to write to; waits for the disk if it is many files behind."""
+        if len(self._open) >= MOST_UNSYNCED:
+            self._sync_oldest()
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._open.append(file)
+        return file
+
+    def _sync_oldest(self) -> None:
+        os.fsync(self._open[0])
+        os.close(self._open.popleft())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], files: FilesToSync) -> FileFacts:
+    """Write host tensors to a new file, which is synced with the others.
 
     Args:
         path: a name that is free.
         tensors: contiguous tensors on the CPU, by name.
+        files: those that are synced together.
 
     Raises:
         OSError: the file cannot be written.
     """
     checksum, num_bytes = 0, 0
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        for block in _blocks(tensors):
-            checksum = zlib.crc32(block, checksum)
-            num_bytes += len(block)
-            write_all(file, block)
-        os.fsync(file)
-    finally:
-        os.close(file)
+    file = files.create(path)
+    for block in _blocks(tensors):
+        checksum = zlib.crc32(block, checksum)
+        num_bytes += len(block)
+        write_all(file, block)
     return FileFacts(num_bytes, checksum)
 
 
@@ -117,7 +151,8 @@ def read_whole(path: Path, most_bytes: int) -> bytes:
     """The content of a regular file: a device or a pipe in its place might never end.
 
     Raises:
-        DamagedError: it cannot be read, is something else or longer.
+        DamagedError: it is missing, something else or longer.
+        PassingError: it cannot be read now.
     """
     try:
         facts = path.stat()
@@ -128,24 +163,62 @@ def read_whole(path: Path, most_bytes: int) -> bytes:
         with path.open("rb") as file:
             return file.read(facts.st_size)  # the system's own files have 0 bytes, and may block
     except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DamagedError | PassingError:
+    """The error about a file that is missing, or that cannot be read now and may be whole."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DamagedError(f"{path}: {error.strerror or error}")
+    return PassingError(
+        f"{path}: cannot read it ({error.strerror or error}): the checkpoint may be whole;"
+        " make the file readable, or go on from another one with --resume=PATH"
+    )
 
 
 def read_tensors(path: Path, facts: FileFacts) -> dict[str, torch.Tensor]:
-    """The tensors of a file, which is read as a whole.
+    """The tensors of a file, which is read for its checksum and then mapped.
 
     Raises:
         DamagedError: it is missing, or another file than the one that was written.
+        PassingError: it cannot be read now.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors import SafetensorError, safe_open
 
-    content = read_whole(path, facts.num_bytes)
-    if len(content) != facts.num_bytes:
-        raise DamagedError(f"{path} has {len(content)} bytes, {facts.num_bytes} were written")
-    if zlib.crc32(content) != facts.crc32:
+    checksum = 0
+    for block in _blocks_of_file(path, facts.num_bytes):
+        checksum = zlib.crc32(block, checksum)
+    if checksum != facts.crc32:
         raise DamagedError(f"{path} has changed since it was written: its checksum is another one")
     try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} is no safetensors file ({error})") from error
+
+
+def _blocks_of_file(path: Path, num_bytes: int) -> Iterator[memoryview]:
+    """The bytes of a regular file of that size, which lie where the next ones will lie.
+
+    Raises:
+        DamagedError: it is missing, something else or of another size.
+        PassingError: it cannot be read now.
+    """
+    buffer = memoryview(bytearray(min(BYTES_PER_WRITE, max(num_bytes, 1))))
+    try:
+        _check_size(path, num_bytes)
+        with path.open("rb", buffering=0) as file:
+            left = num_bytes
+            while left and (found := file.readinto(buffer[: min(left, len(buffer))])):
+                yield buffer[:found]
+                left -= found
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a device or a pipe might never end
+        raise DamagedError(f"{path} is no regular file")
+    if found.st_size != num_bytes:
+        raise DamagedError(f"{path} has {found.st_size} bytes, {num_bytes} were written")

@@ -11,7 +11,7 @@ import torch
 
 from checkpoints.index import ShardFile
 from checkpoints.matrices import HeldRows, cut_into_files, named_tensors
-from checkpoints.shard_file import sync_folder, write_tensors
+from checkpoints.shard_file import FilesToSync, sync_folder, write_tensors
 from common.termination import show_life
 
 NICE = 10  # of threads that write while steps are made
@@ -40,15 +40,16 @@ def write_rows(folder: Path, rank: int, rows: Sequence[HeldRows]) -> Written:
     """
     files = []
     try:
-        for number, content in enumerate(cut_into_files(rows)):
-            name = f"rank-{rank:03d}-{number:04d}.safetensors"
-            host = {
-                key: tensor.detach().to("cpu").contiguous()
-                for key, tensor in named_tensors(content).items()
-            }
-            facts = write_tensors(folder / name, host)
-            files.append(ShardFile(name, facts, tuple(content)))
-            show_life()
+        with FilesToSync() as to_sync:
+            for number, content in enumerate(cut_into_files(rows)):
+                name = f"rank-{rank:03d}-{number:04d}.safetensors"
+                host = {
+                    key: tensor.detach().to("cpu").contiguous()
+                    for key, tensor in named_tensors(content).items()
+                }
+                facts = write_tensors(folder / name, host, to_sync)
+                files.append(ShardFile(name, facts, tuple(content)))
+                show_life()
         sync_folder(folder)
     except OSError as error:
         return Written(trouble=f"{error.filename or folder}: {error.strerror or error}")
@@ -103,6 +104,7 @@ class CopiedRows:
         for held, buffers in zip(rows, self._buffers, strict=True):
             for name, tensor in held.tensors.items():
                 buffers[name].copy_(tensor, non_blocking=True)
+                show_life()
         _wait_for({tensor.device for held in rows for tensor in held.tensors.values()})
         return [
             HeldRows(held.shard, buffers, held.is_shared)

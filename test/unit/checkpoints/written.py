@@ -13,7 +13,7 @@ import torch
 from checkpoints.folder import newest_in
 from checkpoints.index import INDEX, Index, ShardFile
 from checkpoints.matrices import HeldRows, MatrixShape, Shard, cut_into_files, named_tensors
-from checkpoints.shard_file import DamagedError, read_tensors, write_tensors
+from checkpoints.shard_file import DamagedError, FilesToSync, read_tensors, write_tensors
 from common.errors import UserError
 
 MATRICES = {
@@ -43,12 +43,18 @@ def values_of(rows):
 WRITTEN = values_of(new_rows())
 
 
+def write_one(path, tensors):
+    """Write one file of tensors, synced; returns its facts."""
+    with FilesToSync() as files:
+        return write_tensors(path, tensors, files)
+
+
 def write_checkpoint(folder, step=3, most_bytes=40):
     """Write and publish a checkpoint of several files in a CheckpointFolder; returns its path."""
     partial, files = folder.begin(step), []
     for number, content in enumerate(cut_into_files(new_rows(), most_bytes)):
         name = f"rank-000-{number:04d}.safetensors"
-        facts = write_tensors(partial / name, named_tensors(content))
+        facts = write_one(partial / name, named_tensors(content))
         files.append(ShardFile(name, facts, tuple(content)))
     return folder.publish(partial, Index({"seed": 1}, {}, MATRICES, files, {"step": step}))
 
