@@ -147,6 +147,7 @@ class Checkpoints(ResumeOnly):
         self._folder = CheckpointFolder(options.folder, options.keep)
         self._saver = Saver(self._folder, process, recipe, say)
         self._meetings, self._has_room = Meetings(process), False
+        self._is_evaluating = False
 
     def __enter__(self) -> "Checkpoints":
         """Keep the folder, against other runs.
@@ -205,6 +206,7 @@ class Checkpoints(ResumeOnly):
     def after_step(self, run: RunState) -> None:
         """Save if it is time to, and let a checkpoint appear that has been written."""
         show_life()
+        self._note_work(is_evaluating=False)
         step = run.step
         is_time = self._options.every > 0 and step % self._options.every == 0
         is_meeting = self._meetings.is_due()
@@ -225,6 +227,11 @@ class Checkpoints(ResumeOnly):
             self._saver.make_room(run, max(part, HALF))
             self._has_room = True
 
+    def _note_work(self, is_evaluating: bool) -> None:
+        if is_evaluating != self._is_evaluating:  # a batch may take a thousand times as long
+            self._is_evaluating = is_evaluating
+            self._meetings.begin_other_work()
+
     def _minutes(self) -> float:
         """Minutes since the last save, or since training began."""
         return (time.monotonic() - self._saver.costs.last) / 60
@@ -244,6 +251,7 @@ class Checkpoints(ResumeOnly):
     def is_asked_in_evaluation(self) -> bool:
         """Whether to leave an evaluation after one of its batches because a signal has come."""
         show_life()
+        self._note_work(is_evaluating=True)
         return self._meetings.is_due() and self._meetings.hold([is_asked()])[0]
 
     def finish(self, run: RunState) -> None:

@@ -200,6 +200,18 @@ def test_a_run_that_is_done_says_so_and_saves_nothing_twice(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["000001-step-10"]
 
 
+def test_a_run_that_was_killed_before_its_model_file_writes_it_when_it_goes_on(tmp_path):
+    """Its last checkpoint is older than the file, which is saved at the end without evaluations."""
+    flags = [*SMALL_MODEL, f"--save-model={tmp_path}/m.pth"]
+    train(*flags)
+    content = (tmp_path / "m.pth").read_bytes()
+    (tmp_path / "m.pth").unlink()
+    train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/c")  # as it is just before the file
+    resumed = train(*flags, f"--checkpoint-dir={tmp_path}/c", "--resume")
+    assert resumed.status == 0 and "nothing left to train" in resumed.out
+    assert (tmp_path / "m.pth").read_bytes() == content
+
+
 def flip(path, place):
     content = bytearray(path.read_bytes())
     content[place % len(content)] ^= 4
@@ -321,6 +333,20 @@ def test_a_signal_in_an_evaluation_leaves_it_and_the_resumed_run_does_it_again(
     assert resumed.status == 0
     assert lines(ended.out)[:-1] + lines(resumed.out) == lines(plain.out)
     assert (tmp_path / "m.pth").read_bytes() == content
+
+
+def test_ranks_meet_early_in_an_evaluation_and_after_it(tmp_path, monkeypatch):
+    """As its batches may take far longer than the steps before it, a signal would wait for long."""
+    begun = []
+
+    class Noted(checkpoints_module.Meetings):
+        def begin_other_work(self):
+            begun.append(1)
+            super().begin_other_work()
+
+    monkeypatch.setattr(checkpoints_module, "Meetings", Noted)
+    train(*SMALL_MODEL, "--test-freq=5", f"--checkpoint-dir={tmp_path}")
+    assert len(begun) == 4  # two evaluations
 
 
 def test_a_checkpoint_becomes_the_model_file_that_the_run_would_have_written(tmp_path):
