@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from checkpoints.folder import FLAG, CheckpointFolder
@@ -173,6 +174,13 @@ class Checkpoints(ResumeOnly):
     def _open(self, stack: contextlib.ExitStack) -> str:
         stack.enter_context(self._folder.opened())
         there = self._folder.checkpoints()
+        start = self._options.resume_from
+        if there and start is not None and not self._is_inside(start):
+            raise UserError(
+                f"{FLAG}={self._folder.path} has checkpoints ({there[0].path.name} is the newest),"
+                f" which a run that goes on from --resume={start} would replace: name another"
+                " folder, or give --resume without a path to go on from the newest one"
+            )
         if there and not self._options.resumes:
             raise UserError(
                 f"{FLAG}={self._folder.path} has checkpoints of another run"
@@ -180,6 +188,10 @@ class Checkpoints(ResumeOnly):
                 " to start anew, name another folder or remove this one"
             )
         return there[0].path.name if there else ""
+
+    def _is_inside(self, checkpoint: Path) -> bool:
+        path, folder = checkpoint.resolve(), self._folder.path.resolve()
+        return folder in (path, path.parent)
 
     def begin(self, run: RunState) -> bool:
         """Go on from a checkpoint if the flags ask for it; check that the next ones have room."""

@@ -287,6 +287,32 @@ def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("every", ["--save-every=0", "--save-every=4", "--save-every=5"])
+def test_if_the_last_checkpoint_cannot_be_saved_the_end_says_so(every, tmp_path, monkeypatch):
+    """However often it was told before; at the end the run tries once more."""
+    monkeypatch.setattr(saver_module, "MOST_OF_RUN", NEVER_IN_BACKGROUND)
+
+    def write(file, block):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    done = train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}", every, "--print-freq=1")
+    assert done.status == 0
+    last = done.out.splitlines()[-1]
+    assert "checkpoint of step 10 could not be saved" in last and "training goes on" not in last
+
+
+def test_a_named_checkpoint_replaces_none_of_another_run(tmp_path):
+    train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/a")
+    train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/b", "--learning-rate=0.2")
+    kept = checkpoints_in(tmp_path / "b")
+    flags = [*SMALL_MODEL, f"--resume={tmp_path}/a", "--nepochs=4", "--save-every=4"]
+    refused = train(*flags, f"--checkpoint-dir={tmp_path}/b")
+    assert refused.status == 2 and "has checkpoints" in refused.err
+    assert len(refused.err.splitlines()) == 1 and checkpoints_in(tmp_path / "b") == kept
+    assert train(*flags, f"--checkpoint-dir={tmp_path}/new").status == 0
+
+
 def test_too_small_a_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     done = train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/c")
