@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import CRITEO_MODEL, SMALL_MODEL, train
+from written import rewrite_index
 
 import dlrm_data_pytorch
 from checkpoints import checkpoints as checkpoints_module
@@ -388,6 +389,16 @@ def test_a_checkpoint_becomes_the_model_file_that_the_run_would_have_written(tmp
         assert made.read_bytes() == own.read_bytes()
         evaluated = train(*SMALL_MODEL, *flags[-4:], "--inference-only", f"--load-model={made}")
         assert evaluated.status == 0
+
+
+@pytest.mark.parametrize("scalars", [[1], [[]], [None] * 6, [{"step": "x"}] * 6])
+def test_crafted_numbers_of_the_optimiser_are_damage_to_an_export(scalars, tmp_path):
+    train(*SMALL_MODEL, "--optimizer=adagrad", f"--checkpoint-dir={tmp_path}/c")
+    (path,) = checkpoints_in(tmp_path / "c")
+    rewrite_index(path, lambda content: content["state"].update(dense_scalars=scalars))
+    exported = train(f"--export-checkpoint={path}", f"--save-model={tmp_path}/m.pth")
+    assert exported.status == 2 and "index.json is damaged" in exported.err
+    assert len(exported.err.splitlines()) == 1 and not (tmp_path / "m.pth").exists()
 
 
 def test_a_damaged_checkpoint_is_exported_from_the_one_before(tmp_path):
