@@ -250,9 +250,8 @@ class Saver:
             then = "training goes on, and the next save tries again"
             if save.is_last:
                 then = "a resumed run goes on from the checkpoint before, if there is one"
-            self._say(
-                f"warning: the checkpoint of step {save.step} could not be saved ({trouble}); {then}"
-            )
+            what = f"the checkpoint of step {save.step} could not be saved ({trouble})"
+            self._say(f"warning: {what}; {then}")
         elif self._has_failed and not trouble:
             self._say("checkpoints can be saved again")
         self._has_failed = bool(trouble)

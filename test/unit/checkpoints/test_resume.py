@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -240,6 +241,25 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(name, how, tmp_path):
     assert resumed.losses == whole.losses[-2:]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"lock", older.name, newest.name + ".damaged", "000003-step-10"}
+
+
+def test_a_checkpoint_that_cannot_be_read_now_keeps_its_name(tmp_path, monkeypatch):
+    """A disk's fault, or a folder that one machine does not see, says nothing of it."""
+    flags = [*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/c", "--save-every=4"]
+    train(*flags)
+    kept, read = checkpoints_in(tmp_path / "c"), Path.open
+
+    def failing(self, *args, **named):
+        if self.suffix == ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        refused = train(*flags, "--resume")
+    assert refused.status == 2 and "no checkpoint is whole" in refused.err
+    assert checkpoints_in(tmp_path / "c") == kept
+    assert "nothing left" in train(*flags, "--resume").out
 
 
 def test_if_no_checkpoint_is_whole_nothing_is_trained(tmp_path):
