@@ -456,6 +456,10 @@ class Trainer:
             )
         elif not self._threshold_reached():
             self._train_epochs(after_step)
+        # the best value may be that of a model that was loaded: this run has chosen none
+        none_chosen = not self._evaluates or math.isnan(self._best())
+        if self.options.save_model and not progress.saved and none_chosen:
+            self._save()  # also after a resume: the last checkpoint is older than this file
         self.checkpoints.finish(self.run)
         if text := progress.last_line(self._by_auc, self.options.save_model):
             self.reporter.say(text)
@@ -467,10 +471,6 @@ class Trainer:
             if not self._train_epoch(epoch, begin, after_step):
                 break
         self.reporter.end_run()
-        # the best value may be that of a model that was loaded: this run has chosen none
-        none_chosen = not self._evaluates or math.isnan(self._best())
-        if self.options.save_model and not progress.saved and none_chosen:
-            self._save()
         self.step.close()
 
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:

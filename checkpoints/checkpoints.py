@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from checkpoints.folder import FLAG, CheckpointFolder
@@ -147,6 +148,7 @@ class Checkpoints(ResumeOnly):
         self._folder = CheckpointFolder(options.folder, options.keep)
         self._saver = Saver(self._folder, process, recipe, say)
         self._meetings, self._has_room = Meetings(process), False
+        self._is_evaluating = False
 
     def __enter__(self) -> "Checkpoints":
         """Keep the folder, against other runs.
@@ -172,6 +174,13 @@ class Checkpoints(ResumeOnly):
     def _open(self, stack: contextlib.ExitStack) -> str:
         stack.enter_context(self._folder.opened())
         there = self._folder.checkpoints()
+        start = self._options.resume_from
+        if there and start is not None and not self._is_inside(start):
+            raise UserError(
+                f"{FLAG}={self._folder.path} has checkpoints ({there[0].path.name} is the newest),"
+                f" which a run that goes on from --resume={start} would replace: name another"
+                " folder, or give --resume without a path to go on from the newest one"
+            )
         if there and not self._options.resumes:
             raise UserError(
                 f"{FLAG}={self._folder.path} has checkpoints of another run"
@@ -179,6 +188,10 @@ class Checkpoints(ResumeOnly):
                 " to start anew, name another folder or remove this one"
             )
         return there[0].path.name if there else ""
+
+    def _is_inside(self, checkpoint: Path) -> bool:
+        path, folder = checkpoint.resolve(), self._folder.path.resolve()
+        return folder in (path, path.parent)
 
     def begin(self, run: RunState) -> bool:
         """Go on from a checkpoint if the flags ask for it; check that the next ones have room."""
@@ -205,6 +218,7 @@ class Checkpoints(ResumeOnly):
     def after_step(self, run: RunState) -> None:
         """Save if it is time to, and let a checkpoint appear that has been written."""
         show_life()
+        self._note_work(is_evaluating=False)
         step = run.step
         is_time = self._options.every > 0 and step % self._options.every == 0
         is_meeting = self._meetings.is_due()
@@ -225,6 +239,11 @@ class Checkpoints(ResumeOnly):
             self._saver.make_room(run, max(part, HALF))
             self._has_room = True
 
+    def _note_work(self, is_evaluating: bool) -> None:
+        if is_evaluating != self._is_evaluating:  # a batch may take a thousand times as long
+            self._is_evaluating = is_evaluating
+            self._meetings.begin_other_work()
+
     def _minutes(self) -> float:
         """Minutes since the last save, or since training began."""
         return (time.monotonic() - self._saver.costs.last) / 60
@@ -244,6 +263,7 @@ class Checkpoints(ResumeOnly):
     def is_asked_in_evaluation(self) -> bool:
         """Whether to leave an evaluation after one of its batches because a signal has come."""
         show_life()
+        self._note_work(is_evaluating=True)
         return self._meetings.is_due() and self._meetings.hold([is_asked()])[0]
 
     def finish(self, run: RunState) -> None:

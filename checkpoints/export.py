@@ -166,8 +166,10 @@ def _content(rows: _Rows, index: Index) -> dict[str, Any]:
         if not prefix or POOLING in shape.row_shapes
     ]
     scalars = list_of(values, "dense_scalars")
+    if len(scalars) not in (0, len(dense)):
+        raise ValueError(f"dense_scalars are {len(scalars)}, expected {len(dense)}")
     for number, (key, shape) in enumerate(dense.items()):
-        own = scalars[number] if scalars else {}
+        own = object_of({"dense_scalars": scalars[number]}, "dense_scalars") if scalars else {}
         of_parameter = {sys.intern(name): torch.tensor(number_of(own, name)) for name in own}
         states.append({**of_parameter, **_state(rows, key, shape, "")})
     return make_content(facts, parameters, states)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.json_values import list_of, object_of, readable, shown, text_of, whole_of
-from checkpoints.matrices import MatrixShape, Shard
+from checkpoints.matrices import WEIGHT, MatrixShape, Shard
 from checkpoints.shard_file import DamagedError, FileFacts, read_whole
 
 INDEX = "index.json"
@@ -166,6 +166,8 @@ def _shape_of(value: Any) -> MatrixShape:
                 f"row_shapes.{readable(name)} is {shown(lengths)}, expected a list of lengths"
             )
         shapes[name] = tuple(whole_of({"length": length}, "length") for length in lengths)
+    if WEIGHT not in shapes:
+        raise ValueError(f"row_shapes has no {WEIGHT}")
     return MatrixShape(whole_of(value, "rows"), shapes)
 
 

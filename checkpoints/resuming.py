@@ -13,6 +13,7 @@ from checkpoints.run_state import RunState, check_same_model
 from checkpoints.shard_file import DamagedError
 from common.errors import UserError
 from ranks.collectives import agreed, texts_of_all
+from ranks.process import Process
 
 
 def resume(
@@ -43,11 +44,13 @@ def resume(
     damage = ""
     for path in candidates:
         where = f"--resume={path}"
-        damage = _restore(path, where, run, recipe)
+        damage, is_certain = _restore(path, where, run, recipe)
         if not damage:
             say(_where_it_goes_on(path, run))
             return path
-        aside = agreed(process, lambda path=path: _set_aside(options, path))  # type: ignore[misc]
+        aside = ""
+        if is_certain:
+            aside = agreed(process, lambda path=path: _set_aside(options, path))  # type: ignore[misc]
         is_last = path == candidates[-1]
         then = "" if is_last else "; the checkpoint before it is used"
         say(f"warning: {damage}{aside}{then}")
@@ -81,18 +84,19 @@ def _restore(
     where: str,
     run: RunState,
     recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
-) -> str:
-    """Restore the run; returns what is damaged, on any rank, or nothing."""
+) -> tuple[str, bool]:
+    """Restore the run; returns what `_found_by_all` does."""
     flags, facts = recipe
-    process, damage, index = run.model.process, "", None
+    process, damage, index = run.model.process, None, None
     try:
         index = Index.read(path)
     except NewerFormatError as error:
         raise UserError(f"{where}: {error}") from error
     except DamagedError as error:
-        damage = str(error)
-    if damages := list(filter(None, texts_of_all(process, damage))):
-        return damages[0]
+        damage = error
+    found = _found_by_all(process, damage)
+    if found[0]:
+        return found
     assert index is not None
     check_same(where, index.flags, flags)
     check_same_data(where, index.data, facts)
@@ -100,8 +104,21 @@ def _restore(
     try:
         run.restore(path, index)
     except DamagedError as error:
-        damage = str(error)
-    return next(filter(None, texts_of_all(process, damage)), "")
+        damage = error
+    return _found_by_all(process, damage)
+
+
+def _found_by_all(process: Process, damage: DamagedError | None) -> tuple[str, bool]:
+    """(what is damaged, on any rank, or nothing; whether a rank has read it and not only failed to)
+
+    A folder that another machine does not see, or a disk's fault, says nothing of the checkpoint.
+    """
+    reason = damage.__cause__ if damage else None
+    is_missing = process.is_first and isinstance(reason, FileNotFoundError)  # it sees the folder
+    is_certain = is_missing or not isinstance(reason, OSError)
+    texts = texts_of_all(process, json.dumps([is_certain, str(damage or "")]))
+    found = [(text, is_sure) for is_sure, text in map(json.loads, texts) if text]
+    return max(found, key=lambda one: one[1], default=("", False))
 
 
 def _set_aside(options: CheckpointOptions, path: Path) -> str:

@@ -105,7 +105,7 @@ class Saver:
         self._save: _Save | None = None
         self._copy = CopiedRows()
         self._has_failed, self._has_told_of_memory = False, False
-        self.last_step = -1  # of the last save that has succeeded
+        self.last_step = -1  # of the newest checkpoint
 
     @property
     def is_writing(self) -> bool:
@@ -221,14 +221,15 @@ class Saver:
             of_ranks = texts_of_all(self._process, json.dumps([written.trouble, files]))
             # all wait for the first one: launchers end it when a rank that was asked has ended
             trouble = agreed(self._process, lambda: self._publish_all(save, of_ranks))
-        self.last_step = self.last_step if trouble else save.step
+        if not trouble:
+            self.last_step = save.step
         save.stood_still += time.monotonic() - began
         self.costs.stood_still += 0 if save.is_last else save.stood_still
         if self._process.is_first and not self._has_failed:
             self._tell(save)
 
     def _publish_all(self, save: _Save, of_ranks: list[str]) -> str:
-        """Publish what the ranks tell of; returns why that failed, or nothing."""
+        """Publish what the ranks tell of; returns why that could not be done, or nothing."""
         troubles, texts = zip(*map(json.loads, of_ranks), strict=True)
         trouble = save.trouble or next(filter(None, troubles), "")
         found = [ShardFile.from_json(file) for text in texts for file in json.loads(text)]
@@ -245,12 +246,12 @@ class Saver:
                 trouble = f"{error.filename or save.partial}: {error.strerror or error}"
         if trouble and save.partial:
             shutil.rmtree(save.partial, ignore_errors=True)
-        if trouble and not self._has_failed:
-            then = "the one before stays" if save.is_last else "the next save tries again"
-            self._say(
-                f"warning: the checkpoint of step {save.step} could not be saved ({trouble}):"
-                f" {then}"
-            )
+        if trouble and (save.is_last or not self._has_failed):
+            then = "training goes on, and the next save tries again"
+            if save.is_last:
+                then = "a resumed run goes on from the checkpoint before, if there is one"
+            what = f"the checkpoint of step {save.step} could not be saved ({trouble})"
+            self._say(f"warning: {what}; {then}")
         elif self._has_failed and not trouble:
             self._say("checkpoints can be saved again")
         self._has_failed = bool(trouble)

@@ -114,8 +114,10 @@ class CopiedRows:
 
 def _room_for(tensor: torch.Tensor) -> torch.Tensor:
     """Host memory for a copy; page-locked memory takes it several times as fast from a card."""
-    on_card = tensor.device.type != "cpu"
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_card)
+    if tensor.device.type != "cpu":
+        with contextlib.suppress(RuntimeError):  # the system limits it, and a card may lack it
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _step_back() -> None:

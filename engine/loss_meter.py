@@ -9,6 +9,7 @@ from common.errors import UserError
 from ranks.collectives import sum_in_rank_order
 from ranks.process import Process
 
+MOST_ROWS = 2**53  # counted between two log lines: a float holds each number up to it
 LOSSES_ON_DEVICE = 1024  # steps whose losses wait on the device before they are read
 _COUNTS = ("rows", "skipped", "first_it", "first_epoch")  # whole numbers of a meter's state
 
@@ -85,7 +86,7 @@ class LossMeter:
         if type(total) is not float or not math.isfinite(total):
             raise ValueError(f"the sum of losses is {total!r}, expected a finite float")
         for name, count in zip(_COUNTS, counts, strict=True):
-            if type(count) is not int or count < 0:
+            if type(count) is not int or not 0 <= count <= MOST_ROWS:
                 raise ValueError(f"{name} is {count!r}, expected a whole number from 0 on")
         self._sum, self._rows = total, int(state["rows"])
         self._num_skipped = int(state["skipped"])

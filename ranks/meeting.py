@@ -30,6 +30,10 @@ class Meetings:
         self._steps_left -= 1
         return self._steps_left <= 0
 
+    def begin_other_work(self) -> None:
+        """Meet after the next step: how long the ones before took says nothing about it."""
+        self._steps_between = self._steps_left = 1
+
     def hold(self, flags: Sequence[bool]) -> list[bool]:
         """Meet; returns for each flag whether a rank has set it.
 

@@ -187,6 +187,11 @@ def test_a_matrix_whose_name_a_terminal_would_obey_is_told_in_a_readable_line(fo
         assert_damaged(folder, r"'a\\x1b\[2J'")
 
 
+def test_a_matrix_without_its_parameter_is_damage(folder):
+    rewrite_index(folder, lambda content: content["matrices"][EMB]["row_shapes"].pop("weight"))
+    assert_damaged(folder, "row_shapes has no weight")
+
+
 def test_rows_may_be_cut_anywhere_and_be_in_any_order(folder):
     shards = ([EMB, 4, 5], [EMB, 2, 4], [EMB, 2, 2], BIAS, [EMB, 0, 2])
     rewrite_index(folder, lambda content: content.update(files=shards_of(*shards)))

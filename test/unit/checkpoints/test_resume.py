@@ -7,10 +7,12 @@ import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import CRITEO_MODEL, SMALL_MODEL, train
+from written import rewrite_index
 
 import dlrm_data_pytorch
 from checkpoints import checkpoints as checkpoints_module
@@ -200,6 +202,18 @@ def test_a_run_that_is_done_says_so_and_saves_nothing_twice(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["000001-step-10"]
 
 
+def test_a_run_that_was_killed_before_its_model_file_writes_it_when_it_goes_on(tmp_path):
+    """Its last checkpoint is older than the file, which is saved at the end without evaluations."""
+    flags = [*SMALL_MODEL, f"--save-model={tmp_path}/m.pth"]
+    train(*flags)
+    content = (tmp_path / "m.pth").read_bytes()
+    (tmp_path / "m.pth").unlink()
+    train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/c")  # as it is just before the file
+    resumed = train(*flags, f"--checkpoint-dir={tmp_path}/c", "--resume")
+    assert resumed.status == 0 and "nothing left to train" in resumed.out
+    assert (tmp_path / "m.pth").read_bytes() == content
+
+
 def flip(path, place):
     content = bytearray(path.read_bytes())
     content[place % len(content)] ^= 4
@@ -227,6 +241,25 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(name, how, tmp_path):
     assert resumed.losses == whole.losses[-2:]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"lock", older.name, newest.name + ".damaged", "000003-step-10"}
+
+
+def test_a_checkpoint_that_cannot_be_read_now_keeps_its_name(tmp_path, monkeypatch):
+    """A disk's fault, or a folder that one machine does not see, says nothing of it."""
+    flags = [*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/c", "--save-every=4"]
+    train(*flags)
+    kept, read = checkpoints_in(tmp_path / "c"), Path.open
+
+    def failing(self, *args, **named):
+        if self.suffix == ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        refused = train(*flags, "--resume")
+    assert refused.status == 2 and "no checkpoint is whole" in refused.err
+    assert checkpoints_in(tmp_path / "c") == kept
+    assert "nothing left" in train(*flags, "--resume").out
 
 
 def test_if_no_checkpoint_is_whole_nothing_is_trained(tmp_path):
@@ -275,23 +308,30 @@ def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_last_checkpoint_that_fails_is_tried_once_more_and_ends_no_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", ["--save-every=0", "--save-every=4", "--save-every=5"])
+def test_if_the_last_checkpoint_cannot_be_saved_the_end_says_so(every, tmp_path, monkeypatch):
+    """However often it was told before; at the end the run tries once more."""
     monkeypatch.setattr(saver_module, "MOST_OF_RUN", NEVER_IN_BACKGROUND)
-    for fails, steps in ((1, [10]), (99, [])):
-        write, calls = os.write, []
 
-        def write_or_not(file, block, fails=fails, calls=calls, write=write):
-            calls.append(1)
-            if len(calls) <= fails:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return write(file, block)
+    def write(file, block):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        folder = tmp_path / str(fails)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", write_or_not)
-            done = train(*SMALL_MODEL, f"--checkpoint-dir={folder}", "--save-every=10")
-        assert done.status == 0 and done.out.count("could not be saved") == 1
-        assert [step_of(path) for path in checkpoints_in(folder)] == steps
+    monkeypatch.setattr(os, "write", write)
+    done = train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}", every, "--print-freq=1")
+    assert done.status == 0
+    last = done.out.splitlines()[-1]
+    assert "checkpoint of step 10 could not be saved" in last and "training goes on" not in last
+
+
+def test_a_named_checkpoint_replaces_none_of_another_run(tmp_path):
+    train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/a")
+    train(*SMALL_MODEL, f"--checkpoint-dir={tmp_path}/b", "--learning-rate=0.2")
+    kept = checkpoints_in(tmp_path / "b")
+    flags = [*SMALL_MODEL, f"--resume={tmp_path}/a", "--nepochs=4", "--save-every=4"]
+    refused = train(*flags, f"--checkpoint-dir={tmp_path}/b")
+    assert refused.status == 2 and "has checkpoints" in refused.err
+    assert len(refused.err.splitlines()) == 1 and checkpoints_in(tmp_path / "b") == kept
+    assert train(*flags, f"--checkpoint-dir={tmp_path}/new").status == 0
 
 
 def test_too_small_a_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
@@ -342,6 +382,20 @@ def test_a_signal_in_an_evaluation_leaves_it_and_the_resumed_run_does_it_again(
     assert (tmp_path / "m.pth").read_bytes() == content
 
 
+def test_ranks_meet_early_in_an_evaluation_and_after_it(tmp_path, monkeypatch):
+    """As its batches may take far longer than the steps before it, a signal would wait for long."""
+    begun = []
+
+    class Noted(checkpoints_module.Meetings):
+        def begin_other_work(self):
+            begun.append(1)
+            super().begin_other_work()
+
+    monkeypatch.setattr(checkpoints_module, "Meetings", Noted)
+    train(*SMALL_MODEL, "--test-freq=5", f"--checkpoint-dir={tmp_path}")
+    assert len(begun) == 4  # two evaluations
+
+
 def test_a_checkpoint_becomes_the_model_file_that_the_run_would_have_written(tmp_path):
     for number, flags in enumerate((
         ["--optimizer=adagrad", "--weighted-pooling=learned"],
@@ -355,6 +409,16 @@ def test_a_checkpoint_becomes_the_model_file_that_the_run_would_have_written(tmp
         assert made.read_bytes() == own.read_bytes()
         evaluated = train(*SMALL_MODEL, *flags[-4:], "--inference-only", f"--load-model={made}")
         assert evaluated.status == 0
+
+
+@pytest.mark.parametrize("scalars", [[1], [[]], [None] * 6, [{"step": "x"}] * 6])
+def test_crafted_numbers_of_the_optimiser_are_damage_to_an_export(scalars, tmp_path):
+    train(*SMALL_MODEL, "--optimizer=adagrad", f"--checkpoint-dir={tmp_path}/c")
+    (path,) = checkpoints_in(tmp_path / "c")
+    rewrite_index(path, lambda content: content["state"].update(dense_scalars=scalars))
+    exported = train(f"--export-checkpoint={path}", f"--save-model={tmp_path}/m.pth")
+    assert exported.status == 2 and "index.json is damaged" in exported.err
+    assert len(exported.err.splitlines()) == 1 and not (tmp_path / "m.pth").exists()
 
 
 def test_a_damaged_checkpoint_is_exported_from_the_one_before(tmp_path):

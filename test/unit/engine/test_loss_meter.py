@@ -108,6 +108,7 @@ def test_a_state_is_not_told_of_a_run_that_has_to_stop():
         ({"sum": "1"}, "sum of losses is '1'"),
         ({"rows": -1}, "rows is -1"),
         ({"rows": 2.0}, "rows is 2.0"),
+        ({"rows": 10**400}, "rows is 1000"),
         ({"skipped": None}, "skipped is None"),
         ({"first_it": True}, "first_it is True"),
         ({"first_epoch": "0"}, "first_epoch is '0'"),

@@ -65,11 +65,25 @@ def early(process):
                 clock.now += 50.0 if process.rank == 2 else 0.0  # an evaluation
     return met
 
+def other_work(process):
+    "Fast steps, then steps of an evaluation, which take 10 s each."
+    clock, met = Clock(), []
+    with mock.patch.object(meeting, "time", clock):
+        meetings = meeting.Meetings(process)
+        for step in range(60):
+            clock.now += 1e-7 if step < 50 else 10.0
+            if step == 50:
+                meetings.begin_other_work()
+            if meetings.is_due():
+                meetings.hold([False])
+                met.append(step)
+    return met
+
 def work():
     process = ranks.this_process("cpu")
     with ranks.joined(process):
         found = {name: steps_of(process, seconds, 3000) for name, seconds in SECONDS.items()}
-        found["early"] = early(process)
+        found["early"], found["other work"] = early(process), other_work(process)
     with open(f"{process.rank}.json", "w") as file:
         json.dump(found, file)
 
@@ -118,3 +132,8 @@ def test_a_long_step_brings_the_next_meeting_near(ranks):
     met = ranks[0]["early"]
     after = [step for step in met if step > 100]
     assert after[1] - after[0] == 1
+
+
+def test_other_work_brings_the_next_meeting_near(ranks):
+    """After fast steps, an evaluation of few slow batches hears a signal after each of them."""
+    assert ranks[0]["other work"] == [0, *range(50, 60)]
