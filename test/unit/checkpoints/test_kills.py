@@ -99,6 +99,7 @@ with kill_campaign.campaign(seed=1) as runs:
     for case.lines, case.model in ([lines[0]] + lines[2:], model), (lines, model[:-1]):
         runs.clear()
         run = runs.start(case, lambda rank: kill_campaign.die_in_call(30))
+        assert run.wait() == [-9]
         print(runs.resume_and_compare(case, run)[0].partition(":")[0])
 """
 
