@@ -1,14 +1,13 @@
 """Goes on from the newest checkpoint that is whole."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from checkpoints.folder import CheckpointFolder, Found, newest_in
 from checkpoints.index import Index, NewerFormatError
 from checkpoints.options import CheckpointOptions
-from checkpoints.recipe import check_same, check_same_data
+from checkpoints.recipe import Recipe, check_same, check_same_data
 from checkpoints.run_state import RunState, check_same_model
 from checkpoints.shard_file import DamagedError
 from common.errors import UserError
@@ -18,7 +17,7 @@ from ranks.collectives import agreed, texts_of_all
 def resume(
     options: CheckpointOptions,
     run: RunState,
-    recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+    recipe: Recipe,
     say: Callable[[str], None],
 ) -> Path | None:
     """Restore a run from the newest whole checkpoint that the flags name. All ranks call it.
@@ -26,7 +25,7 @@ def resume(
     Args:
         options: the flags of checkpoints.
         run: the run, whose model has the checkpoint's shape.
-        recipe: flags and facts of the data, as recipe.py has them.
+        recipe: what the run trains.
         say: prints a line, on the first rank.
 
     Returns:
@@ -80,7 +79,7 @@ def _restore(
     path: Path,
     where: str,
     run: RunState,
-    recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+    recipe: Recipe,
 ) -> str:
     """Restore the run; returns what is damaged, on any rank, or nothing."""
     flags, facts = recipe

@@ -31,7 +31,7 @@ CASES = {
         "--num-workers=2", "--nepochs=2", "--processed-data-file={}/flat",
     ],
     "random, adagrad, accumulated, workers": [
-        *RANDOM, "--optimizer=adagrad", "--mlperf-grad-accum-iter=3", "--num-workers=2",
+        *RANDOM, "--optimizer=adagrad", "--mlperf-grad-accum-iter=3", "--num-workers=1",
     ],
     "gaussian, learned pooling": [
         *RANDOM, "--rand-data-dist=gaussian", "--rand-data-max=39", "--weighted-pooling=learned",
@@ -89,14 +89,14 @@ def test_it_prints_the_same_lines_and_ends_with_the_same_model(case, shared, tmp
         alone = tmp_path / "alone"
         shutil.rmtree(alone, ignore_errors=True)
         shutil.copytree(path, alone / path.name)
-        model.unlink(missing_ok=True)
+        model.write_bytes(b"left by the run that was killed")
         resumed = run(case, shared, f"--save-model={model}", f"--checkpoint-dir={alone}",
                       "--save-every=3", "--resume")  # fmt: skip
         assert resumed.status == 0, resumed.err
         assert f"resumed from {alone / path.name}" in resumed.out
         tail = lines(resumed.out)
         assert tail and tail == lines(whole.out)[-len(tail) :]
-        if model.exists():  # else the best evaluation came before
+        if not model.read_bytes().startswith(b"left"):  # else the best evaluation came before
             assert model.read_bytes() == content
 
 
@@ -336,6 +336,24 @@ def test_a_checkpoint_becomes_the_model_file_that_the_run_would_have_written(tmp
         assert made.read_bytes() == own.read_bytes()
         evaluated = train(*SMALL_MODEL, *flags[-4:], "--inference-only", f"--load-model={made}")
         assert evaluated.status == 0
+
+
+def test_a_best_model_that_is_missing_is_told_and_never_said_to_be_there(tmp_path):
+    """A checkpoint that was moved to another machine, and the model file was not."""
+    flags = [*SMALL_MODEL, "--test-freq=5", "--mlperf-logging", "--mlperf-events=false"]
+    folder, model = tmp_path / "c", tmp_path / "m.pth"
+    whole = train(*flags, f"--checkpoint-dir={folder}", f"--save-model={model}")
+    assert f"saved in {model}" in whole.out.splitlines()[-1]
+    again = train(*flags, f"--resume={folder}", f"--save-model={model}")
+    assert again.out.splitlines()[-1] == whole.out.splitlines()[-1] and "missing" not in again.out
+    for there in (f"--checkpoint-dir={folder}", f"--save-model={model}2"):
+        model.unlink(missing_ok=True)
+        words = [f"--resume={folder}", f"--save-model={model}", there]
+        resumed = train(*flags, *words)
+        assert resumed.status == 0, resumed.err
+        assert re.search(r"^warning: --save-model=.* is missing, where .* no checkpoint has it:",
+                         resumed.out, re.M)  # fmt: skip
+        assert "nothing better to save in" in resumed.out.splitlines()[-1]
 
 
 def test_a_damaged_checkpoint_is_exported_from_the_one_before(tmp_path):
