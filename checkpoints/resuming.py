@@ -1,7 +1,8 @@
 """Goes on from the newest checkpoint that is whole."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checkpoints.folder import CheckpointFolder, Found, newest_in
@@ -40,16 +41,17 @@ def resume(
         say(f"--checkpoint-dir={options.folder} has no checkpoint yet: the run starts anew")
     flag = "--resume" if options.resume_from is None else f"--resume={options.resume_from}"
     damage = ""
-    for path in candidates:
+    for number, path in enumerate(candidates):
         where = f"--resume={path}"
         damage = _restore(path, where, run, recipe)
         if not damage:
+            # if none was whole, they keep their names: the next run must not start anew beside them
+            if aside := agreed(process, lambda: _set_aside(options, candidates[:number])):  # noqa: B023
+                say(aside)
             say(_where_it_goes_on(path, run))
             return path
-        aside = agreed(process, lambda path=path: _set_aside(options, path))  # type: ignore[misc]
-        is_last = path == candidates[-1]
-        then = "" if is_last else "; the checkpoint before it is used"
-        say(f"warning: {damage}{aside}{then}")
+        then = "" if path == candidates[-1] else "; the checkpoint before it is used"
+        say(f"warning: {damage}{then}")
     if damage:
         raise UserError(
             f"{flag}: no checkpoint is whole ({damage}):"
@@ -103,15 +105,15 @@ def _restore(
     return next(filter(None, texts_of_all(process, damage)), "")
 
 
-def _set_aside(options: CheckpointOptions, path: Path) -> str:
-    """Rename a damaged checkpoint of this run's own folder; says so."""
-    if options.folder is None or path.parent.resolve() != options.folder.resolve():
-        return ""
-    try:
-        found = Found(path, 0, 0)
-        return f"; it is now {CheckpointFolder(options.folder).set_aside(found).name}"
-    except OSError:
-        return ""
+def _set_aside(options: CheckpointOptions, damaged: Sequence[Path]) -> str:
+    """Rename damaged checkpoints of this run's own folder; says so."""
+    names = []
+    for path in damaged:
+        if options.folder is None or path.parent.resolve() != options.folder.resolve():
+            continue
+        with contextlib.suppress(OSError):
+            names.append(CheckpointFolder(options.folder).set_aside(Found(path, 0, 0)).name)
+    return f"checkpoint set aside as damaged: {', '.join(names)}" if names else ""
 
 
 def _where_it_goes_on(path: Path, run: RunState) -> str:
