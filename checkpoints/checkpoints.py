@@ -3,13 +3,12 @@
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from checkpoints.folder import FLAG, CheckpointFolder
 from checkpoints.options import CheckpointOptions
-from checkpoints.recipe import facts_of, flags_of
+from checkpoints.recipe import Recipe, facts_of, flags_of
 from checkpoints.resuming import resume
 from checkpoints.run_state import RunState
 from checkpoints.saver import Saver
@@ -21,7 +20,6 @@ from ranks.meeting import Meetings
 from ranks.process import Process
 
 HALF = 0.5  # of the way to the first save, after which memory for a copy is got ready
-Recipe = tuple[Mapping[str, Any], Mapping[str, Any]]  # flags and facts of the data
 
 
 class NoCheckpoints:
@@ -122,7 +120,21 @@ class ResumeOnly(NoCheckpoints):
 
     def begin(self, run: RunState) -> bool:
         """Go on from the checkpoint."""
-        return resume(self._options, run, self._recipe, self._say) is not None
+        has_resumed = resume(self._options, run, self._recipe, self._say) is not None
+        if has_resumed and self._model_file and run.progress.saved:
+            self._look_for_best_model(run)
+        return has_resumed
+
+    def _look_for_best_model(self, run: RunState) -> None:
+        """Tell that the best model is missing, as checkpoints have only the last one."""
+        path, progress = self._model_file, run.progress
+        if not agreed(run.model.process, lambda: path if Path(path).exists() else ""):
+            progress.saved = False
+            self._say(
+                f"warning: --save-model={path} is missing, where the run has saved the model of"
+                f" it {progress.saved_iter} of epoch {progress.saved_epoch}, and no checkpoint has"
+                " it: put that file there, or only a better model will be saved"
+            )
 
 
 class Checkpoints(ResumeOnly):
@@ -132,7 +144,7 @@ class Checkpoints(ResumeOnly):
         options: the flags of checkpoints.
         process: this rank.
         recipe: what this run trains.
-        say: prints a line, on the first rank.
+        say, model_file: as for NoCheckpoints.
     """
 
     def __init__(
@@ -141,8 +153,9 @@ class Checkpoints(ResumeOnly):
         process: Process,
         recipe: Recipe,
         say: Callable[[str], None],
+        model_file: str,
     ) -> None:
-        super().__init__(options, recipe, say, "")
+        super().__init__(options, recipe, say, model_file)
         assert options.folder is not None
         self._process = process
         self._folder = CheckpointFolder(options.folder, options.keep)
@@ -294,4 +307,4 @@ def make_checkpoints(
     recipe = flags_of(options), facts_of(prepared)
     if flags.folder is None:
         return ResumeOnly(flags, recipe, say, options.save_model)
-    return Checkpoints(flags, process, recipe, say)
+    return Checkpoints(flags, process, recipe, say, options.save_model)

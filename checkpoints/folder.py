@@ -25,8 +25,9 @@ from typing import IO
 
 from checkpoints.index import INDEX, Index
 from checkpoints.json_values import readable
-from checkpoints.shard_file import sync_folder, write_all
+from checkpoints.shard_file import write_all
 from common.errors import UserError
+from common.whole_files import sync_folder
 
 FLAG = "--checkpoint-dir"
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from checkpoints.json_values import number_of, object_of, text_of, whole_of
-
-NUM_WORDS = 624  # of the state of numpy's generator, MT19937
+from common.draw_state import NUM_WORDS
 
 
 def generators_as_json() -> dict[str, Any]:

@@ -37,6 +37,7 @@ FREE = frozenset(
     }
 )  # fmt: skip
 ROWS_COMPARED = 1000  # first and last training rows
+Recipe = tuple[Mapping[str, Any], Mapping[str, Any]]  # flags_of, facts_of
 MOST_SHOWN = 100  # numbers of a flag in a message
 
 

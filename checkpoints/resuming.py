@@ -1,14 +1,14 @@
 """Goes on from the newest checkpoint that is whole."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from checkpoints.folder import CheckpointFolder, Found, newest_in
 from checkpoints.index import Index, NewerFormatError
 from checkpoints.options import CheckpointOptions
-from checkpoints.recipe import check_same, check_same_data
+from checkpoints.recipe import Recipe, check_same, check_same_data
 from checkpoints.run_state import RunState, check_same_model
 from checkpoints.shard_file import DamagedError
 from common.errors import UserError
@@ -19,7 +19,7 @@ from ranks.process import Process
 def resume(
     options: CheckpointOptions,
     run: RunState,
-    recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+    recipe: Recipe,
     say: Callable[[str], None],
 ) -> Path | None:
     """Restore a run from the newest whole checkpoint that the flags name. All ranks call it.
@@ -27,7 +27,7 @@ def resume(
     Args:
         options: the flags of checkpoints.
         run: the run, whose model has the checkpoint's shape.
-        recipe: flags and facts of the data, as recipe.py has them.
+        recipe: what the run trains.
         say: prints a line, on the first rank.
 
     Returns:
@@ -41,19 +41,20 @@ def resume(
     if not candidates:
         say(f"--checkpoint-dir={options.folder} has no checkpoint yet: the run starts anew")
     flag = "--resume" if options.resume_from is None else f"--resume={options.resume_from}"
-    damage = ""
+    damage, damaged = "", list[Path]()
     for path in candidates:
         where = f"--resume={path}"
         damage, is_certain = _restore(path, where, run, recipe)
         if not damage:
+            # if none was whole, they keep their names: the next run must not start anew beside them
+            if aside := agreed(process, lambda: _set_aside(options, damaged)):
+                say(aside)
             say(_where_it_goes_on(path, run))
             return path
-        aside = ""
         if is_certain:
-            aside = agreed(process, lambda path=path: _set_aside(options, path))  # type: ignore[misc]
-        is_last = path == candidates[-1]
-        then = "" if is_last else "; the checkpoint before it is used"
-        say(f"warning: {damage}{aside}{then}")
+            damaged.append(path)
+        then = "" if path == candidates[-1] else "; the checkpoint before it is used"
+        say(f"warning: {damage}{then}")
     if damage:
         raise UserError(
             f"{flag}: no checkpoint is whole ({damage}):"
@@ -83,7 +84,7 @@ def _restore(
     path: Path,
     where: str,
     run: RunState,
-    recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+    recipe: Recipe,
 ) -> tuple[str, bool]:
     """Restore the run; returns what `_found_by_all` does."""
     flags, facts = recipe
@@ -121,15 +122,15 @@ def _found_by_all(process: Process, damage: DamagedError | None) -> tuple[str, b
     return max(found, key=lambda one: one[1], default=("", False))
 
 
-def _set_aside(options: CheckpointOptions, path: Path) -> str:
-    """Rename a damaged checkpoint of this run's own folder; says so."""
-    if options.folder is None or path.parent.resolve() != options.folder.resolve():
-        return ""
-    try:
-        found = Found(path, 0, 0)
-        return f"; it is now {CheckpointFolder(options.folder).set_aside(found).name}"
-    except OSError:
-        return ""
+def _set_aside(options: CheckpointOptions, damaged: Sequence[Path]) -> str:
+    """Rename damaged checkpoints of this run's own folder; says so."""
+    names = []
+    for path in damaged:
+        if options.folder is None or path.parent.resolve() != options.folder.resolve():
+            continue
+        with contextlib.suppress(OSError):
+            names.append(CheckpointFolder(options.folder).set_aside(Found(path, 0, 0)).name)
+    return f"checkpoint set aside as damaged: {', '.join(names)}" if names else ""
 
 
 def _where_it_goes_on(path: Path, run: RunState) -> str:

@@ -3,14 +3,14 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from checkpoints.folder import CheckpointFolder
 from checkpoints.index import Index, ShardFile
 from checkpoints.matrices import HeldRows, held_rows, matrix_shapes
+from checkpoints.recipe import Recipe
 from checkpoints.run_state import RunState
 from checkpoints.writer import BackgroundWriting, CopiedRows, Written, write_rows
 from common.free_memory import free_memory
@@ -89,7 +89,7 @@ class Saver:
     Args:
         folder: where they go; the first rank has opened it.
         process: this rank.
-        recipe: flags and facts of the data, as recipe.py has them.
+        recipe: what the run trains.
         say: prints a line, on the first rank.
     """
 
@@ -97,7 +97,7 @@ class Saver:
         self,
         folder: CheckpointFolder,
         process: Process,
-        recipe: tuple[Mapping[str, Any], Mapping[str, Any]],
+        recipe: Recipe,
         say: Callable[[str], None],
     ) -> None:
         self._folder, self._process, self._recipe, self._say = folder, process, recipe, say

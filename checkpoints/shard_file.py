@@ -114,15 +114,6 @@ def write_all(file: int, block: bytes | memoryview) -> None:
         left = left[os.write(file, left) :]
 
 
-def sync_folder(path: Path) -> None:
-    """Have the disk keep the names of the files in a folder."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     yield _header(tensors)
     for tensor in tensors.values():

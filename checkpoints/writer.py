@@ -11,8 +11,9 @@ import torch
 
 from checkpoints.index import ShardFile
 from checkpoints.matrices import HeldRows, cut_into_files, named_tensors
-from checkpoints.shard_file import FilesToSync, sync_folder, write_tensors
+from checkpoints.shard_file import FilesToSync, write_tensors
 from common.termination import show_life
+from common.whole_files import sync_folder
 
 NICE = 10  # of threads that write while steps are made
 

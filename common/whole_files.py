@@ -81,8 +81,25 @@ def write_whole(files: Sequence[tuple[Path, Callable[[BinaryIO], object]]]) -> N
                 _write_to_disk(partial_of(path), write)
             for path, _ in files:
                 os.replace(partial_of(path), path)
+            _sync_names([path for path, _ in files])
         finally:
             remove_partial()
+
+
+def _sync_names(paths: Sequence[Path]) -> None:
+    """Without it, a power cut could leave a checkpoint that says the file is there, and no file."""
+    for folder in {path.parent for path in paths}:
+        with contextlib.suppress(OSError):  # a folder that may be written, but not read
+            sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _write_to_disk(path: Path, write: Callable[[BinaryIO], object]) -> None:

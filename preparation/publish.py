@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.whole_files import sync_folder
 from criteo.meta_file import SPLITS
 from criteo.raw_files import printable
 from criteo.report import find_doubts
@@ -63,15 +64,6 @@ def write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the folder's list of names is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def announce(spec: DataSpec, names: Sequence[str], report: dict[str, Any], seconds: float) -> None:

@@ -36,6 +36,15 @@ class LogSummary:
     aucs: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
 
+    def forget_from(self, step: int) -> None:
+        """Forget the lines of this step and later ones: a resumed run does them again."""
+        while self.steps and self.steps[-1] >= step:
+            for values in (self.steps, self.losses, self.ms_per_it):
+                values.pop()
+        while self.test_steps and self.test_steps[-1] >= step:
+            for values in (self.test_steps, self.aucs, self.accuracies):
+                values.pop()
+
     def images_per_second(self, batch_size: int) -> float:
         """Rows a second: batch * 1000 / mean ms/it of all training lines but the first; or nan."""
         times = [ms for ms in self.ms_per_it[1:] if ms > 0]
@@ -63,6 +72,7 @@ def summarise(text: str) -> LogSummary:
         if found := _TRAINING.search(line):
             it, of, epoch = (int(word) for word in found.groups()[:3])
             step = epoch * of + it
+            summary.forget_from(step)
             summary.steps.append(step)
             summary.ms_per_it.append(float(found[4]))
             summary.losses.append(float(found[5]))

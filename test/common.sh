@@ -239,16 +239,36 @@ set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as
 
 # ---------------------------------------------------------------- checkpoints
 
-keep_checkpoints() { # sets CHECKPOINTS, unless the user has flags of his own; goes on from what a failed run has left
+keep_checkpoints() { # sets CHECKPOINTS, unless the user has flags of their own
     CHECKPOINTS='' GOES_ON=''
     [[ " ${EXTRA[*]}" =~ \ --(checkpoint[-_]dir|resume|load[-_]model) ]] && return
     CHECKPOINTS=$OUTPUT/checkpoints/$CASE
-    [ -z "$FRESH" ] && [ ! -e "$CHECKPOINTS/finished" ] || rm -rf "$CHECKPOINTS"
-    if compgen -G "$CHECKPOINTS/*-step-*" >/dev/null; then
+    FLAGS+=(--checkpoint-dir="$CHECKPOINTS" --save-minutes=5 --resume)
+}
+
+look_for_checkpoints() { # goes on from what a failed run has left; removes what a finished one has left
+    [ -n "$CHECKPOINTS" ] || return 0
+    [ -z "$FRESH" ] && [ ! -e "$CHECKPOINTS/finished" ] || remove_checkpoints
+    if has_checkpoint; then
         GOES_ON=1
         echo "Going on from the last checkpoint in $CHECKPOINTS (--fresh starts anew)" >&2
     fi
-    FLAGS+=(--checkpoint-dir="$CHECKPOINTS" --save-minutes=5 --resume)
+}
+
+remove_checkpoints() { # the mark goes last: the next call removes the rest if this one is killed
+    [ -d "$CHECKPOINTS" ] || return 0
+    if ! { touch "$CHECKPOINTS/finished" && rm -rf "$CHECKPOINTS"/*-step-* && rm "$CHECKPOINTS/finished"; }; then
+        fail "cannot remove the old checkpoints in $CHECKPOINTS"
+    fi
+}
+
+has_checkpoint() {
+    [ -n "$CHECKPOINTS" ] && compgen -G "$CHECKPOINTS/*-step-*" >/dev/null
+}
+
+mark_finished() { # tells what the checkpoints take, as nothing needs them any more
+    touch "$CHECKPOINTS/finished"
+    echo "Checkpoints: $CHECKPOINTS, $(du -sh "$CHECKPOINTS" | cut -f 1); remove them, or the next run of this command will"
 }
 
 # ---------------------------------------------------------------- launching
@@ -289,17 +309,19 @@ launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_), and
     [ $status -eq 0 ] || report_failure
 }
 
-stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes
-    trap '' INT TERM HUP
+stop_ranks() { # SIGNAL STATUS: the launcher ends its ranks before it goes; a second signal lets them leave their save
+    trap '' HUP
+    trap 'pkill -TERM -P "$LAUNCHER" 2>/dev/null' INT TERM
     kill -TERM "$LAUNCHER" 2>/dev/null
-    wait "$LAUNCHER" 2>/dev/null
+    while kill -0 "$LAUNCHER" 2>/dev/null; do wait "$LAUNCHER" 2>/dev/null; done
+    wait "$follower" 2>/dev/null # it shows what was saved
     remove_partial
     echo "stopped by SIG$1: all ranks have ended$(what_is_left)" >&2
     exit "$2"
 }
 
 what_is_left() {
-    if [ -n "$CHECKPOINTS" ] && compgen -G "$CHECKPOINTS/*-step-*" >/dev/null; then
+    if has_checkpoint; then
         echo "; the same command goes on from the last checkpoint"
     fi
 }
@@ -338,7 +360,15 @@ begin_case() { # train|eval|perf DEFAULT_NPROC ARGUMENT...: does everything that
     [ -z "$DEMO" ] || make_demo_data
     OUTPUT=$ROOT/test/output/$DEVICE_ID
     mkdir -p "$OUTPUT" || fail "cannot write to $OUTPUT"
+    keep_others_out
     set_flags
+}
+
+keep_others_out() { # logs and checkpoints have the same names in each run of a kind; the lock ends with the launcher
+    local lock
+    command -v flock >/dev/null || return 0
+    exec {lock}>>"$OUTPUT/$KIND.lock" || fail "cannot write to $OUTPUT"
+    flock -n "$lock" || fail "another run writes to $OUTPUT/${KIND}_*.log: wait for it, or give another --device_id"
 }
 
 finish_case() { # ARGUMENT...: result lines, results file; the arguments go to reporting/results.py
@@ -351,10 +381,11 @@ train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png i
     FLAGS+=(--save-model="$CALLED_FROM/DLRM.pth")
     keep_checkpoints
     prepare
+    look_for_checkpoints # after all flags are checked: a mistake in them removes nothing
     BEGAN=$SECONDS
     launch
     finish_case --plot="$CALLED_FROM/DLRM.png"
-    [ -z "$CHECKPOINTS" ] || touch "$CHECKPOINTS/finished"
+    [ -z "$CHECKPOINTS" ] || mark_finished
     [ -z "$DEMO" ] || grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null
     echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
 }

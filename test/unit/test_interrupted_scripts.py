@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,32 +100,110 @@ KEEP = """
 source "{copy}/test/common.sh"
 OUTPUT={output} CASE=case EXTRA=({extra}) FRESH={fresh} FLAGS=()
 keep_checkpoints
+look_for_checkpoints
 echo "${{FLAGS[@]}}"
 """
 
 
-@pytest.mark.parametrize("there, fresh, extra, goes_on", [
-    ([], "", "", False),
-    (["000001-step-5"], "", "", True),
-    (["000001-step-5"], "1", "", False),
-    (["000001-step-5", "finished"], "", "", False),
-    (["000001-step-5"], "", "--checkpoint_dir=mine", None),
-    (["000001-step-5"], "", "--load-model=mine", None),
+@pytest.mark.parametrize("there, finished, fresh, extra, goes_on", [
+    ([], False, "", "", False),
+    (["000001-step-5"], False, "", "", True),
+    (["000001-step-5"], False, "1", "", False),
+    (["000001-step-5"], True, "", "", False),
+    (["000001-step-5"], False, "", "--checkpoint_dir=mine", None),
+    (["000001-step-5"], False, "", "--load-model=mine", None),
 ])  # fmt: skip
 def test_checkpoints_are_kept_unless_the_last_run_has_finished(
-    there, fresh, extra, goes_on, copy, tmp_path
+    there, finished, fresh, extra, goes_on, copy, tmp_path
 ):
     """--fresh starts anew, and nothing is done if the user has flags of his own."""
     saved = tmp_path / "checkpoints" / "case"
     for name in there:
         (saved / name).mkdir(parents=True)
+    if finished:
+        (saved / "finished").touch()
     script = KEEP.format(copy=copy, output=tmp_path, fresh=fresh, extra=extra)
     done = shell("bash", "-c", script)
     assert done.returncode == 0, done.stderr
     ours = f"--checkpoint-dir={saved} --save-minutes=5 --resume"
     assert done.stdout.strip() == ("" if goes_on is None else ours)
     assert ("Going on" in done.stderr) == bool(goes_on)
-    assert saved.exists() == (goes_on is not False)
+    names = {path.name for path in saved.iterdir()} if there else set()
+    assert names == (set() if goes_on is False else set(there))
+
+
+BEGIN = """
+source "{copy}/test/common.sh"
+DEVICE_ID=8 KIND={kind} OUTPUT={output}
+keep_others_out
+echo mine
+[ "$1" != wait ] || read -r
+"""
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock nobody is kept out")
+def test_a_second_run_of_a_kind_is_refused_and_touches_nothing(copy, tmp_path):
+    """Logs and checkpoints have the same names: it would remove those of the first one."""
+    script = BEGIN.format(copy=copy, kind="train", output=tmp_path)
+    with subprocess.Popen(
+        ["bash", "-c", script, "", "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "mine\n"
+        second = shell("bash", "-c", script)
+        assert second.returncode == 2 and "give another --device_id" in second.stderr
+        other_kind = shell("bash", "-c", BEGIN.format(copy=copy, kind="perf", output=tmp_path))
+        assert other_kind.stdout == "mine\n"
+        first.stdin.close()
+    assert shell("bash", "-c", script).stdout == "mine\n"
+
+
+STOP = """
+source "{copy}/test/common.sh"
+CHECKPOINTS='' follower=''
+set -m
+bash -c '
+    {python} -u {rank} &
+    trap "kill -TERM $!" TERM
+    while kill -0 $! 2>/dev/null; do wait $!; done
+' &
+LAUNCHER=$!
+set +m
+trap 'stop_ranks INT 130' INT
+wait "$LAUNCHER"
+"""
+RANK = """
+import signal, sys, time
+
+asked = []
+
+def ask(*_):
+    asked.append(1)
+    print("asked", len(asked))
+    if len(asked) == 2:
+        sys.exit(1)
+
+signal.signal(signal.SIGTERM, ask)
+print("ready")
+time.sleep(10)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("pkill"), reason="without pkill a second signal does nothing")
+def test_a_second_ctrl_c_reaches_the_ranks_too(copy, tmp_path):
+    """They leave their save then, as their line promises."""
+    (tmp_path / "rank.py").write_text(RANK)
+    script = STOP.format(copy=copy, python=sys.executable, rank=tmp_path / "rank.py")
+    with subprocess.Popen(
+        ["bash", "-c", script], start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, preexec_fn=take_interrupts,
+    ) as done:  # fmt: skip
+        assert done.stdout.readline() == "ready\n"
+        interrupt(done)
+        assert done.stdout.readline() == "asked 1\n"
+        interrupt(done)
+        assert done.stdout.readline() == "asked 2\n"
+        assert done.wait(timeout=20) == 130
+        assert "all ranks have ended" in done.stderr.read()
 
 
 FAIL = """

@@ -4,14 +4,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import socket
-import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, largest_file, shell
-from signalled import started
+from conftest import largest_file
 from written import WRITTEN, ends_soon, read_checkpoint, write_checkpoint
 
 from checkpoints.folder import CheckpointFolder, Found, newest_in, remove
@@ -36,17 +36,26 @@ def folder(tmp_path):
         yield found
 
 
-def in_child(act):
-    """Run `act` in a forked process, as a user without rights if this one is root; its status."""
+def in_fork(act):
+    """Run `act` in a forked process; its status."""
     child = os.fork()
     if not child:
         status = 1
         with contextlib.suppress(BaseException):
-            if os.geteuid() == 0:
-                os.setuid(65534)
             status = act()
         os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def as_nobody(act):
+    """Run `act` in a forked process as a user without rights, if this one is root; its status."""
+
+    def act_without_rights():
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        return act()
+
+    return in_fork(act_without_rights)
 
 
 # ---------------------------------------------------------------- how one appears and goes
@@ -198,17 +207,34 @@ def test_a_damaged_one_counts_no_more_and_stays(folder):
 
 # ---------------------------------------------------------------- one run at a time
 
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from checkpoints.folder import CheckpointFolder
-with CheckpointFolder(Path(sys.argv[1])).opened():
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        print("child", os.getpid(), flush=True)
-        time.sleep(100)
-    print("ready", flush=True)
-    time.sleep(100)
-"""
+
+@contextlib.contextmanager
+def held(path, forks=False):
+    """A process that has the folder; yields its number and that of its child, 0 without one."""
+    reader, writer = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with contextlib.suppress(BaseException), CheckpointFolder(path).opened():
+            child = os.fork() if forks else 0
+            if child or not forks:
+                os.write(writer, str(child).encode())
+            time.sleep(100)
+        os._exit(1)
+    child = int(os.read(reader, 20))
+    try:
+        yield holder, child
+    finally:
+        kill(holder)
+        if child:
+            os.kill(child, signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)
+
+
+def kill(holder):
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
 
 
 def refusal(path):
@@ -218,57 +244,43 @@ def refusal(path):
 
 
 def test_a_second_run_is_refused_and_told_who_has_the_folder(tmp_path):
-    with started(sys.executable, "-c", HOLDER, tmp_path, "alone") as run:
-        run.wait_for("ready")
+    with held(tmp_path) as (holder, _):
         (tmp_path / "000001-step-1.partial").mkdir()
-        who = f"process {run.process.pid} on {socket.gethostname()}"
+        who = f"process {holder} on {socket.gethostname()}"
         assert refusal(tmp_path) == (
             f"--checkpoint-dir={tmp_path} is in use by another run ({who}):"
             " wait for it, or name another folder"
         )
         assert refusal(tmp_path)  # a refused one has not taken the lock away
         assert (tmp_path / "000001-step-1.partial").is_dir()  # which the other run writes
-        run.process.kill()
-        run.process.wait()
+        kill(holder)
         with CheckpointFolder(tmp_path).opened():
             assert names_in(tmp_path) == []
 
 
 def test_a_forked_child_of_the_holder_does_not_keep_the_lock(tmp_path):
     """A loader may outlive its run by some seconds, and the run's restart comes at once."""
-    with started(sys.executable, "-c", HOLDER, tmp_path, "fork") as run:
-        run.wait_for("ready")
-        run.wait_for("child")
-        child = int(run.said().split("child ")[1].split()[0])
+    with held(tmp_path, forks=True) as (holder, child):
         assert "in use by another run" in refusal(tmp_path)
-        run.process.kill()
-        run.process.wait()
+        kill(holder)
         os.kill(child, 0)  # it is alive
         with CheckpointFolder(tmp_path).opened():
             pass
 
 
 def test_a_forked_child_is_refused_while_its_parent_has_the_folder(folder):
-    def act():
-        return int("in use by another run" not in refusal(folder.path))
-
-    child = os.fork()
-    if not child:
-        status = 1
-        with contextlib.suppress(BaseException):
-            status = act()
-        os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_fork(lambda: int("in use by another run" not in refusal(folder.path))) == 0
 
 
 def test_the_folder_is_free_after_the_block(tmp_path):
-    program = f"{HOLDER.split('    if')[0]}    print('in')"
-    with CheckpointFolder(tmp_path).opened():
-        pass
-    done = shell(sys.executable, "-c", program, tmp_path, cwd=ROOT, env={"PYTHONPATH": ROOT})
-    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr
-    with CheckpointFolder(tmp_path).opened():
-        pass
+    def open_it():
+        with CheckpointFolder(tmp_path).opened():
+            return 0
+
+    for _ in range(2):
+        with CheckpointFolder(tmp_path).opened():
+            pass
+        assert in_fork(open_it) == 0
 
 
 def test_where_there_are_no_locks_the_run_goes_on(tmp_path, monkeypatch):
@@ -333,7 +345,7 @@ def test_a_folder_that_may_only_be_read_is_one_line(tmp_path):
         pass
     path.chmod(0o555)
     for name in ("all", "all/below"):
-        assert in_child(lambda name=name: "Permission denied" not in refusal(tmp_path / name)) == 0
+        assert as_nobody(lambda name=name: "Permission denied" not in refusal(tmp_path / name)) == 0
 
 
 def test_a_lock_that_may_be_written_makes_no_folder_writable(tmp_path, monkeypatch):
@@ -463,7 +475,7 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path):
             newest_in(tmp_path / "all")
         return 0
 
-    assert in_child(act) == 0
+    assert as_nobody(act) == 0
 
 
 def test_a_folder_that_does_not_exist_has_no_checkpoints(tmp_path):

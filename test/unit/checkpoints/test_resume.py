@@ -33,7 +33,7 @@ CASES = {
         "--num-workers=2", "--nepochs=2", "--processed-data-file={}/flat",
     ],
     "random, adagrad, accumulated, workers": [
-        *RANDOM, "--optimizer=adagrad", "--mlperf-grad-accum-iter=3", "--num-workers=2",
+        *RANDOM, "--optimizer=adagrad", "--mlperf-grad-accum-iter=3", "--num-workers=1",
     ],
     "gaussian, learned pooling": [
         *RANDOM, "--rand-data-dist=gaussian", "--rand-data-max=39", "--weighted-pooling=learned",
@@ -91,14 +91,14 @@ def test_it_prints_the_same_lines_and_ends_with_the_same_model(case, shared, tmp
         alone = tmp_path / "alone"
         shutil.rmtree(alone, ignore_errors=True)
         shutil.copytree(path, alone / path.name)
-        model.unlink(missing_ok=True)
+        model.write_bytes(b"left by the run that was killed")
         resumed = run(case, shared, f"--save-model={model}", f"--checkpoint-dir={alone}",
                       "--save-every=3", "--resume")  # fmt: skip
         assert resumed.status == 0, resumed.err
         assert f"resumed from {alone / path.name}" in resumed.out
         tail = lines(resumed.out)
         assert tail and tail == lines(whole.out)[-len(tail) :]
-        if model.exists():  # else the best evaluation came before
+        if not model.read_bytes().startswith(b"left"):  # else the best evaluation came before
             assert model.read_bytes() == content
 
 
@@ -237,7 +237,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(name, how, tmp_path):
     assert resumed.status == 0, resumed.err
     assert re.search(rf"^warning: {re.escape(str(file))}.*the checkpoint before it is used$",
                      resumed.out, re.M)  # fmt: skip
-    assert f"resumed from {older}" in resumed.out
+    assert f"set aside as damaged: {newest.name}.damaged\nresumed from {older}" in resumed.out
     assert resumed.losses == whole.losses[-2:]
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"lock", older.name, newest.name + ".damaged", "000003-step-10"}
@@ -267,9 +267,10 @@ def test_if_no_checkpoint_is_whole_nothing_is_trained(tmp_path):
     train(*flags)
     for path in checkpoints_in(tmp_path / "c"):
         flip(path / "rank-000-0000.safetensors", 900)
-    resumed = train(*flags, "--resume")
-    assert resumed.status == 2 and "no checkpoint is whole" in resumed.err
-    assert "Finished" not in resumed.out
+    for _ in range(2):  # a script calls it again, and it must not start anew then
+        resumed = train(*flags, "--resume")
+        assert resumed.status == 2 and "no checkpoint is whole" in resumed.err
+        assert "Finished" not in resumed.out
     by_path = train(*SMALL_MODEL, f"--resume={tmp_path}/nowhere")
     assert by_path.status == 2 and "is no folder" in by_path.err
 
@@ -419,6 +420,24 @@ def test_crafted_numbers_of_the_optimiser_are_damage_to_an_export(scalars, tmp_p
     exported = train(f"--export-checkpoint={path}", f"--save-model={tmp_path}/m.pth")
     assert exported.status == 2 and "index.json is damaged" in exported.err
     assert len(exported.err.splitlines()) == 1 and not (tmp_path / "m.pth").exists()
+
+
+def test_a_best_model_that_is_missing_is_told_and_never_said_to_be_there(tmp_path):
+    """A checkpoint that was moved to another machine, and the model file was not."""
+    flags = [*SMALL_MODEL, "--test-freq=5", "--mlperf-logging", "--mlperf-events=false"]
+    folder, model = tmp_path / "c", tmp_path / "m.pth"
+    whole = train(*flags, f"--checkpoint-dir={folder}", f"--save-model={model}")
+    assert f"saved in {model}" in whole.out.splitlines()[-1]
+    again = train(*flags, f"--resume={folder}", f"--save-model={model}")
+    assert again.out.splitlines()[-1] == whole.out.splitlines()[-1] and "missing" not in again.out
+    for there in (f"--checkpoint-dir={folder}", f"--save-model={model}2"):
+        model.unlink(missing_ok=True)
+        words = [f"--resume={folder}", f"--save-model={model}", there]
+        resumed = train(*flags, *words)
+        assert resumed.status == 0, resumed.err
+        assert re.search(r"^warning: --save-model=.* is missing, where .* no checkpoint has it:",
+                         resumed.out, re.M)  # fmt: skip
+        assert "nothing better to save in" in resumed.out.splitlines()[-1]
 
 
 def test_a_damaged_checkpoint_is_exported_from_the_one_before(tmp_path):

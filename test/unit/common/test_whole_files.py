@@ -25,7 +25,7 @@ def fails(file):
 
 
 def test_files_get_their_names_when_all_of_them_are_on_the_disk(tmp_path, monkeypatch):
-    """Of the calls to the system, no rename comes before the last fsync."""
+    """Of the calls to the system, no rename comes before a file's fsync; the folder's is last."""
     calls = []
     for name in ("fsync", "replace"):
         of_system = getattr(os, name)
@@ -37,7 +37,7 @@ def test_files_get_their_names_when_all_of_them_are_on_the_disk(tmp_path, monkey
         monkeypatch.setattr(os, name, call)
     write_whole([(tmp_path / "data", writes("weights")), (tmp_path / "model", writes("graph"))])
     assert content_of(tmp_path) == {"data": "weights", "model": "graph"}
-    assert calls == ["fsync", "fsync", "replace", "replace"]
+    assert calls == ["fsync", "fsync", "replace", "replace", "fsync"]
 
 
 @pytest.mark.parametrize("failing", [0, 1])

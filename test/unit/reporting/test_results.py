@@ -30,6 +30,18 @@ def test_values_that_are_there_are_numbers(tmp_path, capsys):
     assert "images/sec : 3200.00\nFinal Train Accuracy : 0.7512\n" in printed
 
 
+def test_lines_that_a_resumed_run_prints_again_count_once():
+    """The steps after the last checkpoint of a killed run are trained again, and told again."""
+    before = [LINE.format(it=it, ms=10, loss=it) for it in (10, 20, 30)]
+    after = [LINE.format(it=it, ms=20, loss=it + 0.5) for it in (20, 30)]
+    test = TEST.format(auc=0.5)
+    summary = summarise("".join([before[0], test, before[1], test, before[2], *after[:1], test,
+                                 *after[1:]]))  # fmt: skip
+    assert summary.steps == [10, 20, 30] and summary.losses == [10, 20.5, 30.5]
+    assert summary.ms_per_it == [10, 20, 20]
+    assert summary.test_steps == [10, 20] and len(summary.aucs) == len(summary.accuracies) == 2
+
+
 def test_values_that_are_missing_are_none(tmp_path, capsys):
     """A training without evaluations and with one line; an evaluation without training."""
     status, facts = report(tmp_path, LINE.format(it=1, ms=-1, loss=0.25))
