@@ -196,7 +196,7 @@ class Checkpoints(ResumeOnly):
             )
         if there and not self._options.resumes:
             raise UserError(
-                f"{FLAG}={self._folder.path} has checkpoints of another run"
+                f"{FLAG}={self._folder.path} already has checkpoints"
                 f" ({there[0].path.name} is the newest): --resume goes on from it;"
                 " to start anew, name another folder or remove this one"
             )
@@ -270,7 +270,10 @@ class Checkpoints(ResumeOnly):
     def save_and_end(self, run: RunState) -> None:
         """Save the run because a signal has come to some rank, and end it."""
         self._say("asked to end: the run is saved first, unless another signal comes")
-        self._saver.save(run, run.step, may_go_on=False)
+        try:
+            self._saver.save(run, run.step, may_go_on=False)
+        except UserError as error:  # the signal's error takes the place of this one
+            self._say(f"warning: it could not be saved: {error}")
         end_as_asked()
 
     def is_asked_in_evaluation(self) -> bool:

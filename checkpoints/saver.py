@@ -191,7 +191,7 @@ class Saver:
             try:
                 return json.dumps([str(self._folder.begin(step)), ""])
             except OSError as error:
-                return json.dumps(["", error.strerror or str(error)])
+                return json.dumps(["", f"{error.filename}: {error.strerror or error}"])
 
         partial, trouble = json.loads(agreed(self._process, make_folder))
         return _Save(step, index, partial, trouble, began)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import zlib
@@ -111,3 +112,13 @@ def ends_soon(seconds=20, more_memory=1 << 30):
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def checkpoints_in(folder):
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"\d+-step-\d+", path.name))
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 4
+    path.write_bytes(content)
