@@ -449,16 +449,16 @@ class Trainer:
         self.reporter.begin_run(num_rows, self.data.test.num_rows, shape.bottom, shape.top)
         if self.place.owes_evaluation:
             self._evaluate_at_step()
-        if (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches):
-            self.reporter.say(
-                f"nothing left to train: {self.options.nepochs} epoch(s) are done;"
-                " --nepochs can be more"
-            )
+        is_over = (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches)
+        if is_over:
+            done = f"{self.options.nepochs} epoch(s) are done"
+            self.reporter.say(f"nothing left to train: {done}; --nepochs can be more")
         elif not self._threshold_reached():
             self._train_epochs(after_step)
         # the best value may be that of a model that was loaded: this run has chosen none
         none_chosen = not self._evaluates or math.isnan(self._best())
-        if self.options.save_model and not progress.saved and none_chosen:
+        is_same = is_over and self.options.load_model  # as the file that was loaded
+        if self.options.save_model and not progress.saved and none_chosen and not is_same:
             self._save()  # also after a resume: the last checkpoint is older than this file
         self.checkpoints.finish(self.run)
         if text := progress.last_line(self._by_auc, self.options.save_model):

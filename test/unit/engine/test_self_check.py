@@ -65,7 +65,7 @@ FAULTS = {
     "20 steps": ("train_step", lambda *_: torch.tensor(0.5)),
     "evaluation": ("evaluate_and_save", lambda self: None),
     "save": ("_save", lambda self: None),
-    "load": ("resume", lambda self, path: None),
+    "load": ("load", lambda self, path: None),
 }
 
 
