@@ -32,7 +32,8 @@ DIM = 64
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long the work takes."""
+    """How long the work takes, when the disk has done all that came before."""
+    os.sync()
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -112,7 +113,11 @@ def lines(costs: Costs, options: argparse.Namespace) -> None:
         (f"save {size} between steps, s", costs.save, costs.torch_save),
         (f"read {size}, s", costs.load, costs.torch_load),
     ):
-        pairs = [(seconds(ours), seconds(yardstick)) for _ in range(options.pairs)]
+        seconds(ours), seconds(yardstick)  # makes files, and fills the system's cache
+        pairs = []
+        for number in range(options.pairs):  # now one is first, now the other
+            works = (ours, yardstick) if number % 2 else (yardstick, ours)
+            pairs.append(tuple(map(seconds, works))[:: 1 if number % 2 else -1])
         own, other = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(b / a for a, b in pairs)
         print(row(what, f"{own:.2f}", f"{other:.2f}", f"{ratio:.2f}"), flush=True)

@@ -6,6 +6,7 @@ holds Python's lock meanwhile, so that training beside it would stand still: the
 here, and the tensors straight from their memory.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -24,7 +25,7 @@ from common.versions import problem_of_import
 
 MOST_BYTES = 64 << 20  # of a file's tensors, but a row is never cut: what a reader's buffer holds
 BYTES_PER_WRITE = 16 << 20
-MOST_UNSYNCED = 16  # files that the disk is still busy with: a gigabyte
+MOST_UNSYNCED = 4  # files that the disk is still busy with
 _NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8",
@@ -83,7 +84,10 @@ class FilesToSync:
         return file
 
     def _sync_oldest(self) -> None:
+        """Wait for the disk; then the file leaves the system's cache to the training data."""
         os.fsync(self._open[0])
+        with contextlib.suppress(OSError):  # a file system that keeps no cache
+            os.posix_fadvise(self._open[0], 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(self._open.popleft())
 
 
