@@ -31,6 +31,7 @@ MODEL = (
     "--arch-sparse-feature-size=8 --arch-mlp-bot=13-32-8 --arch-mlp-top=32-1 --loss-function=bce"
     " --learning-rate=0.1 --mini-batch-size=64 --test-mini-batch-size=512 --mlperf-logging"
     " --mlperf-events=false --tensor-board-filename= --print-freq=1 --test-freq=9 --keep=2"
+    " --dist-timeout=30"  # of ranks that wait for one that was killed before they have met
 ).split()
 RANDOM = (
     "--arch-embedding-size=300-200-50-1000 --data-size=1500 --num-indices-per-lookup=4"
