@@ -38,7 +38,7 @@ RANDOM = (
     " --round-targets=true"
 ).split()
 SYSTEM_CALLS = ("write", "fsync", "rename", "mkdir")  # of a save
-SECONDS_FOR_SURVIVORS = 90
+SECONDS_TO_END, SECONDS_FOR_SURVIVORS = 45, 90
 
 
 @dataclass
@@ -205,16 +205,29 @@ class Run:
             self.ranks.append(process)
 
     def wait(self) -> list[int]:
-        """The exit statuses of all ranks, -9 for one that was killed."""
-        deadline, statuses = time.monotonic() + SECONDS_FOR_SURVIVORS, []
-        for process in self.ranks:
-            while not (done := os.waitpid(process, os.WNOHANG))[0]:
-                if time.monotonic() > deadline:
-                    os.kill(process, signal.SIGKILL)
-                    raise AssertionError(f"a rank hangs: {self.said()}")
-                time.sleep(0.005)
-            statuses.append(os.waitstatus_to_exitcode(done[1]))
-        return statuses
+        """The exit statuses of all ranks, -9 for one that was killed.
+
+        Ranks that wait for one that was killed before they have met are ended as launchers do it.
+        """
+        began, found, has_asked = time.monotonic(), dict[int, int](), False
+        while len(found) < len(self.ranks):
+            for process in self.ranks:
+                if process not in found and (done := os.waitpid(process, os.WNOHANG))[0]:
+                    found[process] = os.waitstatus_to_exitcode(done[1])
+            seconds = time.monotonic() - began
+            left = [process for process in self.ranks if process not in found]
+            if found and left and seconds > SECONDS_TO_END and not has_asked:
+                has_asked = True
+                self._signal(left, signal.SIGTERM)
+            if seconds > SECONDS_FOR_SURVIVORS:
+                self._signal(left, signal.SIGKILL)
+                raise AssertionError(f"a rank hangs: {self.said()}")
+            time.sleep(0.005)
+        return [found[process] for process in self.ranks]
+
+    def _signal(self, processes: Sequence[int], number: signal.Signals) -> None:
+        for process in processes:
+            os.kill(process, number)
 
     def said(self) -> str:
         """All output of all ranks."""
