@@ -244,7 +244,7 @@ class Checkpoints(ResumeOnly):
         if somebody_asked:
             self.save_and_end(run)
         if is_time:
-            self._saver.save(run, step, may_go_on=True)
+            self._saver.save(run, may_go_on=True)
             return
         if not somebody_writes:
             self._saver.complete()
@@ -271,7 +271,7 @@ class Checkpoints(ResumeOnly):
         """Save the run because a signal has come to some rank, and end it."""
         self._say("asked to end: the run is saved first, unless another signal comes")
         try:
-            self._saver.save(run, run.step, may_go_on=False)
+            self._saver.save(run, may_go_on=False)
         except UserError as error:  # the signal's error takes the place of this one
             self._say(f"warning: it could not be saved: {error}")
         end_as_asked()
@@ -285,9 +285,8 @@ class Checkpoints(ResumeOnly):
     def finish(self, run: RunState) -> None:
         """Save the run at its end."""
         self._saver.complete(is_last=True)
-        step = run.step
-        if step != self._saver.last_step:
-            self._saver.save(run, step, may_go_on=False)
+        if run.step != self._saver.last_step:
+            self._saver.save(run, may_go_on=False)
 
 
 def make_checkpoints(

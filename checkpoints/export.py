@@ -1,28 +1,32 @@
 """Makes a model file, one file for people, of a checkpoint; no model is built for it."""
 
 import argparse
-import base64
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from checkpoints.folder import Found, newest_in
-from checkpoints.generators import words_of
-from checkpoints.index import Index, NewerFormatError
+from checkpoints.generators import states_of
+from checkpoints.index import Index, NewerFormatError, damaged_index
 from checkpoints.json_values import list_of, number_of, numbers_of, object_of, text_of, whole_of
 from checkpoints.matrices import WEIGHT, MatrixShape, Shard
 from checkpoints.run_state import progress_of
 from checkpoints.shard_file import DamagedError, problem_of_safetensors, read_tensors
-from common.errors import RankError, UserError
+from common.errors import UserError
 from common.launch import Launch
-from common.whole_files import target_of, write_whole
-from engine.model_content import RunFacts, Value, make_content, packed_generators, state_of_rows
-from engine.saved_content import reason_of
-from engine.streamed_file import StreamedTensor, write_streamed
+from engine.model_content import (
+    RunFacts,
+    Value,
+    make_content,
+    names_of_state,
+    packed_generators,
+    state_of_rows,
+)
+from engine.model_file import write_content
+from engine.streamed_file import StreamedTensor
 from optim.dense import settings_of
 
 FLAG = "--export-checkpoint"
@@ -83,14 +87,8 @@ def _export(found: Found, target: Path) -> None:
     except NewerFormatError as error:
         raise UserError(f"{FLAG}={path}: {error}") from error
     except (ValueError, OverflowError) as error:
-        raise DamagedError(f"{path / 'index.json'} is damaged ({error})") from error
-    try:
-        write_whole([(target_of(target), lambda file: write_streamed(file, content))])
-    except (OSError, RuntimeError) as error:
-        raise RankError(
-            f"--save-model={target}: cannot write it ({reason_of(error)});"
-            " what was there before is kept"
-        ) from error
+        raise damaged_index(path, error) from error
+    write_content(target, content)
 
 
 class _Rows:
@@ -116,12 +114,10 @@ class _Rows:
 
     def _blocks(self, key: str, name: str, whole: tuple[int, ...]) -> Iterator[torch.Tensor]:
         for shard, file in sorted(self._shards[key], key=lambda pair: pair[0].begin):
-            block = self._tensors(file).get(shard.tensor_name(name))
-            shape = (shard.end - shard.begin, *whole[1:])
-            if block is None or tuple(block.shape) != shape or block.dtype != torch.float32:
-                what = f"{shard.tensor_name(name)} of shape {shape}"
-                raise DamagedError(f"{self._folder / file} lacks {what}")
-            yield block
+            try:
+                yield shard.rows_in(self._tensors(file), name, whole[1:])
+            except ValueError as error:
+                raise DamagedError(f"{self._folder / file}: {error}") from error
 
     def _tensors(self, file: str) -> dict[str, torch.Tensor]:
         if self._last[0] != file:  # small matrices share a file
@@ -145,7 +141,7 @@ def _content(rows: _Rows, index: Index) -> dict[str, Any]:
         num_batches=whole_of(values, "num_batches", lowest=1),
         num_test_batches=whole_of(values, "num_test_batches"),
         settings={"lr": number_of(values, "dense_lr"), **settings_of(optimizer)},
-        generators=_generators(object_of(values, "generators")),
+        generators=packed_generators(*states_of(object_of(values, "generators"))),
         loss_scale=numbers_of(values, "loss_scale")[:2],
         joins=[sys.intern(text_of({"join": join}, "join")) for join in list_of(values, "joins")],
     )
@@ -177,21 +173,5 @@ def _content(rows: _Rows, index: Index) -> dict[str, Any]:
 
 def _state(rows: _Rows, key: str, shape: MatrixShape, prefix: str) -> dict[str, Value]:
     """The optimiser's state of a matrix, or with a prefix that of its pooling weights."""
-    names = [name for name in shape.row_shapes if name not in (WEIGHT, POOLING)]
-    return {
-        sys.intern(name.removeprefix(prefix)): rows.tensor(key, shape, name)
-        for name in names
-        if name.startswith(prefix) and ("." in name) == bool(prefix)
-    }
-
-
-def _generators(values: Mapping[str, Any]) -> dict[str, Any]:
-    of_numpy = object_of(values, "numpy")
-    numpy_state = {
-        "bit_generator": "MT19937",
-        "state": {"key": words_of(of_numpy), "pos": whole_of(of_numpy, "position")},
-        "has_gauss": whole_of(of_numpy, "has_normal", 1),
-        "gauss": number_of(of_numpy, "normal"),
-    }
-    torch_state = np.frombuffer(base64.b64decode(text_of(values, "torch")), np.uint8).copy()
-    return packed_generators(numpy_state, torch.from_numpy(torch_state))
+    names = names_of_state(shape.row_shapes, prefix)
+    return {of_state: rows.tensor(key, shape, name) for of_state, name in names.items()}

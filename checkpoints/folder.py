@@ -25,14 +25,14 @@ from typing import IO
 
 from checkpoints.index import INDEX, Index
 from checkpoints.json_values import readable
-from checkpoints.shard_file import write_all
+from checkpoints.shard_file import FilesToSync, write_all
 from common.errors import UserError
+from common.file_locks import means_no_locks
 from common.whole_files import sync_folder
 
 FLAG = "--checkpoint-dir"
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
 PARTIAL, REMOVED, DAMAGED = ".partial", ".removed", ".damaged"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class CheckpointFolder:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if not means_no_locks(error):
                 who = lock.read(200).decode(errors="replace").strip()
                 raise UserError(
                     f"{FLAG}={self.path} is in use by another run"
@@ -151,12 +151,8 @@ class CheckpointFolder:
         Raises:
             OSError: it could not be done; what was there before is kept.
         """
-        file = os.open(partial / INDEX, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            write_all(file, index.to_text().encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
+        with FilesToSync() as files:
+            write_all(files.create(partial / INDEX), index.to_text().encode())
         sync_folder(partial)
         final = partial.with_suffix("")
         os.rename(partial, final)
@@ -164,13 +160,6 @@ class CheckpointFolder:
         for old in self.checkpoints()[self._keep :]:
             remove(old.path)
         return final
-
-    def set_aside(self, found: Found) -> Path:
-        """Rename a damaged checkpoint, so that it counts no more; returns its new path."""
-        aside = found.path.with_name(found.path.name + DAMAGED)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(found.path, aside)
-        return aside
 
     def check_space(self, num_bytes: int) -> None:
         """Raise a UserError if the disk lacks room for the checkpoints that will be kept.
@@ -206,6 +195,14 @@ def _opened_lock(path: Path) -> IO[bytes]:
         os.close(file)
         raise OSError(errno.EINVAL, f"{path.name} is no regular file")
     return open(file, "r+b", buffering=0)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that it counts no more; returns its new path."""
+    aside = path.with_name(path.name + DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    return aside
 
 
 def remove(path: Path) -> None:

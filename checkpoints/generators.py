@@ -33,27 +33,41 @@ def restore_generators(values: Any) -> None:
     Raises:
         ValueError: it has returned no such values.
     """
-    of_numpy = object_of(values, "numpy")
-    words = words_of(of_numpy)
-    position = whole_of(of_numpy, "position", NUM_WORDS)
-    normal = number_of(of_numpy, "normal")
-    if math.isnan(normal):
-        raise ValueError("numpy.normal is no number")
-    of_torch = torch.frombuffer(bytearray(_bytes_of(values, "torch")), dtype=torch.uint8)
+    of_numpy, of_torch = states_of(values)
     try:
         torch.set_rng_state(of_torch)
     except RuntimeError as error:
         raise ValueError("torch is no state of torch's generator") from error
-    np.random.set_state(("MT19937", words, position, whole_of(of_numpy, "has_normal", 1), normal))
+    np.random.set_state(of_numpy)
 
 
-def words_of(of_numpy: Any) -> npt.NDArray[np.uint32]:
-    """(624,) the words of numpy's generator.
+def states_of(values: Any) -> tuple[dict[str, Any], torch.Tensor]:
+    """What np.random.get_state(legacy=False) and torch.get_rng_state() returned.
+
+    Args:
+        values: what `generators_as_json` has returned.
 
     Raises:
-        ValueError: there are none.
+        ValueError: it has returned no such values.
     """
-    words = np.frombuffer(_bytes_of(of_numpy, "words"), "<u4").astype(np.uint32)
+    saved = object_of(values, "numpy")
+    words, position = _words_of(saved), whole_of(saved, "position", NUM_WORDS)
+    normal = number_of(saved, "normal")
+    if math.isnan(normal):
+        raise ValueError("numpy.normal is no number")
+    of_numpy = {
+        "bit_generator": "MT19937",
+        "state": {"key": words, "pos": position},
+        "has_gauss": whole_of(saved, "has_normal", 1),
+        "gauss": normal,
+    }
+    of_torch = torch.frombuffer(bytearray(_bytes_of(values, "torch")), dtype=torch.uint8)
+    return of_numpy, of_torch
+
+
+def _words_of(saved: Any) -> npt.NDArray[np.uint32]:
+    """(624,) the words of numpy's generator."""
+    words = np.frombuffer(_bytes_of(saved, "words"), "<u4").astype(np.uint32)
     if len(words) != NUM_WORDS:
         raise ValueError(f"numpy.words are {len(words)} numbers, expected {NUM_WORDS}")
     return words

@@ -131,7 +131,7 @@ class Index:
             )
             found._check_rows()
         except (ValueError, RecursionError) as error:
-            raise DamagedError(f"{path} is damaged ({error})") from error
+            raise damaged_index(folder, error) from error
         return found
 
     def _check_rows(self) -> None:
@@ -152,6 +152,11 @@ class Index:
                 end = next_end
             if end != shape.num_rows:
                 raise ValueError(f"{readable(key)} has {shape.num_rows} rows, the files have {end}")
+
+
+def damaged_index(folder: Path, error: Exception) -> DamagedError:
+    """The error about an index whose values make no sense."""
+    return DamagedError(f"{folder / INDEX} is damaged ({error})")
 
 
 def _lists(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:

@@ -7,9 +7,10 @@ business.
 import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 MOST = 10**15  # no count of a run is larger
+_Kind = TypeVar("_Kind")
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
@@ -24,25 +25,28 @@ def value_of(values: Any, key: str) -> Any:
 
 def object_of(values: Any, key: str) -> dict[str, Any]:
     """The JSON object under a key."""
-    found = value_of(values, key)
-    if not isinstance(found, dict):
-        raise ValueError(f"{key} is {shown(found)}, expected an object")
-    return found
+    return _of_kind(values, key, dict, "an object")
 
 
 def list_of(values: Any, key: str) -> list[Any]:
     """The list under a key."""
-    found = value_of(values, key)
-    if not isinstance(found, list):
-        raise ValueError(f"{key} is {shown(found)}, expected a list")
-    return found
+    return _of_kind(values, key, list, "a list")
 
 
 def text_of(values: Any, key: str) -> str:
     """The text under a key."""
+    return _of_kind(values, key, str, "a text")
+
+
+def bool_of(values: Any, key: str) -> bool:
+    """The true or false under a key."""
+    return _of_kind(values, key, bool, "true or false")
+
+
+def _of_kind(values: Any, key: str, kind: type[_Kind], name: str) -> _Kind:
     found = value_of(values, key)
-    if not isinstance(found, str):
-        raise ValueError(f"{key} is {shown(found)}, expected a text")
+    if not isinstance(found, kind):
+        raise ValueError(f"{key} is {shown(found)}, expected {name}")
     return found
 
 
@@ -53,14 +57,6 @@ def whole_of(values: Any, key: str, highest: int = MOST, lowest: int = 0) -> int
         raise ValueError(
             f"{key} is {shown(found)}, expected a whole number in [{lowest}, {highest}]"
         )
-    return found
-
-
-def bool_of(values: Any, key: str) -> bool:
-    """The true or false under a key."""
-    found = value_of(values, key)
-    if not isinstance(found, bool):
-        raise ValueError(f"{key} is {shown(found)}, expected true or false")
     return found
 
 

@@ -47,6 +47,25 @@ class Shard:
         """The name in a file of the shard's rows of one of the matrix's tensors."""
         return f"{self.key}/{self.begin}-{self.end}/{name}"
 
+    def rows_in(
+        self, tensors: Mapping[str, torch.Tensor], name: str, row_shape: Sequence[int]
+    ) -> torch.Tensor:
+        """The shard's rows of one of the matrix's tensors.
+
+        Args:
+            tensors: those of a file, by their names there.
+            name: the tensor's name in the matrix.
+            row_shape: the shape of a row.
+
+        Raises:
+            ValueError: they are missing, or of another shape or type.
+        """
+        full_name, shape = self.tensor_name(name), (self.end - self.begin, *row_shape)
+        found = tensors.get(full_name)
+        if found is None or tuple(found.shape) != shape or found.dtype != torch.float32:
+            raise ValueError(f"it has no {full_name} of shape {shape} and type {torch.float32}")
+        return found
+
 
 @dataclass(frozen=True)
 class HeldRows:
@@ -65,7 +84,7 @@ class HeldRows:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        return _bytes_of(self.tensors)
 
     def overlap(self, shard: Shard) -> range:
         """The rows that a shard has in common with these, by their numbers in the matrix."""
@@ -86,12 +105,8 @@ class HeldRows:
         common = self.overlap(shard)
         there, here = common.start - shard.begin, common.start - self.shard.begin
         for name, view in self.tensors.items():
-            full_name = shard.tensor_name(name)
-            found, shape = tensors.get(full_name), (shard.end - shard.begin, *view.shape[1:])
-            if found is None or tuple(found.shape) != shape or found.dtype != view.dtype:
-                raise ValueError(f"it has no {full_name} of shape {shape} and type {view.dtype}")
-            rows = found[there : there + len(common)]
-            view[here : here + len(common)].copy_(rows)
+            rows = shard.rows_in(tensors, name, view.shape[1:])
+            view[here : here + len(common)].copy_(rows[there : there + len(common)])
 
     def shards(self, most_bytes: int = MOST_BYTES) -> Iterator[tuple[Shard, Tensors]]:
         """(shard, views of its rows) of at most so many bytes, but a row at least."""
@@ -152,7 +167,7 @@ def cut_into_files(
     size = 0
     for held in rows:
         for shard, tensors in held.shards(most_bytes):
-            num_bytes = sum(value.numel() * value.element_size() for value in tensors.values())
+            num_bytes = _bytes_of(tensors)
             if content and size + num_bytes > most_bytes:
                 yield content
                 content, size = {}, 0
@@ -160,6 +175,10 @@ def cut_into_files(
             size += num_bytes
     if content:
         yield content
+
+
+def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def named_tensors(content: Mapping[Shard, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

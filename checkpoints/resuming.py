@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkpoints.folder import CheckpointFolder, Found, newest_in
+from checkpoints.folder import CheckpointFolder, newest_in, set_aside
 from checkpoints.index import Index, NewerFormatError
 from checkpoints.options import CheckpointOptions
 from checkpoints.recipe import Recipe, check_same, check_same_data
@@ -129,7 +129,7 @@ def _set_aside(options: CheckpointOptions, damaged: Sequence[Path]) -> str:
         if options.folder is None or path.parent.resolve() != options.folder.resolve():
             continue
         with contextlib.suppress(OSError):
-            names.append(CheckpointFolder(options.folder).set_aside(Found(path, 0, 0)).name)
+            names.append(set_aside(path).name)
     return f"checkpoint set aside as damaged: {', '.join(names)}" if names else ""
 
 

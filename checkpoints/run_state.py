@@ -1,14 +1,14 @@
 """A run between two steps: everything that the next steps, lines and files depend on."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from checkpoints.generators import generators_as_json, restore_generators
-from checkpoints.index import Index
+from checkpoints.index import Index, damaged_index
 from checkpoints.json_values import (
     as_json,
     bool_of,
@@ -20,7 +20,7 @@ from checkpoints.json_values import (
     value_of,
     whole_of,
 )
-from checkpoints.matrices import held_rows, matrix_shapes
+from checkpoints.matrices import MatrixShape, held_rows, matrix_shapes
 from checkpoints.shard_file import DamagedError, read_tensors
 from common.draw_state import DrawState
 from common.errors import UserError
@@ -114,7 +114,7 @@ class RunState:
         try:
             self._restore_values(dict(index.state))
         except (ValueError, OverflowError) as error:
-            raise DamagedError(f"{folder / 'index.json'} is damaged ({error})") from error
+            raise damaged_index(folder, error) from error
         self._read_matrices(folder, index)
 
     def _restore_values(self, values: dict[str, Any]) -> None:
@@ -166,14 +166,9 @@ def progress_of(values: dict[str, Any]) -> Progress:
     Raises:
         ValueError: it describes none.
     """
-    progress = Progress()
-    for field in fields(Progress):
-        value: Any = number_of
-        if field.type in (bool, "bool"):
-            value = bool_of
-        elif field.type in (int, "int"):
-            value = whole_of
-        setattr(progress, field.name, value(values, field.name))
+    readers: dict[type, Any] = {bool: bool_of, int: whole_of, float: number_of}
+    kinds = {name: type(value) for name, value in vars(Progress()).items()}
+    progress = Progress(**{name: readers[kind](values, name) for name, kind in kinds.items()})
     if progress.resume_iter > progress.iter:
         raise ValueError(f"progress.resume_iter is {progress.resume_iter} of {progress.iter}")
     return progress
@@ -200,24 +195,16 @@ def check_same_model(where: str, index: Index, state: RunState) -> None:
     """
     own = matrix_shapes(state.model)
     for key in sorted({*own, *index.matrices}):
-        name, there, here = readable(key), _shape_text(index, key), "absent"
-        if key in own:
-            here = _text(own[key].num_rows, own[key].row_shapes)
+        there, here = _text(index.matrices.get(key)), _text(own.get(key))
         if there != here:
             raise UserError(
-                f"{where} is of another model: {name} is {there} there, {here} in this model:"
-                " give the flags and the data it had"
+                f"{where} is of another model: {readable(key)} is {there} there, {here} in this"
+                " model: give the flags and the data it had"
             )
 
 
-def _shape_text(index: Index, key: str) -> str:
-    if key not in index.matrices:
+def _text(shape: MatrixShape | None) -> str:
+    if shape is None:
         return "absent"
-    return _text(index.matrices[key].num_rows, index.matrices[key].row_shapes)
-
-
-def _text(num_rows: int, row_shapes: Any) -> str:
-    shapes = [
-        f"{readable(name)} {(num_rows, *shape)}" for name, shape in sorted(row_shapes.items())
-    ]
-    return ", ".join(shapes)
+    tensors = sorted(shape.row_shapes.items())
+    return ", ".join(f"{readable(name)} {(shape.num_rows, *row)}" for name, row in tensors)

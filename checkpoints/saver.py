@@ -12,7 +12,7 @@ from checkpoints.index import Index, ShardFile
 from checkpoints.matrices import HeldRows, held_rows, matrix_shapes
 from checkpoints.recipe import Recipe
 from checkpoints.run_state import RunState
-from checkpoints.writer import BackgroundWriting, CopiedRows, Written, write_rows
+from checkpoints.writer import BackgroundWriting, CopiedRows, Written, trouble_of, write_rows
 from common.free_memory import free_memory
 from common.launch import Launch
 from common.termination import waits_for_others
@@ -110,18 +110,14 @@ class Saver:
     @property
     def is_writing(self) -> bool:
         """Whether this rank's thread still writes."""
-        return self._save is not None and not self._is_written()
-
-    def _is_written(self) -> bool:
         background = self._save.background if self._save else None
-        return background is None or background.is_done
+        return background is not None and not background.is_done
 
-    def save(self, run: RunState, step: int, may_go_on: bool) -> None:
+    def save(self, run: RunState, may_go_on: bool) -> None:
         """Save the run as it is now.
 
         Args:
             run: the run, between two steps.
-            step: training steps done, over all epochs.
             may_go_on: training goes on after it, so it may be written meanwhile.
 
         Raises:
@@ -129,9 +125,8 @@ class Saver:
         """
         self.complete()
         began = time.monotonic()
-        save = self._begin(run, step, began)
-        rows = [held for held in held_rows(run.model) if self._writes(held)]
-        self._save = save
+        save = self._save = self._begin(run, began)
+        rows = self._rows_to_write(run)
         if may_go_on and save.partial and self._goes_on_meanwhile(rows):
             copied = self._copy.take(rows)
             save.background = BackgroundWriting(Path(save.partial), self._process.rank, copied)
@@ -150,7 +145,7 @@ class Saver:
             run: the run.
             part: which part of the time to that save has passed.
         """
-        rows = [held for held in held_rows(run.model) if self._writes(held)]
+        rows = self._rows_to_write(run)
         if self._goes_on_meanwhile(rows, part) and not self._copy.has_room:
             self._copy.make_room(rows)
 
@@ -180,21 +175,23 @@ class Saver:
         if self._process.is_first and save.partial:
             shutil.rmtree(save.partial, ignore_errors=True)
 
-    def _writes(self, held: HeldRows) -> bool:
-        return self._process.is_first or not held.is_shared
+    def _rows_to_write(self, run: RunState) -> list[HeldRows]:
+        """The rows that this rank writes."""
+        is_first = self._process.is_first
+        return [held for held in held_rows(run.model) if is_first or not held.is_shared]
 
-    def _begin(self, run: RunState, step: int, began: float) -> _Save:
+    def _begin(self, run: RunState, began: float) -> _Save:
         flags, facts = self._recipe
         index = Index(flags, facts, matrix_shapes(run.model), (), run.as_json())
 
         def make_folder() -> str:
             try:
-                return json.dumps([str(self._folder.begin(step)), ""])
+                return json.dumps([str(self._folder.begin(run.step)), ""])
             except OSError as error:
-                return json.dumps(["", f"{error.filename}: {error.strerror or error}"])
+                return json.dumps(["", trouble_of(error, self._folder.path)])
 
         partial, trouble = json.loads(agreed(self._process, make_folder))
-        return _Save(step, index, partial, trouble, began)
+        return _Save(run.step, index, partial, trouble, began)
 
     def _goes_on_meanwhile(self, rows: list[HeldRows], part: float = 1.0) -> bool:
         """Whether a checkpoint is written from a copy, while training goes on."""
@@ -243,7 +240,7 @@ class Saver:
                 path = self._folder.publish(Path(save.partial), index)
                 save.partial, save.index = str(path), index
             except OSError as error:
-                trouble = f"{error.filename or save.partial}: {error.strerror or error}"
+                trouble = trouble_of(error, save.partial)
         if trouble and save.partial:
             shutil.rmtree(save.partial, ignore_errors=True)
         if trouble and (save.is_last or not self._has_failed):

@@ -150,13 +150,11 @@ def read_whole(path: Path, most_bytes: int) -> bytes:
         PassingError: it cannot be read now.
     """
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise DamagedError(f"{path} is no regular file")
-        if facts.st_size > most_bytes:
-            raise DamagedError(f"{path} has {facts.st_size} bytes, expected {most_bytes} at most")
+        size = _size_of(path)
+        if size > most_bytes:
+            raise DamagedError(f"{path} has {size} bytes, expected {most_bytes} at most")
         with path.open("rb") as file:
-            return file.read(facts.st_size)  # the system's own files have 0 bytes, and may block
+            return file.read(size)  # the system's own files have 0 bytes, and may block
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -201,7 +199,8 @@ def _blocks_of_file(path: Path, num_bytes: int) -> Iterator[memoryview]:
     """
     buffer = memoryview(bytearray(min(BYTES_PER_WRITE, max(num_bytes, 1))))
     try:
-        _check_size(path, num_bytes)
+        if (size := _size_of(path)) != num_bytes:
+            raise DamagedError(f"{path} has {size} bytes, {num_bytes} were written")
         with path.open("rb", buffering=0) as file:
             left = num_bytes
             while left and (found := file.readinto(buffer[: min(left, len(buffer))])):
@@ -211,9 +210,9 @@ def _blocks_of_file(path: Path, num_bytes: int) -> Iterator[memoryview]:
         raise _unreadable(path, error) from error
 
 
-def _check_size(path: Path, num_bytes: int) -> None:
+def _size_of(path: Path) -> int:
+    """The bytes of a regular file; a device or a pipe might never end."""
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a device or a pipe might never end
+    if not stat.S_ISREG(found.st_mode):
         raise DamagedError(f"{path} is no regular file")
-    if found.st_size != num_bytes:
-        raise DamagedError(f"{path} has {found.st_size} bytes, {num_bytes} were written")
+    return found.st_size

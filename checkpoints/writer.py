@@ -53,8 +53,13 @@ def write_rows(folder: Path, rank: int, rows: Sequence[HeldRows]) -> Written:
                 show_life()
         sync_folder(folder)
     except OSError as error:
-        return Written(trouble=f"{error.filename or folder}: {error.strerror or error}")
+        return Written(trouble=trouble_of(error, folder))
     return Written(tuple(files))
+
+
+def trouble_of(error: OSError, path: object) -> str:
+    """What the system refuses, and where: at the path, if the error names none."""
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 class CopiedRows:
@@ -122,10 +127,8 @@ def _room_for(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _step_back() -> None:
-    """Let this thread have a core only when no step wants it, where the system can do that."""
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # a thread has a priority of its own on Linux
+    """Let this thread have a core only when no step wants it: on Linux a thread has a priority."""
+    with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 

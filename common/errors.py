@@ -172,7 +172,6 @@ def report_now(error: PassingError) -> int:
 def _report(message: str, seconds_later: int = 0, is_final: bool = False) -> int:
     line = f"{_BEGIN}{' '.join(message.split())}"
     if not torchrun.leave_line(line, seconds_later, is_final):
-        print(
-            f"{line}\n", end="", file=sys.stderr, flush=True
-        )  # whole, beside those of other ranks
+        # with its end in one piece: other ranks write theirs to the same terminal
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR

@@ -3,7 +3,8 @@
 A run makes it of its model; what has no model, but its values and its tables' rows, can do so too.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ PROGRESS_NAMES = (
     "accuracy", "auc",
 )  # fmt: skip
 
+WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 Value = torch.Tensor | StreamedTensor
 
 
@@ -79,6 +81,22 @@ def make_content(
         "generators": dict(facts.generators),
         "loss_scale": list(facts.loss_scale),
         "joins": list(facts.joins),
+    }
+
+
+def names_of_state(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """{key in the optimiser's state: name of the row tensor}.
+
+    Keys are interned: a pickle tells equal texts from the same one.
+
+    Args:
+        names: those of a part's row tensors.
+        prefix: empty: the part's state; `pooling.`: that of its pooling weights.
+    """
+    return {
+        sys.intern(name.removeprefix(prefix)): name
+        for name in names
+        if name not in WEIGHTS and name.startswith(prefix) and ("." in name) == bool(prefix)
     }
 
 

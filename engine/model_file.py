@@ -5,7 +5,6 @@ Four keys are ours: `progress` (batches done and best metrics), `generators`, `l
 add). A file of the original has none of them: a run continues from its epoch and iter.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from engine.model_content import (
     RunFacts,
     Value,
     make_content,
+    names_of_state,
     packed_generators,
     state_of_rows,
 )
@@ -35,8 +35,6 @@ from ranks.collectives import row_blocks_on_first, send_to_first
 from ranks.placement import Part
 from ranks.process import Process
 from ranks.watch import says_that_a_rank_has_gone
-
-_WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +111,7 @@ def save_model_file(path: str, model_state: ModelState, progress: Progress) -> N
     """
     content = _content(model_state, progress)
     if model_state.process.is_first:
-        _write(Path(path), content)
+        write_content(Path(path), content)
         return
     for tensor in streamed_tensors(content):
         for _ in tensor.blocks:  # there are none, but asking for them sends this rank's to rank 0
@@ -188,7 +186,12 @@ def check_model_paths(load: str, save: str) -> None:
         check_place(f"--save-model={save}", Path(save))
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def write_content(path: Path, content: dict[str, Any]) -> None:
+    """Write what `make_content` returned to --save-model's path; a link's target is written.
+
+    Raises:
+        RankError: it cannot be written; what was there before is kept.
+    """
     try:
         write_whole([(target_of(path), lambda file: write_streamed(file, content))])
     except (OSError, RuntimeError) as error:
@@ -209,9 +212,7 @@ def _row_states(model_state: ModelState) -> list[tuple[Part, dict[str, str]]]:
     states = []
     for prefix in ("", "pooling.") if tables.learned_pooling else ("",):
         for part in tables.parts:
-            names = [name for name in tables.row_shapes(part) if name not in _WEIGHTS]
-            of_kind = [name for name in names if ("." in name) == bool(prefix)]
-            states.append((part, {sys.intern(name.removeprefix(prefix)): name for name in of_kind}))
+            states.append((part, names_of_state(tables.row_shapes(part), prefix)))
     return states
 
 

@@ -6,7 +6,6 @@ names that result. Coming, going and removing happen one process at a time, unde
 """
 
 import contextlib
-import errno
 import fcntl
 import glob
 import os
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import IO
 
 from common.errors import UserError
+from common.file_locks import means_no_locks
 
 LAST_FILE = "published"  # once it is there, nobody needs the folder any more
 UNFINISHED = ".new"  # suffix of a file that is still being written
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class FolderGoneError(Exception):
@@ -155,11 +154,6 @@ def has_locks(folder: Path) -> bool:
                 raise
             return False
     return True
-
-
-def means_no_locks(error: OSError) -> bool:
-    """True if the error says that the file system has no locks."""
-    return error.errno in _NO_LOCKS
 
 
 def try_lock(file: IO[bytes], kind: int) -> bool:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from common.errors import RankError
+from common.file_locks import means_no_locks
 from preparation.checked_file import CheckedFile, DamagedError, Writer
 from preparation.crew import Crew
-from preparation.shared_folder import UNFINISHED, FolderGoneError, is_at_its_path, means_no_locks
+from preparation.shared_folder import UNFINISHED, FolderGoneError, is_at_its_path
 
 MAX_TRIES = 5  # attempts to make a file that can be read
 PAUSE = 0.05  # seconds between looks at files that others are making

@@ -37,7 +37,7 @@ def work():
         data = SimpleNamespace(seek=lambda state: None)
         run = RunState(state, Progress(iter=10), LossMeter(process), data, Place())
         before = saving.most_memory()
-        Saver(folder, process, ({}, {}), lambda line: None).save(run, 10, may_go_on=False)
+        Saver(folder, process, ({}, {}), lambda line: None).save(run, may_go_on=False)
         saved = saving.most_memory()
         rows = [(held, sums_of(held)) for held in held_rows(state)]
         for held, _ in rows:

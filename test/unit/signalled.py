@@ -13,6 +13,15 @@ from pathlib import Path
 
 from conftest import ROOT
 
+HANG = """
+def hang():
+    "Wait in C for a lock that this thread has: no signal ends that, and other threads go on."
+    lock = ctypes.create_string_buffer(64)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+"""
+
 # without torch, so that it starts at once
 PROGRAM = """
 import contextlib, ctypes, os, signal, sys, threading, time
@@ -24,13 +33,7 @@ def say(*words):
     print(*words, flush=True)
 
 
-def hang():
-    "Wait in C for a lock that this thread has: no signal ends that, and other threads go on."
-    lock = ctypes.create_string_buffer(64)
-    libc = ctypes.CDLL(None)
-    libc.pthread_mutex_lock(lock)
-    libc.pthread_mutex_lock(lock)
-
+{hang}
 
 @reports_errors
 def main(argv=None):
@@ -96,7 +99,7 @@ def running(block, before="", **settings):
     """
     lines = [f"termination.{name} = {value}" for name, value in settings.items()]
     block = "\n".join(" " * 8 + line for line in block.strip().splitlines())
-    text = PROGRAM.format(block=block, settings="\n".join([*lines, before]))
+    text = PROGRAM.format(block=block, hang=HANG, settings="\n".join([*lines, before]))
     with started(sys.executable, "-c", text) as run:
         run.wait_for("ready")
         yield run

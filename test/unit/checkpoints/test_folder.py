@@ -14,7 +14,7 @@ import pytest
 from conftest import largest_file
 from written import WRITTEN, ends_soon, read_checkpoint, write_checkpoint
 
-from checkpoints.folder import CheckpointFolder, Found, newest_in, remove
+from checkpoints.folder import CheckpointFolder, Found, newest_in, remove, set_aside
 from checkpoints.index import INDEX, Index
 from common.errors import UserError
 
@@ -194,12 +194,12 @@ def test_a_removed_one_vanishes_at_once_even_if_its_files_cannot_go(folder, monk
 
 def test_a_damaged_one_counts_no_more_and_stays(folder):
     paths = [write_checkpoint(folder, step) for step in (1, 2)]
-    aside = folder.set_aside(folder.checkpoints()[0])
+    aside = set_aside(folder.checkpoints()[0].path)
     assert aside == folder.path / "000002-step-2.damaged" and (aside / INDEX).is_file()
     assert [found.path for found in folder.checkpoints()] == paths[:1]
     again = write_checkpoint(folder, 2)
     assert again.name == "000002-step-2"
-    assert folder.set_aside(folder.checkpoints()[0]) == aside
+    assert set_aside(folder.checkpoints()[0].path) == aside
     for step in (3, 4, 5):
         publish(folder, step)
     assert aside.is_dir()

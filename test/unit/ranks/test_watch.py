@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT, SMALL_MODEL, shell
-from signalled import started
+from signalled import HANG, started
 
 from common.versions import release
 from ranks.process import Process
@@ -86,13 +86,7 @@ from ranks.process import joined, this_process
 watch.SECONDS_WITHOUT_A_RANK = termination.SECONDS_TO_UNWIND = 0.5
 
 
-def hang():
-    "Wait in C, as for a card whose collective does not end."
-    lock = ctypes.create_string_buffer(64)
-    libc = ctypes.CDLL(None)
-    libc.pthread_mutex_lock(lock)
-    libc.pthread_mutex_lock(lock)
-
+{hang}
 
 @reports_errors
 def main(argv=None):
@@ -118,7 +112,8 @@ run_ranks(2, main)
 def test_a_rank_whose_backend_notices_nothing_ends_without_a_launcher(warns, tmp_path):
     """If SIGTERM has come before, the end of the other rank is no news: it got the signal too."""
     program = tmp_path / "two_ranks.py"
-    program.write_text(STUCK.format(paths=[str(ROOT), str(ROOT / "test" / "unit")], warns=warns))
+    paths = [str(ROOT), str(ROOT / "test" / "unit")]
+    program.write_text(STUCK.format(paths=paths, hang=HANG, warns=warns))
     done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
     assert done.returncode == 1, done.stderr
     pid = re.search(r"^rank 1 is (\d+)$", done.stdout, re.M)[1]
