@@ -44,7 +44,6 @@ from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import DataSpec, add_data_options
 from data_utils import prepare
-from devices.card import device_name
 from devices.execution import (
     Execution,
     add_device_options,
@@ -64,6 +63,7 @@ from dlrm_data_pytorch import (
     make_criteo_data,
     make_random_data,
 )
+from engine.architecture import Architecture, add_model_options
 from engine.loss_meter import LossMeter
 from engine.model_file import (
     ModelState,
@@ -77,10 +77,10 @@ from engine.options import (
     add_loss_options,
     add_mlperf_options,
     add_model_file_options,
-    add_model_options,
     add_reporting_options,
     add_source_options,
     add_training_options,
+    check_together,
 )
 from engine.previous_file import save_model
 from engine.progress import Progress, is_better
@@ -98,24 +98,23 @@ from model.batch import Batch, Features
 from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
-from model.interaction import CatInteraction, DotInteraction, num_pairs
+from model.interaction import CatInteraction, DotInteraction
 from model.losses import make_loss
 from model.mlp import MLP
 from optim.dense import make_dense_optimizer
 from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
-from ranks.model_shape import ModelShape
 from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
 from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
 from reporting.drawing import check_drawable
 from reporting.log_lines import StepPosition, speed_line
 from reporting.metrics import Metrics
-from reporting.mlperf_log import MLPerfLog
-from reporting.mlperf_submission import check_submission, writes_events
+from reporting.mlperf_submission import check_submission
 from reporting.profiling import profiled
-from reporting.reporter import Console, Reporter
+from reporting.reporter import Reporter
+from reporting.reporters import make_reporter
 
 # ---------------------------------------------------------------- options
 
@@ -149,30 +148,7 @@ def make_parser() -> ArgumentParser:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Raise a UserError for a mistake that no single flag's type can see."""
-    test_batch, threshold = options.test_mini_batch_size, options.loss_threshold
-    weights = "-".join(map(str, options.loss_weights))
-    problems = (
-        (options.use_npu and options.use_gpu, "--use-npu and --use-gpu: give one of them"),
-        (
-            not 0 <= threshold < 0.5,
-            f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)",
-        ),
-        (
-            len(options.loss_weights) != 2,
-            f"--loss-weights={weights}: expected two numbers, as in 1.0-3.5",
-        ),
-        (
-            test_batch < 1 and test_batch != -1,
-            f"--test-mini-batch-size={test_batch}: expected at least 1, or -1",
-        ),
-        (
-            options.arch_mlp_top[-1] != 1,
-            f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability",
-        ),
-    )
-    for is_problem, message in problems:
-        if is_problem:
-            raise UserError(message)
+    check_together(options)
     check_submission(options)
     check_quantization(options)
     CheckpointOptions.from_options(options)
@@ -186,48 +162,6 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------- model
-
-
-class Architecture(ModelShape):
-    """The model's shape as the flags and the data have it."""
-
-    @classmethod
-    def from_options(
-        cls, options: argparse.Namespace, num_rows: Sequence[int], num_dense: int
-    ) -> "Architecture":
-        """The shape that follows from the flags and the data.
-
-        Args:
-            options: the parsed command line.
-            num_rows: rows of each table.
-            num_dense: number of dense features in the data.
-
-        Raises:
-            UserError: the bottom MLP does not end in the dimension of the tables' vectors.
-        """
-        compression = compression_from_options(options)
-        dim, bottom = compression.vector_dim, (num_dense, *options.arch_mlp_bot[1:])
-        if len(bottom) < 2 or bottom[-1] != dim:
-            widths = "-".join(str(width) for width in options.arch_mlp_bot)
-            times = "twice " if dim > compression.dim else ""
-            why = "--qr-operation=concat: " if times else ""
-            raise UserError(
-                f"--arch-mlp-bot={widths} ends in {bottom[-1]},"
-                f" --arch-sparse-feature-size={compression.dim}: {why}the bottom MLP's last width"
-                f" must equal {times}the embedding dimension ({dim})"
-            )
-        vectors = len(num_rows) + 1
-        pairs = num_pairs(vectors, options.arch_interaction_itself)
-        width = dim + pairs if options.arch_interaction_op == "dot" else dim * vectors
-        return cls(
-            tables=compression.make_tables(num_rows),
-            bottom=bottom,
-            top=(width, *options.arch_mlp_top),
-            interaction=options.arch_interaction_op,
-            itself=options.arch_interaction_itself,
-            pooling=options.weighted_pooling or "",
-            clamp=options.loss_threshold,
-        )
 
 
 class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
@@ -656,15 +590,6 @@ def seed_everything(options: argparse.Namespace) -> None:
     np.set_printoptions(precision=options.print_precision)
     torch.set_printoptions(precision=options.print_precision)
     torch.manual_seed(options.numpy_rand_seed)
-
-
-def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
-    """The reporter of this rank: the first one prints, the others are silent."""
-    if not process.is_first:
-        return Reporter()
-    if writes_events(options):
-        return MLPerfLog(options, f"{process.world_size} x {device_name(process.device)}")
-    return Console(options.mlperf_logging, options.print_wall_time, options.tensor_board_filename)
 
 
 def print_debug(trainer: Trainer, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Flags of the model, the training, its reports and its files; others are beside their readers.
+"""Flags of the loss, the training, its reports and its files; others are beside their readers.
 
 The original's names and defaults are kept. docs/flags.md is written from all of them.
 """
@@ -7,59 +7,14 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from common.flags import dashed_floats, dashed_ints, number_in, true_or_false
+from common.errors import UserError
+from common.flags import dashed_floats, number_in, true_or_false
 from engine.onnx_export import ONNX_FILE
 from engine.quantization import add_quantization_options
 from reporting.mlperf_submission import add_submission_options
 from reporting.profiling import PROFILED_STEPS
 
 PERFORMANCE_LINES = 11  # log lines after which --performance stops; the first is warm-up
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the network."""
-    flag = parser.add_argument_group("Model").add_argument
-    flag(
-        "--arch-sparse-feature-size",
-        type=number_in(int, 1),
-        default=2,
-        help="embedding dimension D",
-    )
-    flag(
-        "--arch-embedding-size",
-        type=dashed_ints,
-        default="4-3-2",
-        help="rows of each table; a data set brings its own",
-    )
-    flag(
-        "--arch-mlp-bot",
-        type=dashed_ints,
-        default="4-3-2",
-        help="widths of the bottom MLP: first the dense features (a data set has 13), last D",
-    )
-    flag(
-        "--arch-mlp-top",
-        type=dashed_ints,
-        default="4-2-1",
-        help="widths of the top MLP, counted from behind the interaction; the last is 1",
-    )
-    flag(
-        "--arch-interaction-op",
-        choices=("dot", "cat"),
-        default="dot",
-        help="inner products of all pairs of vectors, or the vectors side by side",
-    )
-    flag(
-        "--arch-interaction-itself",
-        action="store_true",
-        help="with dot: also the product of each vector with itself",
-    )
-    flag(
-        "--weighted-pooling",
-        choices=("fixed", "learned"),
-        help="a weight for each row in the sum over a bag, 1 at first",
-    )
-    flag("--activation-function", choices=("relu",), default="relu", help="of hidden layers")
 
 
 def add_loss_options(parser: argparse.ArgumentParser) -> None:
@@ -335,3 +290,31 @@ def add_mlperf_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="shuffle whole batches, anew each epoch",
     )
+
+
+def check_together(options: argparse.Namespace) -> None:
+    """Raise a UserError for a mistake in the flags of this module that no flag's type can see."""
+    test_batch, threshold = options.test_mini_batch_size, options.loss_threshold
+    weights = "-".join(map(str, options.loss_weights))
+    problems = (
+        (options.use_npu and options.use_gpu, "--use-npu and --use-gpu: give one of them"),
+        (
+            not 0 <= threshold < 0.5,
+            f"--loss-threshold={threshold}: expected 0, or a number in (0, 0.5)",
+        ),
+        (
+            len(options.loss_weights) != 2,
+            f"--loss-weights={weights}: expected two numbers, as in 1.0-3.5",
+        ),
+        (
+            test_batch < 1 and test_batch != -1,
+            f"--test-mini-batch-size={test_batch}: expected at least 1, or -1",
+        ),
+        (
+            options.arch_mlp_top[-1] != 1,
+            f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability",
+        ),
+    )
+    for is_problem, message in problems:
+        if is_problem:
+            raise UserError(message)
