@@ -219,7 +219,6 @@ def source(made, tmp_path):
     shutil.copytree(made[0], tmp_path / "made")
     of_data = spec(f"--data_path={tmp_path}/made/raw", f"--processed-data-file={tmp_path}/made/x")
     prepared = find_prepared(of_data)
-    assert find_vocabulary(of_data, dataclasses.replace(prepared, vocabulary=None)) is None
     return find_vocabulary(of_data, prepared)
 
 
@@ -357,8 +356,11 @@ def test_imported_data_takes_the_dictionaries_along(theirs, tmp_path, flags):
     assert theirs.find(*flags).file == prepared.vocabulary.path
 
 
-@pytest.mark.parametrize("flags", [(), ("--mlperf-bin-loader",)])
-def test_without_dictionaries_there_is_no_vocabulary_until_they_come(theirs, tmp_path, flags):
+@pytest.mark.parametrize("kind", ["imported", "imported as flat files", "flat files"])
+def test_without_dictionaries_there_is_no_vocabulary_until_they_come(theirs, tmp_path, kind):
+    flags = ("--mlperf-bin-loader",) if "flat" in kind else ()
+    for path in tmp_path.glob("*.bin" if "imported" in kind else "none"):
+        path.unlink()
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     for table in range(26):
@@ -368,6 +370,28 @@ def test_without_dictionaries_there_is_no_vocabulary_until_they_come(theirs, tmp
     for path in shelf.iterdir():
         path.rename(tmp_path / path.name)
     assert theirs.find(*flags).counts == prepared.counts
+
+
+def test_dictionaries_that_went_are_not_published(theirs, tmp_path, monkeypatch):
+    """A run that was stopped when it had written the vocabulary goes on without them."""
+    with monkeypatch.context() as patch:
+        patch.setattr("preparation.row_files.RowFiles.sync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            data_utils.prepare(theirs.spec())
+    for table in range(26):
+        theirs.path(table).unlink()
+    assert data_utils.prepare(theirs.spec()).vocabulary is None
+    names = {path.name for path in (tmp_path / "k_processed.prepared").iterdir()}
+    assert "train.bin" in names and "vocabulary.bin" not in names
+
+
+def test_dictionaries_beside_data_made_of_text_are_not_taken_for_its_vocabulary(theirs):
+    """They may number other rows: data of version 2 has none."""
+    of_data = theirs.spec()
+    prepared = dataclasses.replace(data_utils.prepare(of_data), vocabulary=None)
+    assert find_vocabulary(of_data, prepared).file is None
+    of_text = dataclasses.replace(prepared, has_original_ids=False)
+    assert find_vocabulary(of_data, of_text) is None
 
 
 FAULTS = {
