@@ -16,9 +16,9 @@ demand(__name__, "numpy", "numba", "tqdm")
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from common.launch import Launch
 from criteo.columns import KAGGLE_PARTS
 from criteo.demo import Demo, add_demo_options, make_demo
 from criteo.meta_file import FORMAT_VERSION, recipe
-from criteo.original_files import Original, find_original
+from criteo.original_files import Original, find_original, read_dictionaries
 from criteo.prepared import Prepared, check_range, find_prepared
 from criteo.raw_files import RawFile, find_raw_files, printable
 from criteo.report import make_report, read_report_table
@@ -184,7 +184,7 @@ def run_stages(job: Job) -> Prepared:
     shuffle = place(job, parsed, numbered, files)
 
     def finish(_: object) -> dict[str, Any]:
-        publish(job, parsed.totals, numbered.counts, files, shuffle)
+        publish(job, parsed.totals, numbered, files, shuffle)
         return {}
 
     job.folder.ensure(Task(LAST_FILE, key_of(job.key, LAST_FILE), finish))
@@ -266,19 +266,23 @@ class Numbered:
     Attributes:
         counts: rows of each of the 26 tables.
         read: takes a piece's number and returns its rows with their ids.
+        values: returns the vocabulary's bytes, block by block; None if nobody knows it.
     """
 
     counts: list[int]
     read: Callable[[int], PieceRows]
+    values: Callable[[], Iterator[Any]] | None
 
 
 def number(job: Job, parsed: Parsed) -> Numbered:
     """The second stage: each category gets an id, in order of first appearance over all rows."""
-    if job.original:
-        return Numbered(list(job.original.counts), parsed.pieces.rows)
+    if original := job.original:
+        paths, counts = original.dictionaries, list(original.counts)
+        values = partial(read_dictionaries, paths, counts) if paths else None
+        return Numbered(counts, parsed.pieces.rows, values)
     ids = IdStore(job.folder, parsed.pieces, job.spec.max_ind_range, job.key)
     job.run("numbering", ids.tasks)
-    return Numbered(ids.counts(), ids.rows)
+    return Numbered(ids.counts(), ids.rows, ids.values)
 
 
 # ---------------------------------------------------------------- rows in order
@@ -336,27 +340,21 @@ def place(job: Job, parsed: Parsed, numbered: Numbered, files: RowFiles) -> Shuf
 # ---------------------------------------------------------------- the end
 
 
-def publish(job: Job, totals: Totals, counts: list[int], files: RowFiles, shuffle: Shuffle) -> None:
+def publish(
+    job: Job, totals: Totals, numbered: Numbered, files: RowFiles, shuffle: Shuffle
+) -> None:
     """The last stage, done by one process: verify all rows and give the data its final name."""
     if find_prepared(job.spec):  # a run was killed right after the rename
         return
     shuffle.verify()
     for file in job.files:
         file.check_unchanged()
-    meta = {
-        "format": FORMAT_VERSION,
-        "columns": files.layout.columns,
-        "rows": files.rows,
-        "rows_per_part": files.rows_per_part,
-        "counts": counts,
-        "recipe": recipe(job.spec),
-        "imported": job.original is not None,
-        "sources": [file.fingerprint for file in job.files],
-    }
+    counts, sources = numbered.counts, [file.fingerprint for file in job.files]
+    made_from = {"imported": job.original is not None, "sources": sources}
     report = make_report(
         totals.text, totals.lines_per_file, counts, files.layout.columns, files.rows
     )
-    publish_files(job.spec, files, meta, report)
+    publish_files(job.spec, files, counts, numbered.values, made_from, report)
     announce(job.spec, [str(file.path) for file in job.raw], report, job.progress.seconds)
 
 

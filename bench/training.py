@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.common import ROOT, output  # noqa: E402
 from bench.yardstick import ROWS, Rows  # noqa: E402
 from criteo.columns import FIRST_SPARSE, Columns
-from criteo.meta_file import FORMAT_VERSION, SPLITS
+from criteo.meta_file import SPLITS, WITHOUT_VOCABULARY
 from criteo.row_layout import Layout
 
 NUM_ROWS = 1 << 20
@@ -85,7 +85,7 @@ def write_prepared(folder: Path, columns: Columns, counts: Sequence[int]) -> Non
     for split, part in parts.items():
         part.tofile(folder / f"{split}.bin")
     meta = {
-        "format": FORMAT_VERSION,
+        "format": WITHOUT_VOCABULARY,  # which earlier checkouts read too
         "columns": layout.columns,
         "imported": True,  # from nowhere: no raw file and no flags to compare with
         "sources": [],

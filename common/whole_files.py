@@ -86,6 +86,26 @@ def write_whole(files: Sequence[tuple[Path, Callable[[BinaryIO], object]]]) -> N
             remove_partial()
 
 
+def link_whole(source: Path, path: Path) -> bool:
+    """Give a finished file a second name, which another file may have had.
+
+    Returns:
+        False if the file system makes no hard link there; nothing has changed then.
+    """
+    partial = partial_of(path)
+    try:
+        partial.unlink(missing_ok=True)
+        os.link(target_of(source), partial)
+        os.replace(partial, path)
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    _sync_names([path])
+    return True
+
+
 def _sync_names(paths: Sequence[Path]) -> None:
     """Without it, a power cut could leave a checkpoint that says the file is there, and no file."""
     for folder in {path.parent for path in paths}:

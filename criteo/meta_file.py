@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from common.errors import UserError
 from criteo.columns import NAMES, NUM_SPARSE
 from criteo.row_layout import TYPES, Layout
 from criteo.spec import DataSpec
+from criteo.vocabulary_file import DIGEST_BYTES, begins_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+WITHOUT_VOCABULARY = 2  # the version before, whose data can be trained with
 SPLITS = ("train", "test", "val")
 MOST_ROWS = 2**48  # of a file: more than any disk holds
 MOST_IDS = 2**31  # of a table: ids are signed numbers of 32 bits
@@ -42,6 +45,8 @@ def how_to_rebuild(spec: DataSpec) -> str:
 def read_meta(spec: DataSpec, path: Path) -> dict[str, Any]:
     """The values of a meta.json, which docs/preparation.md lists; each has its type and range.
 
+    `vocabulary` is None if the data has none.
+
     Raises:
         UserError: the file cannot be read, is of another format, or a value in it is wrong.
     """
@@ -51,13 +56,18 @@ def read_meta(spec: DataSpec, path: Path) -> dict[str, Any]:
         meta = json.loads(path.read_bytes())
         _expect("it", meta, isinstance(meta, dict), "an object")
         _expect("it", sorted(meta), "format" in meta, "the key 'format'")
-        if type(meta["format"]) is int and meta["format"] == FORMAT_VERSION:
+        version = meta["format"] if type(meta["format"]) is int else None
+        if version in (WITHOUT_VOCABULARY, FORMAT_VERSION):
             _check_values(meta, list(recipe(spec)))
+            if version == WITHOUT_VOCABULARY:
+                return {**meta, "vocabulary": None}
+            _check_vocabulary(meta)
             return dict(meta)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {how_to_rebuild(spec)}") from error
-    got = f"format {reprlib.repr(meta['format'])}, this program reads {FORMAT_VERSION}"
-    raise UserError(f"{path}: {got}; {how_to_rebuild(spec)}")
+    got = f"format {reprlib.repr(meta['format'])}"
+    expected = f"this program reads {WITHOUT_VOCABULARY} and {FORMAT_VERSION}"
+    raise UserError(f"{path}: {got}, {expected}; {how_to_rebuild(spec)}")
 
 
 def _check_values(meta: dict[str, Any], recipe_keys: Sequence[str]) -> None:
@@ -137,6 +147,23 @@ def _check_sources(sources: Any) -> None:
         _expect(f"{key}.name", name, is_name, "the name of a file")
         _check_number(f"{key}.size", source["size"], 0, 2**63)
         _check_number(f"{key}.mtime_ns", source["mtime_ns"], -(2**63), 2**63)
+
+
+def _check_vocabulary(meta: dict[str, Any]) -> None:
+    """Only the original's data, when it was imported, may have lacked it."""
+    _expect("it", sorted(meta), "vocabulary" in meta, "the key 'vocabulary'")
+    vocabulary = meta["vocabulary"]
+    if vocabulary is None and meta.get("imported"):
+        return
+    _check_keys("vocabulary", vocabulary, ("begins", "digest"))
+    begins, digest = vocabulary["begins"], vocabulary["digest"]
+    _check_list("vocabulary.begins", begins, NUM_SPARSE, True, (0, NUM_SPARSE * MOST_IDS))
+    is_sum = begins == begins_of(meta["counts"])
+    _expect("vocabulary.begins", begins, is_sum, "the sums of the counts before each column")
+    is_digest = isinstance(digest, str) and re.fullmatch("[0-9a-f]+", digest) is not None
+    is_digest = is_digest and len(digest) == 2 * DIGEST_BYTES
+    expected = f"{2 * DIGEST_BYTES} hexadecimal digits"
+    _expect("vocabulary.digest", digest, is_digest, expected)
 
 
 def _is_name(name: str) -> bool:

@@ -5,6 +5,7 @@
     <processed>_{train,test,val}.bin      int32 rows of label, 13 integers, 26 ids
     <raw>_fea_count.npz                   counts: rows of each table, for the two forms above
     <raw>_day_count.npz                   total_per_file: rows of each part
+    <raw>_fea_dict_<table>.npz            unique: the category of id 0, 1, 2, ...; may be missing
 
 The arrays hold integers clipped at 0 and ids instead of categories, in any numeric type. Each of
 the 26 ids belongs to a table; a part is a day, or a seventh of Kaggle's one file.
@@ -35,6 +36,9 @@ _DAMAGES = (  # what zipfile and numpy raise for files that are damaged or of an
 _WIDTHS = {"y": 1, "X_int": NUM_DENSE, "X_cat": NUM_SPARSE}
 
 
+Ints = npt.NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class Original:
     """The npz files that the original made of one data set.
@@ -44,12 +48,14 @@ class Original:
         counts: rows of each table.
         rows_per_part: rows of each part.
         shuffled: whether the rows of each day are shuffled already.
+        dictionaries: what `find_dictionaries` returns.
     """
 
     files: list[Path]
     counts: tuple[int, ...]
     rows_per_part: tuple[int, ...]
     shuffled: bool
+    dictionaries: tuple[Path, ...]
 
 
 def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
@@ -64,13 +70,14 @@ def find_original(raw: Path, processed: Path, mapped: bool) -> Original | None:
         UserError: a file is not what the original writes.
     """
     if mapped and (days := _find_days(raw)):
-        rows = tuple(_num_rows(day) for day in days)
-        return Original(days, _read_counts(raw, processed), rows, shuffled=True)
+        rows, counts = tuple(_num_rows(day) for day in days), _read_counts(raw, processed)
+        return Original(days, counts, rows, True, find_dictionaries(raw, processed, counts))
     whole = processed if processed.suffix == ".npz" else Path(f"{processed}.npz")
     if not whole.is_file():
         return None
     counts = _read_numbers(whole, "counts", 1, NUM_SPARSE)
-    return Original([whole], counts, _rows_per_part(whole, raw), shuffled=False)
+    dictionaries = find_dictionaries(raw, processed, counts)
+    return Original([whole], counts, _rows_per_part(whole, raw), False, dictionaries)
 
 
 def find_flat_files(
@@ -145,9 +152,14 @@ def _find_days(raw: Path) -> list[Path]:
     return []
 
 
-def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
+def _all_prefixes(raw: Path, processed: Path) -> list[Path]:
+    """The beginnings of file names beside prepared data, and then those beside a raw file."""
     bare = processed.with_suffix("") if processed.suffix == ".npz" else processed
-    for prefix in [processed, bare, *_prefixes(raw)]:
+    return [processed, bare, *_prefixes(raw)]
+
+
+def _read_counts(raw: Path, processed: Path) -> tuple[int, ...]:
+    for prefix in _all_prefixes(raw, processed):
         path = Path(f"{prefix}_fea_count.npz")
         if path.is_file():
             return _read_numbers(path, "counts", 1, NUM_SPARSE)
@@ -195,12 +207,13 @@ def _rows_per_part(whole: Path, raw: Path) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(
+    path: Path, what_to_do: str = "make it again, or delete it to have the text prepared instead"
+) -> Iterator[None]:
     """Turn an error inside the block into a UserError about `path`."""
     try:
         yield
     except _DAMAGES as error:
-        what_to_do = "make it again, or delete it to have the text prepared instead"
         raise UserError(
             f"{path} is not an npz that the original writes ({error}): {what_to_do}"
         ) from error
@@ -285,3 +298,90 @@ def _check_rows(path: Path, first_row: int, rows: Rows, counts: tuple[int, ...])
     packed = np.ascontiguousarray(rows).view(np.uint8)
     if fault := FLAT.first_fault(packed, counts):
         raise UserError(f"{path}, row {first_row + fault[0]}: {fault[1]}")
+
+
+# ---------------------------------------------------------------- the values of ids
+
+_WITHOUT = "get it from where the data was made, or delete all 26 to go on without a vocabulary"
+
+
+def find_dictionaries(raw: Path, processed: Path, counts: Sequence[int]) -> tuple[Path, ...]:
+    """The files of the categories that ids stand for, one a table, or () if there are none.
+
+    Args:
+        raw: the raw data, as in DataSpec.
+        processed: the prepared data, as in DataSpec.
+        counts: rows of each table.
+
+    Raises:
+        UserError: some of them are missing, or one holds another number of values.
+    """
+    for prefix in _all_prefixes(raw, processed):
+        paths = tuple(Path(f"{prefix}_fea_dict_{table}.npz") for table in range(NUM_SPARSE))
+        missing = [path for path in paths if not path.is_file()]
+        if len(missing) == NUM_SPARSE:
+            continue
+        if missing:
+            raise UserError(f"{missing[0]}: no such file, but others of its kind: {_WITHOUT}")
+        for path, count in zip(paths, counts, strict=True):
+            with _dictionary(path, count):
+                pass
+        return paths
+    return ()
+
+
+def read_dictionaries(paths: Sequence[Path], counts: Sequence[int]) -> Iterator[Ints]:
+    """(n,) int32 for each table: the category of id 0, 1, 2, ... as the number of its 32 bits.
+
+    Args:
+        paths: what `find_dictionaries` returned.
+        counts: rows of each table.
+
+    Raises:
+        UserError: a file is damaged, or its values are not distinct ones of 32 bits.
+    """
+    for path, count in zip(paths, counts, strict=True):
+        values = np.empty(count, np.int32)
+        with _dictionary(path, count) as (file, dtype):
+            for begin in range(0, count, ROWS_PER_BLOCK):
+                size = min(ROWS_PER_BLOCK, count - begin)
+                block = np.frombuffer(_read_exactly(file, size * dtype.itemsize), dtype)
+                values[begin : begin + size] = _as_32_bits(block, begin)
+            _check_distinct(values)
+        yield values
+
+
+@contextlib.contextmanager
+def _dictionary(path: Path, count: int) -> Iterator[tuple[IO[bytes], np.dtype[Any]]]:
+    """(file at its first value, type of a value) of a dictionary of `count` values.
+
+    Raises:
+        UserError: it is no such file, or the block finds something wrong with it.
+    """
+    with _readable(path, _WITHOUT), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        name = names[0] if len(names) == 1 else "unique.npy"
+        with archive.open(name) as file:
+            shape, _, dtype = _header(file)
+            if shape != (count,):
+                raise ValueError(f"{name} has shape {shape}, expected ({count},)")
+            yield file, dtype
+
+
+def _as_32_bits(values: npt.NDArray[Any], first_id: int) -> Ints:
+    """Numbers (n,) of any type, signed or not, as int32 of the same 32 bits."""
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    wrong = (whole != values) | (whole < -(2**31)) | (whole >= 2**32)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(f"{values[at]} of id {first_id + at} is not a whole number of 32 bits")
+    return whole.astype(np.uint32).view(np.int32)
+
+
+def _check_distinct(values: Ints) -> None:
+    in_order = np.sort(values)
+    if (again := in_order[1:] == in_order[:-1]).any():
+        value = int(in_order[int(np.argmax(again))])
+        first, second = np.flatnonzero(values == value)[:2]
+        raise ValueError(f"ids {first} and {second} have the same value {value}")

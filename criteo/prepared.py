@@ -1,12 +1,12 @@
 """Prepared data on disk: find it, and check that it was made as the flags ask.
 
 docs/preparation.md describes the format. It is one directory beside --processed-data-file, complete
-or absent: meta.json, report.json and three files of rows. With --mlperf-bin-loader the rows are in
-`<processed>_{train,test,val}.bin`, the original's flat form: 40 int32 a row.
+or absent: meta.json, report.json, vocabulary.bin and three files of rows. With --mlperf-bin-loader
+the rows are in `<processed>_{train,test,val}.bin`, the original's flat form: 40 int32 a row.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from criteo.original_files import find_flat_files
 from criteo.raw_files import RawFile, day_numbers
 from criteo.row_layout import FLAT, Layout
 from criteo.spec import DataSpec
+from criteo.vocabulary_file import Vocabulary
+
+VOCABULARY = "vocabulary.bin"
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,25 @@ class Prepared:
         counts: rows of each table.
         rows_per_part: kept rows of each part; the last part is divided into test and val.
         layout: how a row is packed.
+        vocabulary: which category has which id; None if the data has no such file.
+        has_original_ids: whether the original program gave the ids.
     """
 
     files: dict[str, Path]
     counts: tuple[int, ...]
     rows_per_part: tuple[int, ...]
     layout: Layout
+    vocabulary: Vocabulary | None = None
+    has_original_ids: bool = False
 
     @classmethod
     def from_meta(cls, directory: Path, meta: dict[str, Any]) -> "Prepared":
         """The prepared data in `directory` as its meta.json describes it; opens no file."""
         files = {split: directory / f"{split}.bin" for split in SPLITS}
-        layout = Layout.from_columns(meta["columns"])
-        return cls(files, tuple(meta["counts"]), tuple(meta["rows_per_part"]), layout)
+        counts, layout = tuple(meta["counts"]), Layout.from_columns(meta["columns"])
+        vocabulary = _vocabulary_of(directory / VOCABULARY, meta)
+        imported = meta.get("imported", False)
+        return cls(files, counts, tuple(meta["rows_per_part"]), layout, vocabulary, imported)
 
     def rows(self, split: str) -> Bytes:
         """The split's rows, mapped read-only: (rows, bytes of a row) uint8."""
@@ -66,8 +75,14 @@ def find_prepared(spec: DataSpec) -> Prepared | None:
     _check_meta(spec, meta)
     prepared = Prepared.from_meta(spec.directory, meta)
     check_range(spec, spec.directory, prepared.counts)
-    _check_sizes(spec, prepared.files, meta["rows"], prepared.layout)
+    _check_sizes(spec, prepared, meta["rows"])
     return prepared
+
+
+def _vocabulary_of(path: Path, meta: dict[str, Any]) -> Vocabulary | None:
+    """The vocabulary at `path` as a meta.json describes it, if it does."""
+    entry = meta.get("vocabulary")
+    return Vocabulary(path, tuple(meta["counts"]), entry["digest"]) if entry else None
 
 
 def _is_there(spec: DataSpec) -> bool:
@@ -94,12 +109,12 @@ def _is_there(spec: DataSpec) -> bool:
     return "meta.json" in names
 
 
-def _check_sizes(
-    spec: DataSpec, files: dict[str, Path], rows: dict[str, int], layout: Layout
-) -> None:
-    """Raise a UserError if a file is missing or has another size than its rows take."""
-    for split in SPLITS:
-        path, expected = files[split], layout.row_bytes * rows[split]
+def _check_sizes(spec: DataSpec, prepared: Prepared, rows: dict[str, int]) -> None:
+    """Raise a UserError if a file is missing or has another size than its content takes."""
+    sizes = {prepared.files[split]: prepared.layout.row_bytes * rows[split] for split in SPLITS}
+    if vocabulary := prepared.vocabulary:
+        sizes[vocabulary.path] = vocabulary.num_bytes
+    for path, expected in sizes.items():
         if not path.is_file():
             raise UserError(f"{path} is missing: {how_to_rebuild(spec)}")
         if path.stat().st_size != expected:
@@ -115,20 +130,24 @@ def _find_flat(spec: DataSpec) -> Prepared | None:
         return None
     files, counts, num_train, num_eval = flat
     meta_file = Path(f"{spec.stem}_meta.json")
+    prepared = Prepared(files, counts, (num_train, num_eval), FLAT, has_original_ids=True)
     if os.path.lexists(meta_file):
         meta = read_meta(spec, meta_file)
         _check_meta(spec, meta)
-        _check_sizes(spec, files, meta["rows"], FLAT)
+        vocabulary = _vocabulary_of(Path(f"{spec.stem}_{VOCABULARY}"), meta)
+        imported = meta.get("imported", False)
+        prepared = replace(prepared, vocabulary=vocabulary, has_original_ids=imported)
+        _check_sizes(spec, prepared, meta["rows"])
     check_range(spec, files["train"], counts)
     if not num_train or not files["test"].stat().st_size:
         raise UserError(f"{files['train']} or {files['test']} is empty: expected rows")
-    return Prepared(files, counts, (num_train, num_eval), FLAT)
+    return prepared
 
 
 def _check_flat_names(spec: DataSpec) -> None:
     """Raise a UserError if a folder has the name of a file that preparation will write."""
     names = [f"{split}.bin" for split in SPLITS]
-    for name in ("meta.json", "report.json", "fea_count.npz", *names):
+    for name in ("meta.json", "report.json", "fea_count.npz", VOCABULARY, *names):
         path = Path(f"{spec.stem}_{name}")
         if path.is_dir():
             raise UserError(f"{path} is a folder: delete it, or name another --processed-data-file")

@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Sequence
 
 from common.errors import UserError
+from criteo.columns import NUM_SPARSE
 from criteo.original_files import Original
 from criteo.raw_files import RawFile
 from criteo.row_layout import FLAT
 from criteo.spec import DataSpec
+from criteo.vocabulary_file import VALUE_BYTES
 
 # approximate bytes of a row of Criteo's data on disk
 PARSED_ROW = 100
 IDS_ROW = 12
 PREPARED_ROW = 100
+VOCABULARY_ROW = 4  # for Kaggle's rows, which have one new category each; Terabyte's have fewer
 SAMPLE_BYTES = 1 << 16  # bytes of a file's text from which its number of rows is estimated
 
 
@@ -35,7 +38,12 @@ def check_space(spec: DataSpec, raw: Sequence[RawFile], original: Original | Non
     rows = sum(original.rows_per_part) if original else _estimate_rows(spec, raw)
     prepared = FLAT.row_bytes if spec.flat else PREPARED_ROW
     shuffled = prepared if spec.order != "file" else 0
-    needed = int(rows * max(PARSED_ROW + 2 * IDS_ROW, IDS_ROW + shuffled + prepared))
+    vocabulary = VOCABULARY_ROW * rows
+    if spec.max_ind_range > 0:
+        vocabulary = min(vocabulary, VALUE_BYTES * NUM_SPARSE * spec.max_ind_range)
+    parsed_and_numbered = (PARSED_ROW + 2 * IDS_ROW) * rows + vocabulary
+    at_the_end = (IDS_ROW + shuffled + prepared) * rows + 2 * vocabulary  # one is in the ids' files
+    needed = int(max(parsed_and_numbered, at_the_end))
     there = 0
     for path in spec.work_folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # other ranks are at work there

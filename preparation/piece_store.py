@@ -1,6 +1,6 @@
 """The parsed pieces and their categories' ids, read from the work folder or rebuilt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,7 +71,10 @@ class PieceStore:
 
 
 class IdStore:
-    """The ids of all categories: a file for each table, with a section for each piece.
+    """The ids of all categories: a file for each table, with two sections for each piece.
+
+    The first holds the ids of the piece's distinct values, the second those of its values that no
+    piece before had. The second ones of all pieces together are the table's vocabulary.
 
     Args:
         folder: the work folder that holds the files.
@@ -96,7 +99,10 @@ class IdStore:
     def _write_ids(self, table: int, writer: Writer) -> dict[str, Any]:
         ids = IdMap(self._max_ind_range)
         for number in range(len(self._pieces)):
-            writer.section([ids.ids(self._pieces.distinct_values(number, table))])
+            values, num_known = self._pieces.distinct_values(number, table), ids.num_ids
+            of_piece = ids.ids(values)
+            writer.section([of_piece])
+            writer.section([values[of_piece >= num_known]])
         return {"num_ids": ids.num_ids}
 
     def counts(self) -> list[int]:
@@ -108,11 +114,20 @@ class IdStore:
         """A piece's rows and the ids of its categories."""
         piece = self._pieces.rows(number)
         ids = [
-            self._folder.read_or_rebuild(task, lambda file: file.section(number))
+            self._folder.read_or_rebuild(task, lambda file: file.section(2 * number))
             for task in self.tasks
         ]
         arrays = [np.frombuffer(of_table, np.int32) for of_table in ids]
         return PieceRows(piece.rows, piece.layout, arrays)
+
+    def values(self) -> Iterator[bytes]:
+        """The values of id 0, 1, 2, ... (int32) of each table in turn, in blocks."""
+        for task in self.tasks:
+            sizes = self._folder.read_or_rebuild(task, CheckedFile.section_sizes)
+            for number in np.flatnonzero(sizes[1::2]).tolist():
+                yield self._folder.read_or_rebuild(
+                    task, lambda file, section=2 * number + 1: file.section(section)
+                )
 
 
 @dataclass(frozen=True)

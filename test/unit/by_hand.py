@@ -23,6 +23,12 @@ def prepare(*argv, sizes=DEFAULT_SIZES):
 
 def by_hand(days, max_ind_range=-1):
     """(the int32 rows (n, 40) of each day, rows of each table) for days of fields as text."""
+    parts, ids = number_by_hand(days, max_ind_range)
+    return parts, [len(table) for table in ids]
+
+
+def number_by_hand(days, max_ind_range=-1):
+    """(the int32 rows (n, 40) of each day, a dictionary from value to id for each table)."""
     ids = [{} for _ in range(26)]
     parts = []
     for day in days:
@@ -36,7 +42,16 @@ def by_hand(days, max_ind_range=-1):
                 categories.append(ids[table].setdefault(value, len(ids[table])))
             rows.append([int(fields[0]), *integers, *categories])
         parts.append(np.array(rows, np.int32))
-    return parts, [len(table) for table in ids]
+    return parts, ids
+
+
+def assert_vocabulary_by_hand(vocabulary, days, max_ind_range=-1):
+    """Check that each id's value is the one that a dictionary gave this id."""
+    _, ids = number_by_hand(days, max_ind_range)
+    vocabulary.check()
+    assert vocabulary.counts == tuple(len(table) for table in ids)
+    for table, of_table in enumerate(ids):
+        assert vocabulary.values(table).view(np.uint32).tolist() == list(of_table)
 
 
 def assert_equals_by_hand(prepared, days, max_ind_range=-1):
@@ -47,4 +62,5 @@ def assert_equals_by_hand(prepared, days, max_ind_range=-1):
     np.testing.assert_array_equal(rows_of(prepared, "test"), parts[-1][:half])
     np.testing.assert_array_equal(rows_of(prepared, "val"), parts[-1][half:])
     assert list(prepared.counts) == counts
+    assert_vocabulary_by_hand(prepared.vocabulary, days, max_ind_range)
     assert prepared.rows_per_part == tuple(len(part) for part in parts)

@@ -450,6 +450,10 @@ def test_prepared_data_is_read_with_the_readmes_few_lines_of_numpy(kaggle_copy):
     ids = {}
     values = [int(field[39] or "0", 16) for field in fields]
     assert rows["C26"].tolist() == [ids.setdefault(value, len(ids)) for value in values]
+    vocabulary = np.fromfile(folder / "vocabulary.bin", "<u4")
+    entries = meta["vocabulary"]["begins"][25] + rows["C26"]
+    written = [f"{value:08x}" for value in vocabulary[entries]]
+    assert written == [field[39] or "00000000" for field in fields]
 
 
 # ---------------------------------------------------------------- loader processes

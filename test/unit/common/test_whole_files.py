@@ -8,7 +8,7 @@ import pytest
 from signalled import running
 
 from common.errors import UserError
-from common.whole_files import check_place, partial_of, target_of, write_whole
+from common.whole_files import check_place, link_whole, partial_of, target_of, write_whole
 
 
 def content_of(folder):
@@ -50,6 +50,30 @@ def test_if_one_file_fails_all_are_as_they_were(tmp_path, failing):
     with pytest.raises(OSError, match="No space left on device"):
         write_whole(files)
     assert content_of(tmp_path) == {"data": "earlier", "model": "earlier"}
+
+
+def test_a_second_name_of_a_file_replaces_another_file(tmp_path):
+    """Also once it is there; what a killed run left at the temporary name is no hindrance."""
+    (tmp_path / "data").write_text("values")
+    (tmp_path / "name").symlink_to("data")
+    (tmp_path / "model").write_text("earlier")
+    partial_of(tmp_path / "model").write_text("half")
+    for _ in range(2):
+        assert link_whole(tmp_path / "name", tmp_path / "model")
+        assert content_of(tmp_path) == {"data": "values", "model": "values", "name": "values"}
+        assert os.path.samefile(tmp_path / "data", tmp_path / "model")
+        assert not (tmp_path / "model").is_symlink()
+
+
+def test_where_there_are_no_hard_links_all_is_as_it_was(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    for name in ("data", "model"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(os, "link", refuse)
+    assert not link_whole(tmp_path / "data", tmp_path / "model")
+    assert content_of(tmp_path) == {"data": "data", "model": "model"}
 
 
 def test_an_interrupt_leaves_nothing_either(tmp_path):

@@ -17,6 +17,7 @@ from criteo.spec import DataSpec
 
 LAYOUT = Layout((1, 2, 4) * 13 + (1,))
 ROWS = {"train": 5, "test": 2, "val": 0}
+BEGINS, DIGEST = list(range(0, 26 * 50, 50)), "0123456789abcdef" * 2
 
 
 @pytest.fixture
@@ -30,6 +31,8 @@ def made(tmp_path):
         LAYOUT.pack(np.full((40, num_rows), 3, np.int32)).tofile(spec.directory / f"{split}.bin")
     sources = [RawFile.at(tmp_path / f"day_{day}").fingerprint for day in range(2)]
     meta = {"format": FORMAT_VERSION, "recipe": recipe(spec), "sources": sources, "rows": ROWS}
+    np.arange(26 * 50, dtype="<i4").tofile(spec.directory / "vocabulary.bin")
+    meta |= {"vocabulary": {"begins": BEGINS, "digest": DIGEST}}
     write(spec, meta | {"columns": LAYOUT.columns, "counts": [50] * 26, "rows_per_part": [5, 2]})
     return spec
 
@@ -56,6 +59,21 @@ def test_data_that_fits_is_found_and_mapped(made):
         rows = prepared.rows(split)
         assert rows.shape == (ROWS[split], LAYOUT.row_bytes)
         assert (LAYOUT.unpack(rows) == 3).all() and len(rows) == ROWS[split]
+    vocabulary = prepared.vocabulary
+    assert vocabulary.digest == DIGEST and not prepared.has_original_ids
+    assert vocabulary.values(25).tolist() == list(range(25 * 50, 26 * 50))
+
+
+def test_data_of_version_2_has_no_vocabulary_and_needs_none(made):
+    """Whatever lies beside it or is in its meta.json."""
+    write(made, meta_of(made) | {"format": 2})
+    assert find_prepared(made).vocabulary is None
+    (made.directory / "vocabulary.bin").unlink()
+    meta = meta_of(made)
+    del meta["vocabulary"]
+    write(made, meta)
+    prepared = find_prepared(made)
+    assert prepared.vocabulary is None and prepared.rows("train").shape == (5, LAYOUT.row_bytes)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +123,10 @@ def test_imported_data_is_held_against_its_data_set_its_order_and_its_largest_ta
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"format": 1}, f"format 1, this program reads {FORMAT_VERSION}"),
-        ({"format": None}, f"format None, this program reads {FORMAT_VERSION}"),
+        ({"format": 1}, "format 1, this program reads 2 and 3"),
+        ({"format": 4}, "format 4, this program reads 2 and 3"),
+        ({"format": None}, "format None, this program reads 2 and 3"),
+        ({"format": True}, "format True, this program reads 2 and 3"),
         (
             {"rows": ROWS | {"train": 6}, "rows_per_part": [6, 2]},
             f"expected {6 * LAYOUT.row_bytes} bytes, got",
@@ -124,6 +144,22 @@ def test_damaged_files_are_named(made):
     assert expected in refusal(made)
     (made.directory / "train.bin").unlink()
     assert "train.bin is missing" in refusal(made)
+
+
+def test_a_vocabulary_that_is_missing_or_cut_is_named(made):
+    """Its digest is not computed: training does not read it."""
+    path = made.directory / "vocabulary.bin"
+    os.truncate(path, 26 * 50 * 4 - 1)
+    assert "vocabulary.bin is damaged (expected 5200 bytes, got 5199): delete" in refusal(made)
+    path.unlink()
+    assert "vocabulary.bin is missing: delete" in refusal(made)
+
+
+def test_only_imported_data_may_say_that_it_has_no_vocabulary(made):
+    (made.directory / "vocabulary.bin").unlink()
+    write(made, meta_of(made) | {"vocabulary": None, "imported": True})
+    prepared = find_prepared(made)
+    assert prepared.vocabulary is None and prepared.has_original_ids
 
 
 def test_a_folder_or_a_file_that_is_in_the_way_is_named_before_anything_is_prepared(made):
@@ -144,7 +180,7 @@ def test_a_folder_or_a_file_that_is_in_the_way_is_named_before_anything_is_prepa
     assert f"{made.directory} is not a folder: " in refusal(below)
 
 
-@pytest.mark.parametrize("name", ["train.bin", "meta.json", "fea_count.npz"])
+@pytest.mark.parametrize("name", ["train.bin", "meta.json", "fea_count.npz", "vocabulary.bin"])
 def test_a_folder_with_the_name_of_a_flat_file_is_named_before_anything_is_prepared(made, name):
     (made.raw.parent / f"x_{name}").mkdir()
     line = refusal(dataclasses.replace(made, flat=True))
@@ -191,6 +227,10 @@ WRONG = {
     "rows_per_part[0]": [None, -5, 5.0, "5", HUGE],
     "counts": [NO, None, 50, [], [50] * 25, [50] * 27, "5" * 26],
     "counts[3]": [None, 0, -50, 50.0, "50", True, HUGE, 2**31 + 1, float("nan"), [50]],
+    "vocabulary": [NO, None, 3, [], {}, {"begins": BEGINS}, {"digest": DIGEST}],
+    "vocabulary.begins": [None, 0, [], BEGINS[:25], [*BEGINS, 1300], [1, *BEGINS[1:]], "0" * 26],
+    "vocabulary.begins[1]": [None, -50, 50.0, "50", True, HUGE, float("nan")],
+    "vocabulary.digest": [None, 3, "", DIGEST[1:], DIGEST + "0", DIGEST.upper(), DIGEST[1:] + "\n"],
     "recipe": [NO, None, [], {}, {"--data-set": "terabyte"}],
     "recipe.--data-set": [["terabyte"], {}],
     "imported": [3, "yes", None],

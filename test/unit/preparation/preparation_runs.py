@@ -25,6 +25,7 @@ DAY = ("--memory-map", "--data-randomize=day")
 SAMPLED = ("--data-sub-sample-rate=0.4",)
 FLAT = ("--mlperf-bin-loader",)
 PARALLEL = "--dataset-multiprocessing"
+NAMES = ["meta.json", "report.json", "test.bin", "train.bin", "val.bin", "vocabulary.bin"]
 
 
 class Data:
@@ -58,7 +59,7 @@ class Data:
             paths = [*self.folder.glob(f"{name}_*.json"), *self.folder.glob(f"{name}_*.bin")]
             assert len({path.read_bytes() for path in self.folder.rglob("*_fea_count.npz")}) == 1
         found = {path.name.removeprefix(f"{name}_"): path.read_bytes() for path in paths}
-        assert sorted(found) == ["meta.json", "report.json", "test.bin", "train.bin", "val.bin"]
+        assert sorted(found) == NAMES
         for path in (*paths, *(self.folder.rglob("*fea_count.npz*") if is_flat else ())):
             path.unlink()
         if not is_flat:

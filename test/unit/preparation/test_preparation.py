@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from by_hand import assert_equals_by_hand, by_hand, prepare, spec
+from by_hand import assert_equals_by_hand, assert_vocabulary_by_hand, by_hand, prepare, spec
 from conftest import rows_of, write_days
 from preparation_runs import DAY, PARALLEL, SAMPLED, SMALL, TOTAL, Data
 
@@ -63,10 +63,12 @@ def test_kaggle_is_cut_into_seven_parts_before_sub_sampling(tmp_path):
     ends = np.cumsum((0, 5, 5, 5, 4, 4, 4, 4))
     want = tuple(sum(keep[a:b]) for a, b in itertools.pairwise(ends))
     assert prepared.rows_per_part == want
-    parts, counts = by_hand([[row for row, wanted in zip(day, keep, strict=True) if wanted]])
+    kept = [row for row, wanted in zip(day, keep, strict=True) if wanted]
+    parts, counts = by_hand([kept])
     rows = np.concatenate([rows_of(prepared, split) for split in ("train", "test", "val")])
     np.testing.assert_array_equal(rows, parts[0])
     assert list(prepared.counts) == counts
+    assert_vocabulary_by_hand(prepared.vocabulary, [kept])
 
 
 @pytest.mark.parametrize("order", ["total", "day"])
@@ -173,11 +175,14 @@ def test_done_once_and_its_raw_files_may_go(data):
 def test_meta_says_what_it_was_made_from(data):
     files = data.bytes_of("--max-ind-range=9", "--data-sub-sample-rate=0.1")
     meta = json.loads(files["meta.json"])
-    assert meta["format"] == 2 and meta["recipe"]["--max-ind-range"] == 9
+    assert meta["format"] == 3 and meta["recipe"]["--max-ind-range"] == 9
     assert meta["columns"][0] == ["label", "|u1"] and len(meta["columns"]) == 40
     assert meta["recipe"]["--numpy-rand-seed"] == 123
     assert [source["name"] for source in meta["sources"]] == ["day_0", "day_1", "day_2"]
     assert max(meta["counts"]) <= 9
+    ends = np.cumsum(meta["counts"]).tolist()
+    assert meta["vocabulary"]["begins"] == [0, *ends[:-1]]
+    assert len(files["vocabulary.bin"]) == 4 * ends[-1]
 
 
 # ---------------------------------------------------------------- mistakes

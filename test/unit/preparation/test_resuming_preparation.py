@@ -19,6 +19,7 @@ from other_process import wait_for
 from preparation_runs import (
     DAY,
     FLAT,
+    NAMES,
     ROWS,
     SAMPLED,
     TOTAL,
@@ -69,13 +70,21 @@ KILLS = {  # flags, calls to be killed at and how, names of files that are among
     "plain": (
         (*TOTAL, *SAMPLED),
         [("rename", "before"), ("rename", "after"), ("fsync", "before"), ("pwrite", "half")],
-        {*data_utils.STAGES, "published", "a.prepared", "meta.json", "train.bin", "final"},
+        {
+            *data_utils.STAGES,
+            "published",
+            "a.prepared",
+            "meta.json",
+            "train.bin",
+            "final",
+            "vocabulary.bin",
+        },  # fmt: skip
     ),
     "packed": (DAY, [("rename", "after")], set(data_utils.STAGES[1:])),
     "flat": (
         (*TOTAL, *FLAT),
         [("replace", "before")],
-        {"a_report.json", "a_meta.json", "a_train.bin", "a_test.bin", "a_val.bin"},
+        {f"a_{name}" for name in NAMES},
     ),
 }
 
@@ -191,6 +200,7 @@ STAGES = {  # what is damaged: when, which files
     "pieces of a packed day": ("number", "parsed/000_*"),
     "a packed day": ("number", "parsed/000"),
     "ids": ("place", "ids/*"),
+    "ids at the end": ("publish", "ids/*"),
     "scattered": ("gathered", "scattered/*"),
     "gathered": ("publish", "gathered/*"),
     "scattered at the end": ("publish", "scattered/*"),
@@ -459,6 +469,20 @@ def test_too_little_room_is_told_of_before_anything_is_written(data, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - 1000, 1000))
     assert_one_line(data.run(*TOTAL), " needs ", " free", "--processed-data-file")
     assert [path.name for path in data.folder.iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize(
+    "flags, vocabulary", [((), 4 * 3 * ROWS), (("--max-ind-range=1",), 4 * 26)]
+)
+def test_the_estimate_has_room_for_buckets_ids_rows_and_two_vocabularies(
+    data, monkeypatch, flags, vocabulary
+):
+    """The second one is in the files of ids; a table has no more values than --max-ind-range."""
+    needed = 3 * ROWS * (100 + 12 + 100) + 2 * vocabulary
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed - 1))
+    assert_one_line(data.run(*TOTAL, *flags), " needs ", " free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, needed))
+    assert data.run(*TOTAL, *flags).status == 0
 
 
 def test_what_is_finished_already_counts_as_room(data, monkeypatch):
