@@ -36,6 +36,7 @@ from common.shares import share_of_rows, split_evenly
 from common.stack_distances import StackDistances
 from criteo.columns import NUM_DENSE, NUM_SPARSE, Bytes
 from criteo.prepared import Prepared
+from criteo.vocabulary import VocabularySource
 from devices.card import side_stream
 from devices.execution import Execution
 from model.batch import BagBatch, Batch, CriteoBatch
@@ -88,12 +89,13 @@ class BatchedDataset(Protocol):
 
 @dataclass(frozen=True)
 class RunData:
-    """Training and evaluation batches, rows of each table, and number of dense features."""
+    """Training and evaluation batches, rows of each table, dense features, and categories."""
 
     train: BatchedDataset
     test: BatchedDataset
     num_rows: tuple[int, ...]
     num_dense: int
+    vocabulary: VocabularySource | None = None
 
 
 def describe_batches(data: BatchedDataset, max_batches: int) -> str:

@@ -28,6 +28,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -43,6 +44,7 @@ from common.termination import ends_on_signals, skip_clean_up_if_ended
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import DataSpec, add_data_options
+from criteo.vocabulary import find_vocabulary
 from data_utils import prepare
 from devices.execution import (
     Execution,
@@ -70,6 +72,7 @@ from engine.model_file import (
     check_model_paths,
     full_state_dict,
     load_model_file,
+    load_parameters,
 )
 from engine.onnx_export import check_onnx_options, export_if_asked
 from engine.options import (
@@ -82,6 +85,8 @@ from engine.options import (
     add_training_options,
     check_together,
 )
+from engine.prediction import Prediction, predict
+from engine.prediction_options import ServedData, add_prediction_options, take_model_flags
 from engine.previous_file import save_model
 from engine.progress import Progress, is_better
 from engine.quantization import (
@@ -92,6 +97,7 @@ from engine.quantization import (
 )
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
+from engine.serving_facts import ServingFacts
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
@@ -125,7 +131,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a flag is wrong, or flags contradict one another.
     """
-    options: argparse.Namespace = make_parser().parse_args(argv)
+    parser = make_parser()
+    options: argparse.Namespace = parser.parse_args(argv)
+    take_model_flags(options, parser.names_given(argv))
     _check_options(options)
     if options.data_path:
         options.data_generation = "dataset"
@@ -140,8 +148,15 @@ def make_parser() -> ArgumentParser:
     model = (add_model_options, add_compression_options, add_loss_options)
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
-    results = (add_reporting_options, add_model_file_options, add_mlperf_options)
-    for add_options in (*model, *data, *training, add_checkpoint_options, *results):
+    results = (add_reporting_options, add_model_file_options, add_prediction_options)
+    for add_options in (
+        *model,
+        *data,
+        *training,
+        add_checkpoint_options,
+        *results,
+        add_mlperf_options,
+    ):
         add_options(parser)
     return parser
 
@@ -314,6 +329,34 @@ def make_step_parts(
     )
 
 
+def make_model_state(
+    options: argparse.Namespace,
+    process: Process,
+    data: RunData,
+    model: DLRM_Net,
+    parts: StepParts,
+) -> ModelState:
+    """What files save of a model in training, and what they tell about it."""
+    return ModelState(
+        process=process,
+        model=model,
+        tables=model.emb_l,
+        dense_optimizer=parts.optimizer,
+        optimizer_name=options.optimizer,
+        num_epochs=options.nepochs,
+        num_batches=num_batches_of_epoch(options, data),
+        num_test_batches=len(data.test),
+        scale=parts.scale,
+        serving=ServingFacts.from_options(options, data.num_rows, data.num_dense, data.vocabulary),
+        vocabulary=data.vocabulary,
+    )
+
+
+def num_batches_of_epoch(options: argparse.Namespace, data: RunData) -> int:
+    """Batches of an epoch of training."""
+    return min(len(data.train), options.num_batches or len(data.train))
+
+
 class Trainer:
     """A model in training: decides when to print, evaluate, save and stop."""
 
@@ -330,7 +373,7 @@ class Trainer:
         self.execution = Execution.from_options(options, process.device)
         name, draws = options.optimizer, not checkpoints.will_restore
         self.model = DLRM_Net(architecture, process, name, self.execution, draws)
-        self.num_batches = min(len(data.train), options.num_batches or len(data.train))
+        self.num_batches = num_batches_of_epoch(options, data)
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
         parts = make_step_parts(options, self.model, process.device, self.execution)
@@ -340,17 +383,7 @@ class Trainer:
         self.evaluator = Evaluator(options, process, self.model, self.execution)
         self.progress, self.losses, self.place = Progress(), LossMeter(process, skips), Place()
         self.checkpoints = checkpoints
-        self.state = ModelState(
-            process=process,
-            model=self.model,
-            tables=self.model.emb_l,
-            dense_optimizer=parts.optimizer,
-            optimizer_name=options.optimizer,
-            num_epochs=options.nepochs,
-            num_batches=self.num_batches,
-            num_test_batches=len(data.test),
-            scale=parts.scale,
-        )
+        self.state = make_model_state(options, process, data, self.model, parts)
         self.continues = False  # from a model file or a checkpoint: weights are not fresh
         self._by_auc = options.mlperf_logging  # the best model has the best AUC, else accuracy
         self._evaluates = options.test_freq > 0 and not options.performance
@@ -371,9 +404,11 @@ class Trainer:
 
     def load(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
-        resume = not self.options.inference_only
-        accumulate = self.options.mlperf_grad_accum_iter
-        self.progress = load_model_file(path, self.state, accumulate, resume)
+        if self.options.inference_only:
+            self.progress = load_parameters(path, self.model, self.model.emb_l, self.process)
+        else:
+            accumulate = self.options.mlperf_grad_accum_iter
+            self.progress = load_model_file(path, self.state, accumulate)
         self.continues = True
 
     def train(self, after_step: Callable[[], None]) -> None:
@@ -568,7 +603,7 @@ def evaluation_batch_size(options: argparse.Namespace) -> int:
 
 def prepare_data(options: argparse.Namespace) -> Prepared | None:
     """Criteo data on disk, or None for other data; all ranks prepare it together."""
-    if options.data_generation != "dataset":
+    if options.data_generation != "dataset" or options.predict_file:
         return None
     return prepare(DataSpec.from_options(options))
 
@@ -578,9 +613,11 @@ def make_data(options: argparse.Namespace, prepared: Prepared | None, process: P
     if prepared is not None:
         in_memory = not (options.memory_map or options.mlperf_bin_loader)
         sizes = (options.mini_batch_size, evaluation_batch_size(options))
-        return make_criteo_data(
+        data = make_criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
+        vocabulary = find_vocabulary(DataSpec.from_options(options), prepared)
+        return replace(data, vocabulary=vocabulary)
     return make_random_data(RandomSpec.from_options(options), process)
 
 
@@ -627,6 +664,20 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     print(f"compute graph: {plot_compute_graph(network)}", flush=True)
 
 
+def predict_rows(options: argparse.Namespace, process: Process) -> int:
+    """Score the rows of --predict-file with the model of --load-model; returns the exit status."""
+    data, execution = (
+        ServedData.from_options(options),
+        Execution.from_options(options, process.device),
+    )
+    architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
+    model = DLRM_Net(architecture, process, "sgd", execution, draws=False)
+    load_parameters(options.load_model, model, model.emb_l, process)
+    quantize(model, options, process, lambda text: print(text, file=sys.stderr))
+    predict(options, Prediction.from_options(options, data, process, execution), model)
+    return 0
+
+
 @reports_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or evaluate with --inference-only; returns the exit status."""
@@ -653,6 +704,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_checkpoints(options, prepared, process, reporter.say) as checkpoints,
     ):
         seed_everything(options)
+        if options.predict_file:
+            return predict_rows(options, process)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter, checkpoints)
         trainer.begin()

@@ -215,6 +215,8 @@ class Checkpoints(ResumeOnly):
 
         def check() -> str:
             self._folder.check_space(num_bytes)
+            if run.model.vocabulary is not None:
+                self._folder.keep_vocabulary(run.model.vocabulary)
             return ""
 
         agreed(self._process, check)

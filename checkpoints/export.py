@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from checkpoints.folder import Found, newest_in
+from checkpoints.folder import VOCABULARY, Found, newest_in
 from checkpoints.generators import states_of
 from checkpoints.index import Index, NewerFormatError, damaged_index
 from checkpoints.json_values import list_of, number_of, numbers_of, object_of, text_of, whole_of
@@ -17,6 +17,8 @@ from checkpoints.run_state import progress_of
 from checkpoints.shard_file import DamagedError, problem_of_safetensors, read_tensors
 from common.errors import UserError
 from common.launch import Launch
+from criteo.vocabulary import VocabularySource
+from criteo.vocabulary_file import Vocabulary
 from engine.model_content import (
     RunFacts,
     Value,
@@ -25,7 +27,8 @@ from engine.model_content import (
     packed_generators,
     state_of_rows,
 )
-from engine.model_file import write_content
+from engine.model_file import write_content, write_vocabulary
+from engine.serving_facts import ServingFacts
 from engine.streamed_file import StreamedTensor
 from optim.dense import settings_of
 
@@ -83,12 +86,32 @@ def _export(found: Found, target: Path) -> None:
     path = found.path
     try:
         index = Index.read(path)
-        content = _content(_Rows(path, index), index)
+        serving = _serving_of(index)
+        content = _content(_Rows(path, index), index, serving)
     except NewerFormatError as error:
         raise UserError(f"{FLAG}={path}: {error}") from error
     except (ValueError, OverflowError) as error:
         raise damaged_index(path, error) from error
+    if serving is not None and serving.vocabulary:
+        _export_vocabulary(path.parent / VOCABULARY, serving, target)
     write_content(target, content)
+
+
+def _serving_of(index: Index) -> ServingFacts | None:
+    """What has to be known to score rows; None: an earlier version has not saved it."""
+    value = index.state.get("serving")
+    return None if value is None else ServingFacts.from_json(value)
+
+
+def _export_vocabulary(source: Path, serving: ServingFacts, target: Path) -> None:
+    """Put the vocabulary of a folder of checkpoints beside the model file, if it is there."""
+    vocabulary = Vocabulary(source, serving.num_rows, serving.vocabulary)
+    try:
+        vocabulary.check()
+    except UserError as error:
+        print(f"warning: {error}; the model file will not score rows of text", flush=True)
+        return
+    write_vocabulary(VocabularySource.of_file(vocabulary), target)
 
 
 class _Rows:
@@ -126,7 +149,7 @@ class _Rows:
         return self._last[1]
 
 
-def _content(rows: _Rows, index: Index) -> dict[str, Any]:
+def _content(rows: _Rows, index: Index, serving: ServingFacts | None) -> dict[str, Any]:
     """What the model file holds. Names are interned: a pickle tells equal texts from the same one.
 
     Raises:
@@ -144,6 +167,7 @@ def _content(rows: _Rows, index: Index) -> dict[str, Any]:
         generators=packed_generators(*states_of(object_of(values, "generators"))),
         loss_scale=numbers_of(values, "loss_scale")[:2],
         joins=[sys.intern(text_of({"join": join}, "join")) for join in list_of(values, "joins")],
+        serving=serving.to_json() if serving is not None else None,
     )
     tables = {key: shape for key, shape in index.matrices.items() if key.startswith(TABLES)}
     dense = {key: shape for key, shape in index.matrices.items() if key not in tables}

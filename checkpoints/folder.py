@@ -1,6 +1,7 @@
 """The folder of --checkpoint-dir: which checkpoints it has, how one appears and how one goes.
 
     lock                       held by the run that writes here
+    vocabulary.bin             the categories of the tables' rows, for all checkpoints
     000007-step-20480/         a checkpoint: the seventh save, after 20480 steps
     000008-step-40960.partial/ one that is being written
     000006-step-10240.removed/ one that is being removed
@@ -29,9 +30,11 @@ from checkpoints.shard_file import FilesToSync, write_all
 from common.errors import UserError
 from common.file_locks import means_no_locks
 from common.whole_files import sync_folder
+from criteo.vocabulary import VocabularySource
 
 FLAG = "--checkpoint-dir"
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
+VOCABULARY = "vocabulary.bin"
 PARTIAL, REMOVED, DAMAGED = ".partial", ".removed", ".damaged"
 
 
@@ -177,6 +180,21 @@ class CheckpointFolder:
                 f" {wanted / 1e9:.3g} GB more, the disk has {free / 1e9:.3g} GB free:"
                 " free some, lower --keep or name another folder"
             )
+
+    def keep_vocabulary(self, vocabulary: VocabularySource) -> None:
+        """Keep the categories of the tables' rows, which a model file made of a checkpoint needs.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        path = self.path / VOCABULARY
+        try:
+            vocabulary.write_beside(path)
+        except OSError as error:
+            raise UserError(
+                f"{FLAG}={self.path}: cannot write {path} ({error.strerror or error}):"
+                " free some space, or name another folder"
+            ) from error
 
 
 def make_folder(path: Path) -> None:

@@ -24,7 +24,7 @@ FREE = frozenset(
         "enable_profiling", "plot_compute_graph", "performance", "dry_run", "self_check",
         "mlperf_logging", "mlperf_acc_threshold", "mlperf_auc_threshold", "save_onnx",
         "mlperf_events", "mlperf_org", "mlperf_division", "mlperf_status", "mlperf_platform",
-        "inference_only",
+        "inference_only", "predict_file", "scores_file", "vocabulary_file",
         "quantize_mlp_with_bit", "quantize_emb_with_bit",
         # checkpoints
         "save_every", "save_minutes", "keep", "resume", "on_nan",

@@ -100,6 +100,7 @@ class RunState:
             "dense_lr": float(model.dense_optimizer.lr),
             "dense_scalars": [_scalars(state) for state in model.dense_optimizer.state],
             "joins": list(model.tables.joins),
+            "serving": model.serving.to_json() if model.serving else None,
             "world_size": model.process.world_size,
             "torch": torch.__version__,
         }

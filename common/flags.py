@@ -35,6 +35,21 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(_unknown_flag(unknown[0], list(self._option_string_actions)))
         return parsed
 
+    def names_given(self, args: Any = None) -> set[str]:
+        """Names of the flags that stand in `args`, as the parsed values have them.
+
+        Raises:
+            UserError: as `parse_args` does.
+        """
+        defaults = [(action, action.default) for action in self._actions]
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        try:
+            return set(vars(self.parse_args(args)))
+        finally:
+            for action, default in defaults:
+                action.default = default
+
     def _plain_switches(self, words: list[str]) -> list[str]:
         """`--use-npu` for `--use-npu=true`; for `=false` neither that nor an earlier one."""
         kept: list[str] = []

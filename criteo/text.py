@@ -195,13 +195,22 @@ def parse_lines(
     return OK, 0, 0, at
 
 
-def describe_bad_field(status: int, field: int, line: bytes) -> str:
-    """Why `parse_lines` refused a line: the column (from 1), what it holds, what was expected."""
+def describe_bad_field(status: int, field: int, line: bytes, has_label: bool = True) -> str:
+    """Why `parse_lines` refused a line: the column (from 1), what it holds, what was expected.
+
+    Args:
+        status: what `parse_lines` returned.
+        field: number of the field, from 0.
+        line: the line that was parsed.
+        has_label: whether the label stands in the user's text; else one was put in front of it.
+    """
     fields = line.rstrip(b"\r\n").split(b"\t")
+    num_added = 0 if has_label else 1
     if status == BAD_FIELD_COUNT:
+        columns = f"{'label, ' if has_label else ''}13 integers, 26 hex strings"
         return (
-            f"{len(fields)} tab-separated fields, expected {NUM_FIELDS}"
-            " (label, 13 integers, 26 hex strings)"
+            f"{len(fields) - num_added} tab-separated fields, expected {NUM_FIELDS - num_added}"
+            f" ({columns})"
         )
     expected = {
         BAD_LABEL: "the label 0 or 1",
@@ -212,7 +221,7 @@ def describe_bad_field(status: int, field: int, line: bytes) -> str:
     }[status]
     got = fields[field].decode("ascii", "backslashreplace")
     got = got if len(got) <= 60 else got[:57] + "..."
-    return f"column {field + 1}: got {got!r}, expected {expected}"
+    return f"column {field + 1 - num_added}: got {got!r}, expected {expected}"
 
 
 @compiled

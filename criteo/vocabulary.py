@@ -43,6 +43,12 @@ class VocabularySource:
     blocks: Callable[[], Iterable[Any]]
     file: Path | None = None
 
+    @classmethod
+    def of_file(cls, vocabulary: Vocabulary) -> "VocabularySource":
+        """The vocabulary that a file holds."""
+        blocks = partial(blocks_of, vocabulary.path)
+        return cls(vocabulary.counts, vocabulary.digest, blocks, vocabulary.path)
+
     def write_beside(self, path: Path) -> None:
         """Make the vocabulary's file at `path`, whole or not at all, unless it is there already.
 
@@ -93,8 +99,7 @@ def find_vocabulary(spec: DataSpec, prepared: Prepared) -> VocabularySource | No
         UserError: a dictionary is missing while others are there, or does not fit the data.
     """
     if vocabulary := prepared.vocabulary:
-        blocks = partial(blocks_of, vocabulary.path)
-        return VocabularySource(vocabulary.counts, vocabulary.digest, blocks, vocabulary.path)
+        return VocabularySource.of_file(vocabulary)
     counts = prepared.counts
     if not prepared.has_original_ids:
         return None

@@ -1,7 +1,8 @@
 """The model's shape, and the flags that decide it."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from common.errors import UserError
 from common.flags import dashed_ints, number_in
@@ -54,6 +55,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a weight for each row in the sum over a bag, 1 at first",
     )
     flag("--activation-function", choices=("relu",), default="relu", help="of hidden layers")
+
+
+def add_clamp_option(flag: Callable[..., Any]) -> None:
+    """Add the flag of predictions' bounds, which is among those of the loss."""
+    flag(
+        "--loss-threshold",
+        type=float,
+        default=0.0,
+        help="clamp predictions to [t, 1-t]; 0: do not",
+    )
 
 
 class Architecture(ModelShape):

@@ -21,6 +21,7 @@ PROGRESS_NAMES = (
 )  # fmt: skip
 
 WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
+SERVING = "serving"  # the key of the serving facts
 Value = torch.Tensor | StreamedTensor
 
 
@@ -38,6 +39,7 @@ class RunFacts:
         generators: what `packed_generators` returns.
         loss_scale: [scale, steps since it last changed]; [] without a scale.
         joins: how each table's parts are joined.
+        serving: what `ServingFacts.to_json` returns; None: it is not known.
     """
 
     progress: Progress
@@ -48,12 +50,13 @@ class RunFacts:
     generators: Mapping[str, Any]
     loss_scale: Sequence[float]
     joins: Sequence[str]
+    serving: Mapping[str, Any] | None = None
 
 
 def make_content(
     facts: RunFacts, parameters: Mapping[str, Value], states: Sequence[Mapping[str, Value]]
 ) -> dict[str, Any]:
-    """The content of a model file, whose keys are the original's and four of ours.
+    """The content of a model file, whose keys are the original's and five of ours.
 
     Args:
         facts: what it tells beside tensors.
@@ -81,6 +84,7 @@ def make_content(
         "generators": dict(facts.generators),
         "loss_scale": list(facts.loss_scale),
         "joins": list(facts.joins),
+        **({SERVING: dict(facts.serving)} if facts.serving is not None else {}),
     }
 
 

@@ -1,8 +1,10 @@
 """Model files: one file with the original's keys, however many ranks there are.
 
-Four keys are ours: `progress` (batches done and best metrics), `generators`, `loss_scale` and
-`joins` (how each table's parts are joined: the parts of --qr-operation=mult look like those of
-add). A file of the original has none of them: a run continues from its epoch and iter.
+Five keys are ours: `progress` (batches done and best metrics), `generators`, `loss_scale`, `joins`
+(how each table's parts are joined: the parts of --qr-operation=mult look like those of add) and
+`serving` (what has to be known to score rows). A file of the original has none of them: a run
+continues from its epoch and iter. The categories of the tables' rows are in a file of their own
+beside it, `DLRM.vocabulary` beside `DLRM.pth`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from torch import nn
 
 from common.errors import RankError, UserError
 from common.whole_files import check_place, target_of, write_whole
+from criteo.vocabulary import VocabularySource
 from engine.model_content import (
     RunFacts,
     Value,
@@ -26,6 +29,7 @@ from engine.model_content import (
 )
 from engine.progress import Progress
 from engine.saved_content import SavedContent, reason_of
+from engine.serving_facts import ServingFacts
 from engine.streamed_file import StreamedTensor, streamed_tensors, write_streamed
 from engine.value_checks import Wanted
 from model.embedding_tables import EmbeddingTables
@@ -51,6 +55,8 @@ class ModelState:
         num_batches: batches of an epoch.
         num_test_batches: batches of an evaluation.
         scale: the scale of the loss.
+        serving: what has to be known to score rows; None: it is not saved.
+        vocabulary: the categories of the tables' rows; None: they are not known.
     """
 
     process: Process
@@ -62,6 +68,8 @@ class ModelState:
     num_batches: int
     num_test_batches: int
     scale: NoScale = field(default_factory=NoScale)
+    serving: ServingFacts | None = None
+    vocabulary: VocabularySource | None = None
 
 
 def full_state_dict(model_state: ModelState) -> dict[str, torch.Tensor]:
@@ -111,6 +119,8 @@ def save_model_file(path: str, model_state: ModelState, progress: Progress) -> N
     """
     content = _content(model_state, progress)
     if model_state.process.is_first:
+        if model_state.vocabulary is not None:
+            write_vocabulary(model_state.vocabulary, Path(path))
         write_content(Path(path), content)
         return
     for tensor in streamed_tensors(content):
@@ -131,6 +141,7 @@ def _content(model_state: ModelState, progress: Progress) -> dict[str, Any]:
         generators=packed_generators(np.random.get_state(legacy=False), torch.get_rng_state()),
         loss_scale=model_state.scale.state(),
         joins=model_state.tables.joins,
+        serving=model_state.serving.to_json() if model_state.serving else None,
     )
     states = [
         state_of_rows(
@@ -203,6 +214,32 @@ def write_content(path: Path, content: dict[str, Any]) -> None:
         ) from error
 
 
+def vocabulary_of(path: Path) -> Path:
+    """The file beside a model file that has the categories of its tables' rows.
+
+    That of `DLRM.pth` is `DLRM.vocabulary`, that of `DLRM.pth.1`, which a better model has been
+    moved to, `DLRM.pth.1.vocabulary`.
+    """
+    ending = ".vocabulary"
+    return Path(f"{path}{ending}") if path.suffix[1:].isdigit() else path.with_suffix(ending)
+
+
+def write_vocabulary(vocabulary: VocabularySource, path: Path) -> None:
+    """Write the vocabulary beside a model file, unless it is there already.
+
+    Raises:
+        RankError: it cannot be written.
+    """
+    beside = vocabulary_of(target_of(path))
+    try:
+        vocabulary.write_beside(beside)
+    except OSError as error:
+        raise RankError(
+            f"--save-model={path}: cannot write {beside} ({reason_of(error)});"
+            " what was there before is kept"
+        ) from error
+
+
 def _row_states(model_state: ModelState) -> list[tuple[Part, dict[str, str]]]:
     """(part, names) of each state of rows: of all parts, then of their pooling weights.
 
@@ -226,14 +263,38 @@ def _on_host(state: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- loading
 
 
-def load_model_file(path: str, model_state: ModelState, accumulate: int, resume: bool) -> Progress:
-    """Load a model file into the model.
+def load_parameters(
+    path: str, model: nn.Module, tables: EmbeddingTables, process: Process
+) -> Progress:
+    """Load a model file's parameters into a model that is not trained.
+
+    Args:
+        path: where the file is.
+        model: what is loaded into.
+        tables: its embedding tables.
+        process: this rank.
+
+    Returns:
+        Where the run was that saved it.
+
+    Raises:
+        UserError: it is no model file, or does not fit the model.
+        RankError: numbers of a table that only this rank holds are wrong.
+    """
+    content = SavedContent(path)
+    parameters = content.parameters(_wanted_parameters(model, tables, process))
+    content.check_joins(tables.joins)
+    model.load_state_dict(parameters, strict=False)
+    return Progress(content.epoch, content.iter)
+
+
+def load_model_file(path: str, model_state: ModelState, accumulate: int) -> Progress:
+    """Load a model file into a model that is trained on: optimiser, generators, loss scale too.
 
     Args:
         path: where the file is.
         model_state: what is loaded into.
         accumulate: batches that make an optimiser step.
-        resume: optimiser, generators and loss scale are loaded too.
 
     Returns:
         The progress of the run that saved it.
@@ -243,37 +304,35 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int, resume:
         RankError: numbers of a table that only this rank holds are wrong.
     """
     content = SavedContent(path)
-    parameters = content.parameters(_wanted_parameters(model_state))
-    content.check_joins(model_state.tables.joins)
-    if not resume:  # an evaluation only, which has best metrics of its own
-        model_state.model.load_state_dict(parameters, strict=False)
-        return Progress(content.epoch, content.iter)
+    model, tables = model_state.model, model_state.tables
+    parameters = content.parameters(_wanted_parameters(model, tables, model_state.process))
+    content.check_joins(tables.joins)
     content.check_length(model_state.num_batches)
     progress = content.progress(accumulate)
     scale = content.loss_scale()
     states = content.optimizer_states(model_state.optimizer_name, _wanted_states(model_state))
     content.restore_generators()
-    model_state.model.load_state_dict(parameters, strict=False)
+    model.load_state_dict(parameters, strict=False)
     _load_states(states, model_state)
     model_state.scale.restore(scale)
     return progress
 
 
-def _fault_of(part: Part, model_state: ModelState) -> type[UserError] | None:
+def _fault_of(part: Part, process: Process) -> type[UserError] | None:
     """The error if numbers of the part are wrong: its rank alone reads them."""
-    return RankError if part.rank == model_state.process.rank else None
+    return RankError if part.rank == process.rank else None
 
 
-def _wanted_parameters(model_state: ModelState) -> dict[str, Wanted]:
+def _wanted_parameters(
+    model: nn.Module, tables: EmbeddingTables, process: Process
+) -> dict[str, Wanted]:
     wanted = {}
-    for part in model_state.tables.parts:
-        fault = _fault_of(part, model_state)
+    for part in tables.parts:
+        fault = _fault_of(part, process)
         wanted[f"emb_l.{part.key}"] = Wanted((part.num_rows, part.dim), fault)
-        if model_state.tables.learned_pooling:
+        if tables.learned_pooling:
             wanted[f"v_W_l.{part.table}"] = Wanted((part.num_rows,), fault)
-    return wanted | {
-        name: Wanted(tuple(value.shape)) for name, value in model_state.model.named_parameters()
-    }
+    return wanted | {name: Wanted(tuple(value.shape)) for name, value in model.named_parameters()}
 
 
 def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
@@ -281,7 +340,7 @@ def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
     wanted: dict[int, dict[str, Wanted]] = {}
     row_states = _row_states(model_state)
     for number, (part, names) in enumerate(row_states):
-        fault, shapes = _fault_of(part, model_state), model_state.tables.row_shapes(part)
+        fault, shapes = _fault_of(part, model_state.process), model_state.tables.row_shapes(part)
         of_rows = {
             key: Wanted((part.num_rows, *shapes[name]), fault, lowest=0.0)
             for key, name in names.items()

@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.flags import dashed_floats, number_in, true_or_false
+from engine.architecture import add_clamp_option
 from engine.onnx_export import ONNX_FILE
 from engine.quantization import add_quantization_options
 from reporting.mlperf_submission import add_submission_options
@@ -32,12 +33,7 @@ def add_loss_options(parser: argparse.ArgumentParser) -> None:
         default="1.0-1.0",
         help="with wbce: the weights of label 0 and label 1",
     )
-    flag(
-        "--loss-threshold",
-        type=float,
-        default=0.0,
-        help="clamp predictions to [t, 1-t]; 0: do not",
-    )
+    add_clamp_option(flag)
     flag(
         "--round-targets",
         type=true_or_false,

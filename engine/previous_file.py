@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import RankError
 from common.whole_files import target_of
-from engine.model_file import ModelState, save_model_file
+from engine.model_file import ModelState, save_model_file, vocabulary_of
 from engine.progress import Progress
 from engine.saved_content import read_content, reason_of
 from engine.value_checks import is_number
@@ -49,6 +49,7 @@ def keep_better(path: Path, metric: float, by_auc: bool) -> str:
             f"--save-model={path}: it holds a better model ({metric_text(there, by_auc)}),"
             f" which cannot be moved to {target}.1 ({reason_of(error)}): move it, or save elsewhere"
         ) from error
+    _keep_vocabulary(target, kept)
     name = kept if path.is_symlink() else path.with_name(kept.name)
     held = metric_text(there, by_auc)
     if math.isnan(metric):
@@ -83,6 +84,12 @@ def _with_another_name(path: Path) -> Path:
                 continue
         return other
     raise AssertionError("numbers do not end")
+
+
+def _keep_vocabulary(path: Path, kept: Path) -> None:
+    """Give the vocabulary of the kept model a second name, too; without it the model is kept."""
+    with contextlib.suppress(OSError):
+        _link_or_rename(vocabulary_of(path), vocabulary_of(kept))
 
 
 def _link_or_rename(path: Path, other: Path) -> None:

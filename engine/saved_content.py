@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from engine.model_content import PROGRESS_NAMES
+from engine.model_content import PROGRESS_NAMES, SERVING
 from engine.progress import Progress
+from engine.serving_facts import ServingFacts
 from engine.value_checks import LARGEST, ValueChecks, Wanted, is_number, is_plain, shown
 from optim.loss_scale import GROWTH_INTERVAL, HIGHEST_SCALE, LOWEST_SCALE
 
@@ -28,6 +29,7 @@ class SavedContent:
         epoch: number of the epoch in which it was saved, from 0.
         iter: batches of this epoch that were done.
         num_batches: batches of an epoch.
+        serving: what the file tells those who score rows, not checked yet; None: nothing.
 
     Raises:
         UserError: there is no model file, or its counts make no sense.
@@ -41,6 +43,7 @@ class SavedContent:
                 raise UserError(
                     f"--load-model={path} is not a model file of this program: it lacks {key}"
                 )
+        self.serving: Any = self._content.get(SERVING)
         self.num_batches = self._check.whole("nbatches", self._content["nbatches"], MOST, 1)
         self.epoch = self._check.whole("epoch", self._content["epoch"], MOST)
         self.iter = self._check.whole("iter", self._content["iter"], self.num_batches)
@@ -274,6 +277,27 @@ def _numpy_scalars_allowed() -> Iterator[None]:
     ]
     with torch.serialization.safe_globals([*names, *dtypes]):  # type: ignore[list-item]
         yield
+
+
+def serving_facts_of(path: str, content: SavedContent) -> ServingFacts | None:
+    """What has to be known to score rows with a model; None: its file does not tell.
+
+    Args:
+        path: where the file is.
+        content: what it holds.
+
+    Raises:
+        UserError: a value of the facts is wrong.
+    """
+    if content.serving is None:
+        return None
+    try:
+        return ServingFacts.from_json(content.serving)
+    except ValueError as error:
+        raise UserError(
+            f"--load-model={path}: what it tells about scoring rows is wrong ({error}):"
+            " the file is damaged or foreign; load another one"
+        ) from error
 
 
 def read_content(path: str) -> Any:

@@ -65,6 +65,7 @@ def test_plain_values_and_rows_make_the_file_that_a_run_writes(tmp_path):
         generators=generators,
         loss_scale=[],
         joins=content["joins"],
+        serving=content["serving"],
     )
     parameters = {
         key: streamed(value) if key[:3] in ("emb", "v_W") else value

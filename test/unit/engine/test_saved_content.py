@@ -215,7 +215,7 @@ def errors_of_ranks(path, content, num_ranks=3):
     found = []
     for rank in range(num_ranks):
         try:
-            load_model_file(str(path), state_of_rank(rank, num_ranks), 1, True)
+            load_model_file(str(path), state_of_rank(rank, num_ranks), 1)
             found.append(None)
         except UserError as error:
             found.append(type(error))
