@@ -97,7 +97,7 @@ from engine.quantization import (
 )
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
-from engine.serving_facts import ServingFacts
+from engine.serving_facts import ServingFacts, lacks_vocabulary
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
@@ -396,6 +396,8 @@ class Trainer:
 
     def begin(self) -> None:
         """Go on from a checkpoint or a model file if the flags ask for it."""
+        if text := lacks_vocabulary(self.options, self.data.vocabulary):
+            self.reporter.say(text)
         if self.options.load_model:
             self.load(self.options.load_model)
         if self.checkpoints.begin(self.run):

@@ -11,7 +11,7 @@ from criteo.prepared import Prepared, find_prepared
 from criteo.scored_text import STDIN, check_text
 from criteo.spec import DataSpec
 from criteo.vocabulary_file import Vocabulary
-from engine.model_file import vocabulary_of
+from engine.model_file import check_model_paths, vocabulary_of
 from engine.saved_content import SavedContent, serving_facts_of
 from engine.score_files import FLAG as SCORES_FLAG
 from engine.score_files import check_scores_file
@@ -117,6 +117,7 @@ def _check_flags(options: argparse.Namespace) -> None:
     for is_problem, message in problems:
         if is_problem:
             raise UserError(message)
+    check_model_paths(options.load_model, "")
     check_text(options.predict_file)
     check_scores_file(options.scores_file)
     read = {options.predict_file, options.load_model, options.vocabulary_file} - {"", STDIN}

@@ -119,7 +119,8 @@ class Scorer:
 
 
 def _tensors(dense: Any, ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(dense.astype(np.float32)), torch.from_numpy(ids.astype(np.int64))
+    dense, ids = dense.astype(np.float32, order="C"), ids.astype(np.int64, order="C")
+    return torch.from_numpy(dense), torch.from_numpy(ids)
 
 
 def _line(line: str | bytes) -> bytes:

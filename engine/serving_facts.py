@@ -30,6 +30,16 @@ def model_flags(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in sorted(names)}
 
 
+def lacks_vocabulary(options: argparse.Namespace, vocabulary: VocabularySource | None) -> str:
+    """A line about Criteo data with which no model learns what its ids mean; empty if it does."""
+    if options.data_generation != "dataset" or not options.save_model or vocabulary is not None:
+        return ""
+    return (
+        f"note: the prepared data has no vocabulary (it is of format 2, or the original's), so"
+        f" {options.save_model} will not score rows of text; data that is prepared anew has one"
+    )
+
+
 def flag_text(name: str, value: Any) -> str:
     """A flag as the command line takes it: `--arch-mlp-bot=13-512-64`."""
     if isinstance(value, bool):
