@@ -12,7 +12,7 @@ from common.errors import UserError
 from criteo.columns import NAMES, NUM_SPARSE
 from criteo.row_layout import TYPES, Layout
 from criteo.spec import DataSpec
-from criteo.vocabulary_file import DIGEST_BYTES, begins_of
+from criteo.vocabulary_file import begins_of
 
 FORMAT_VERSION = 3
 WITHOUT_VOCABULARY = 2  # the version before, whose data can be trained with
@@ -160,10 +160,8 @@ def _check_vocabulary(meta: dict[str, Any]) -> None:
     _check_list("vocabulary.begins", begins, NUM_SPARSE, True, (0, NUM_SPARSE * MOST_IDS))
     is_sum = begins == begins_of(meta["counts"])
     _expect("vocabulary.begins", begins, is_sum, "the sums of the counts before each column")
-    is_digest = isinstance(digest, str) and re.fullmatch("[0-9a-f]+", digest) is not None
-    is_digest = is_digest and len(digest) == 2 * DIGEST_BYTES
-    expected = f"{2 * DIGEST_BYTES} hexadecimal digits"
-    _expect("vocabulary.digest", digest, is_digest, expected)
+    is_digest = isinstance(digest, str) and re.fullmatch("[0-9a-f]{32}", digest) is not None
+    _expect("vocabulary.digest", digest, is_digest, "32 hexadecimal digits")
 
 
 def _is_name(name: str) -> bool:

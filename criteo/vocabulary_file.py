@@ -17,7 +17,6 @@ import numpy.typing as npt
 from common.errors import UserError
 
 VALUE_BYTES = 4
-DIGEST_BYTES = 16
 BLOCK_BYTES = 16 << 20  # bytes of a file that are in memory at a time
 
 Ints = npt.NDArray[np.int32]
@@ -36,7 +35,7 @@ def digest_of(content: Path | Iterable[Any], counts: Sequence[int]) -> str:
         content: a file, or its bytes in blocks of any size.
         counts: number of values of each column.
     """
-    digest = hashlib.blake2b(np.array(counts, "<i8").tobytes(), digest_size=DIGEST_BYTES)
+    digest = hashlib.blake2b(np.array(counts, "<i8").tobytes(), digest_size=16)
     for block in blocks_of(content) if isinstance(content, Path) else content:
         digest.update(block)
     return digest.hexdigest()
