@@ -96,3 +96,16 @@ def test_a_type_refuses_anything_else(kind, text, message):
     with pytest.raises(ArgumentTypeError) as caught:
         kind(text)
     assert str(caught.value) == message
+
+
+def test_names_given_are_those_of_the_command_line():
+    parser = ArgumentParser()
+    parser.add_argument("--some-number", type=int, default=3)
+    parser.add_argument("--other", default="x")
+    parser.add_argument("--switch", action="store_true")
+    assert parser.names_given([]) == set()
+    assert parser.names_given(["--some_number=3", "--switch"]) == {"some_number", "switch"}
+    assert parser.parse_args([]).other == "x"
+    with pytest.raises(UserError):
+        parser.names_given(["--some-number=x"])
+    assert parser.parse_args([]).some_number == 3
