@@ -149,7 +149,8 @@ def test_a_model_of_random_data_takes_its_ids(tmp_path):
 
 def test_parameters_stay_in_the_file(model):
     """Nothing is copied: the tables' numbers lie in pages that are mapped from the file."""
-    address = Scorer(model).network.get_buffer("emb_l_0_weight").data_ptr()
+    scorer = Scorer(model)
+    address = scorer.network.get_buffer("emb_l_0_weight").data_ptr()
     for line in Path("/proc/self/maps").read_text().splitlines():
         begin, end = (int(word, 16) for word in line.split()[0].split("-"))
         if begin <= address < end:
