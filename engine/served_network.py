@@ -47,7 +47,8 @@ class ServedNetwork(nn.Module):
         if self._takes_integers:
             dense = (dense + 1).log()
         bottom = self._layers("bot_l", dense, shape.bottom).relu()
-        vectors = [self._look_up(table, ids[:, k]) for k, table in enumerate(shape.tables)]
+        of_tables = zip(shape.tables, ids.unbind(1), strict=True)
+        vectors = [self._look_up(table, own) for table, own in of_tables]
         joined = self._interact(torch.stack([bottom, *vectors], dim=1))
         probability = self._layers("top_l", joined, shape.top).sigmoid().squeeze(1)
         return probability.clamp(shape.clamp, 1 - shape.clamp) if shape.clamp else probability
