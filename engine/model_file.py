@@ -40,6 +40,8 @@ from ranks.placement import Part
 from ranks.process import Process
 from ranks.watch import says_that_a_rank_has_gone
 
+FLAG = "--save-model"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState:
@@ -224,8 +226,13 @@ def vocabulary_of(path: Path) -> Path:
     return Path(f"{path}{ending}") if path.suffix[1:].isdigit() else path.with_suffix(ending)
 
 
-def write_vocabulary(vocabulary: VocabularySource, path: Path) -> None:
+def write_vocabulary(vocabulary: VocabularySource, path: Path, flag: str = FLAG) -> None:
     """Write the vocabulary beside a model file, unless it is there already.
+
+    Args:
+        vocabulary: the categories of the model's rows.
+        path: the model file's.
+        flag: the one that names it.
 
     Raises:
         RankError: it cannot be written.
@@ -235,7 +242,7 @@ def write_vocabulary(vocabulary: VocabularySource, path: Path) -> None:
         vocabulary.write_beside(beside)
     except OSError as error:
         raise RankError(
-            f"--save-model={path}: cannot write {beside} ({reason_of(error)});"
+            f"{flag}={path}: cannot write {beside} ({reason_of(error)});"
             " what was there before is kept"
         ) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import RankError, UserError
 from common.versions import problem_of_import
 from common.whole_files import check_place, target_of
-from engine.model_file import ModelState, gathered_state
+from engine.model_file import ModelState, gathered_state, write_vocabulary
 from engine.saved_content import reason_of
 from engine.served_model import ServedModel
 from ranks.model_shape import ModelShape
@@ -72,8 +72,15 @@ def export_if_asked(
         return
     is_criteo = options.data_generation == "dataset"
     one_id = is_criteo or options.num_indices_per_lookup == 1
-    served = ServedModel(**vars(shape), takes_integers=is_criteo, one_id=one_id)
+    served = ServedModel(
+        **vars(shape),
+        takes_integers=is_criteo,
+        one_id=one_id,
+        max_ind_range=options.max_ind_range if is_criteo else -1,
+    )
     files = save_onnx(options.onnx_file, model_state, served)
+    if model_state.vocabulary is not None and model_state.process.is_first:
+        write_vocabulary(model_state.vocabulary, Path(options.onnx_file), FLAG)
     say(f"ONNX model: {', '.join(str(file) for file in files)}")
 
 

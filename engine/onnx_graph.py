@@ -96,6 +96,7 @@ def _meanings(served: ServedModel) -> dict[str, str]:
         "sparse": one if served.one_id else bags,
         "pred": "probability of a click",
         "table_rows": "-".join(str(table.num_rows) for table in served.tables),
+        "max_ind_range": str(served.max_ind_range),
     }
 
 

@@ -12,7 +12,10 @@ class ServedModel(ModelShape):
     Attributes:
         takes_integers: the model has learned from log(x + 1) of the data's integers x.
         one_id: every bag that the model has learned from holds one id.
+        max_ind_range: Criteo's categories are taken modulo this before their ids are looked up;
+            -1: they are not.
     """
 
     takes_integers: bool
     one_id: bool
+    max_ind_range: int = -1
