@@ -1,8 +1,9 @@
 """Model files: one file with the original's keys, however many ranks there are.
 
-Four keys are ours: `progress` (batches done and best metrics), `generators`, `loss_scale` and
-`joins` (how each table's parts are joined: the parts of --qr-operation=mult look like those of
-add). A file of the original has none of them: a run continues from its epoch and iter.
+Five keys are ours: `progress` (batches done and best metrics), `since_best` (evaluations since the
+best accuracy, the best AUC), `generators`, `loss_scale` and `joins` (how each table's parts are
+joined: the parts of --qr-operation=mult look like those of add). A file of the original has none of
+them: a run continues from its epoch and iter.
 """
 
 from collections.abc import Iterator

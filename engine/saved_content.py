@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from engine.model_content import PROGRESS_NAMES
+from engine.model_content import PROGRESS_NAMES, SINCE_BEST
 from engine.progress import Progress
 from engine.value_checks import LARGEST, ValueChecks, Wanted, is_number, is_plain, shown
 from optim.loss_scale import GROWTH_INTERVAL, HIGHEST_SCALE, LOWEST_SCALE
@@ -117,6 +117,7 @@ class SavedContent:
         if (epoch, it) != (self.epoch, self.iter):
             expected = f"{self.epoch} and {self.iter}, as the file's epoch and iter"
             raise self._check.fault("progress.epoch and .iter", f"{epoch} and {it}", expected)
+        since_best = self._since_best()
         return Progress(
             epoch=epoch,
             iter=it,
@@ -127,7 +128,18 @@ class SavedContent:
             best_auc=number_or_nan("best_auc", 0, 1),
             accuracy=number_or_nan("accuracy", 0, 1),
             auc=number_or_nan("auc", 0, 1),
+            since_best_accuracy=since_best[0],
+            since_best_auc=since_best[1],
         )
+
+    def _since_best(self) -> list[int]:
+        """Evaluations since the best accuracy and the best AUC; files of before have none."""
+        saved = self._content.get(SINCE_BEST, [0, 0])
+        if not isinstance(saved, list) or len(saved) != 2:
+            raise self._check.fault(SINCE_BEST, shown(saved), "a list of two numbers")
+        return [
+            self._check.whole(f"{SINCE_BEST}.{k}", count, MOST) for k, count in enumerate(saved)
+        ]
 
     def optimizer_states(
         self, name: str, wanted: Mapping[int, Mapping[str, Wanted]]
