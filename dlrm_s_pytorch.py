@@ -140,15 +140,8 @@ def make_parser() -> ArgumentParser:
     model = (add_model_options, add_compression_options, add_loss_options)
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
-    results = (add_reporting_options, add_model_file_options, add_mlperf_options)
-    for add_options in (
-        *model,
-        *data,
-        *training,
-        add_checkpoint_options,
-        *results,
-        add_run_options,
-    ):
+    results = (add_reporting_options, add_model_file_options, add_mlperf_options, add_run_options)
+    for add_options in (*model, *data, *training, add_checkpoint_options, *results):
         add_options(parser)
     return parser
 
