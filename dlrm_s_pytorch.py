@@ -105,10 +105,7 @@ from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction
-from model.losses import make_loss
 from model.mlp import MLP
-from optim.dense import make_dense_optimizer
-from optim.loss_scale import make_loss_scale
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
 from ranks.placement import place_tables
@@ -121,6 +118,7 @@ from reporting.mlperf_submission import check_submission
 from reporting.profiling import profiled
 from reporting.reporter import Reporter
 from reporting.reporters import make_reporter
+from reporting.run_folder import add_run_options, run_folder, use_run_folder
 
 # ---------------------------------------------------------------- options
 
@@ -135,6 +133,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options: argparse.Namespace = parser.parse_args(argv)
     take_model_flags(options, parser.names_given(argv))
     _check_options(options)
+    use_run_folder(options, parser)
     if options.data_path:
         options.data_generation = "dataset"
     return options
@@ -149,14 +148,8 @@ def make_parser() -> ArgumentParser:
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
     results = (add_reporting_options, add_model_file_options, add_prediction_options)
-    for add_options in (
-        *model,
-        *data,
-        *training,
-        add_checkpoint_options,
-        *results,
-        add_mlperf_options,
-    ):
+    last = (add_mlperf_options, add_run_options)
+    for add_options in (*model, *data, *training, add_checkpoint_options, *results, *last):
         add_options(parser)
     return parser
 
@@ -316,19 +309,6 @@ def _load(
     return each_in_phase("load", load_batches(data, order, workers, process.device, execution))
 
 
-def make_step_parts(
-    options: argparse.Namespace, model: DLRM_Net, device: torch.device, execution: Execution
-) -> StepParts:
-    """What the flags want a training step to be made of."""
-    rate, fused = options.learning_rate, execution.fused_optimizer
-    return StepParts(
-        model,
-        make_loss(options.loss_function, options.loss_weights, device, execution.triton),
-        make_dense_optimizer(options.optimizer, model.dense_parameters(), rate, fused),
-        make_loss_scale(execution.lower, device),
-    )
-
-
 def make_model_state(
     options: argparse.Namespace,
     process: Process,
@@ -376,7 +356,7 @@ class Trainer:
         self.num_batches = num_batches_of_epoch(options, data)
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
-        parts = make_step_parts(options, self.model, process.device, self.execution)
+        parts = StepParts.from_options(options, self.model, process.device, self.execution)
         size, skips = options.mini_batch_size, options.on_nan == "skip"
         chunking = Chunking.of_data(len(data.train), size, process, self.execution)
         self.step = TrainingStep(parts, process, self.execution, chunking, skips)
@@ -424,7 +404,7 @@ class Trainer:
         if is_over:
             done = f"{self.options.nepochs} epoch(s) are done"
             self.reporter.say(f"nothing left to train: {done}; --nepochs can be more")
-        elif not self._threshold_reached():
+        elif not self._has_enough():
             self._train_epochs(after_step)
         # the best value may be that of a model that was loaded: this run has chosen none
         none_chosen = not self._evaluates or math.isnan(self._best())
@@ -487,7 +467,7 @@ class Trainer:
         if evaluates:
             self._evaluate_at_step()
         is_measured = options.performance and self._lines >= PERFORMANCE_LINES
-        return not (self._threshold_reached() or is_measured)
+        return not (self._has_enough() or is_measured)
 
     def _evaluate_at_step(self) -> None:
         """Evaluate and save the best model; if a signal comes, save the run and end instead."""
@@ -558,12 +538,15 @@ class Trainer:
         """The best value so far of the metric that decides which model is saved."""
         return self.progress.best(self._by_auc)
 
-    def _threshold_reached(self) -> bool:
-        """Whether an --mlperf-*-threshold is reached; if so, report it."""
+    def _has_enough(self) -> bool:
+        """Whether a threshold is reached, or --patience has come to its end; if so, report it."""
         options = self.options
         sentence = self.progress.threshold_reached(
             options.mlperf_acc_threshold, options.mlperf_auc_threshold
         )
+        if not sentence:
+            sentence = self.progress.patience_over(options.patience, self._by_auc)
+            self.reporter.note_stopped(sentence)
         if sentence:
             self.reporter.say(sentence)
         return bool(sentence)
@@ -689,6 +672,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     process = make_process(options)
     if options.self_check:
         return run_self_check(main, process, options)
+    with run_folder(options, process, make_parser()):
+        return run(options, process)
+
+
+def run(options: argparse.Namespace, process: Process) -> int:
+    """Prepare the data, then train or evaluate as one rank; returns the exit status."""
     prepared = prepare_data(options)
     plot_if_asked(options, prepared, process)
     if options.dry_run:

@@ -17,9 +17,11 @@ FREE = frozenset(
     {
         # where things are
         "data_path", "raw_data_file", "processed_data_file", "save_model", "load_model",
-        "onnx_file", "checkpoint_dir", "tensor_board_filename", "export_checkpoint",
+        "onnx_file", "checkpoint_dir", "tensor_board_filename", "export_checkpoint", "run_dir",
+        "flags_file",
         # how long, and what is told on the way
-        "nepochs", "test_freq", "test_mini_batch_size", "test_num_workers", "num_workers",
+        "nepochs", "test_freq", "patience", "test_mini_batch_size", "test_num_workers",
+        "num_workers",
         "print_freq", "print_time", "print_wall_time", "print_precision", "debug_mode",
         "enable_profiling", "plot_compute_graph", "performance", "dry_run", "self_check",
         "mlperf_logging", "mlperf_acc_threshold", "mlperf_auc_threshold", "save_onnx",

@@ -29,6 +29,8 @@ from engine.model_file import ModelState
 from engine.progress import Progress
 from engine.value_checks import LARGEST
 
+LATER_NAMES = ("since_best_accuracy", "since_best_auc")  # of Progress; old checkpoints lack them
+
 
 class Seekable(Protocol):
     """Training batches that can be had from any batch on."""
@@ -168,6 +170,7 @@ def progress_of(values: dict[str, Any]) -> Progress:
         ValueError: it describes none.
     """
     readers: dict[type, Any] = {bool: bool_of, int: whole_of, float: number_of}
+    values = dict.fromkeys(LATER_NAMES, 0) | values
     kinds = {name: type(value) for name, value in vars(Progress()).items()}
     progress = Progress(**{name: readers[kind](values, name) for name, kind in kinds.items()})
     if progress.resume_iter > progress.iter:

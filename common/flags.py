@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from common.errors import UserError
+from common.flags_file import FLAGS_FILE, words_of_file
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that takes dashes and underscores in flags as the same.
 
     A switch may be followed by `=true` or `=false`. Errors are one line each, and for an unknown
-    flag they name the nearest one.
+    flag they name the nearest one. If the parser has --flags-file, the flags of that file stand
+    before those of the command line, which win.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -30,6 +32,11 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         spelling = {_dashed(flag): flag for flag in self._option_string_actions}
         words = [_canonical(word, spelling) for word in (sys.argv[1:] if args is None else args)]
+        if FLAGS_FILE in self._option_string_actions:
+            words = [*self._words_of_file(words), *words]
+        return self._parse(words, namespace)
+
+    def _parse(self, words: list[str], namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(self._plain_switches(words), namespace)
         if unknown:
             self.error(_unknown_flag(unknown[0], list(self._option_string_actions)))
@@ -49,6 +56,15 @@ class ArgumentParser(argparse.ArgumentParser):
         finally:
             for action, default in defaults:
                 action.default = default
+
+    def _words_of_file(self, words: list[str]) -> list[str]:
+        """The words of the file that the command line names last."""
+        finder = ArgumentParser(prog=self.prog, add_help=False)
+        finder.add_argument(FLAGS_FILE, dest="path", default="")
+        path = finder.parse_known_args(words)[0].path
+        if not path:
+            return []
+        return words_of_file(path, self._actions, lambda word: self._parse([word]))
 
     def _plain_switches(self, words: list[str]) -> list[str]:
         """`--use-npu` for `--use-npu=true`; for `=false` neither that nor an earlier one."""

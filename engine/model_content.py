@@ -14,12 +14,15 @@ import torch
 from engine.progress import Progress
 from engine.streamed_file import StreamedTensor
 
-# of Progress; the loading side takes these and no others, so that is what all versions write
+# of Progress; the loading side takes these and no others, so that is what all versions write.
+# Counts for --patience have a key of their own, SINCE_BEST: versions before it read past that key,
+# and their files, which lack it, are read as if the best had just been found.
 PROGRESS_NAMES = (
     "epoch", "iter", "num_steps", "resume_iter", "train_loss", "best_accuracy", "best_auc",
     "accuracy", "auc",
 )  # fmt: skip
 
+SINCE_BEST = "since_best"
 WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 SERVING = "serving"  # the key of the serving facts
 Value = torch.Tensor | StreamedTensor
@@ -56,7 +59,7 @@ class RunFacts:
 def make_content(
     facts: RunFacts, parameters: Mapping[str, Value], states: Sequence[Mapping[str, Value]]
 ) -> dict[str, Any]:
-    """The content of a model file, whose keys are the original's and five of ours.
+    """The content of a model file, whose keys are the original's and six of ours.
 
     Args:
         facts: what it tells beside tensors.
@@ -81,6 +84,7 @@ def make_content(
             "param_groups": [{**facts.settings, "params": numbers}],
         },
         "progress": {name: asdict(progress)[name] for name in PROGRESS_NAMES},
+        SINCE_BEST: [progress.since_best_accuracy, progress.since_best_auc],
         "generators": dict(facts.generators),
         "loss_scale": list(facts.loss_scale),
         "joins": list(facts.joins),

@@ -1,10 +1,10 @@
 """Model files: one file with the original's keys, however many ranks there are.
 
-Five keys are ours: `progress` (batches done and best metrics), `generators`, `loss_scale`, `joins`
-(how each table's parts are joined: the parts of --qr-operation=mult look like those of add) and
-`serving` (what has to be known to score rows). A file of the original has none of them: a run
-continues from its epoch and iter. The categories of the tables' rows are in a file of their own
-beside it, `DLRM.vocabulary` beside `DLRM.pth`.
+Six keys are ours: `progress` (batches done and best metrics), `since_best` (evaluations since the
+best accuracy, the best AUC), `generators`, `loss_scale`, `joins` (how each table's parts are
+joined: the parts of --qr-operation=mult look like those of add) and `serving` (what has to be known
+to score rows). A file of the original has none of them: a run continues from its epoch and iter.
+The categories of the tables' rows are in a file of their own, `DLRM.vocabulary` beside `DLRM.pth`.
 """
 
 from collections.abc import Iterator

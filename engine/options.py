@@ -202,6 +202,14 @@ def add_reporting_options(parser: argparse.ArgumentParser) -> None:
         default=-1,
         help="> 0: steps between evaluations; one more follows an epoch's last step",
     )
+    flag(
+        "--patience",
+        type=number_in(int, 0),
+        default=0,
+        metavar="N",
+        help="stop after N evaluations in a row without a better AUC (without --mlperf-logging:"
+        " accuracy); 0: never",
+    )
     flag("--print-time", action="store_true", help="measure ms/it; else -1.00 is printed")
     flag("--print-wall-time", action="store_true", help="the time of day at each log line")
     flag(
@@ -311,6 +319,22 @@ def check_together(options: argparse.Namespace) -> None:
             f"--arch-mlp-top ends in {options.arch_mlp_top[-1]}: expected 1, the click probability",
         ),
     )
-    for is_problem, message in problems:
+    for is_problem, message in (*problems, *_problems_of_patience(options)):
         if is_problem:
             raise UserError(message)
+
+
+def _problems_of_patience(options: argparse.Namespace) -> tuple[tuple[bool, str], ...]:
+    given = f"--patience={options.patience}"
+    asks = options.patience > 0 and not options.inference_only
+    return (
+        (
+            asks and options.performance,
+            f"{given} and --performance: a measurement of speed evaluates nothing: leave one out",
+        ),
+        (
+            asks and options.test_freq <= 0,
+            f"{given} counts evaluations, and this run has none: give --test-freq=N too, the steps"
+            " between them",
+        ),
+    )

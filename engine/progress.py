@@ -20,6 +20,7 @@ class Progress:
         train_loss: loss of the last log line.
         best_accuracy, best_auc: the best of all evaluations so far; nan before the first.
         accuracy, auc: those of the last evaluation.
+        since_best_accuracy, since_best_auc: evaluations in a row since the one that found the best.
         best_accuracy_epoch, best_accuracy_iter, best_auc_epoch, best_auc_iter: epoch and iter of
             the evaluations that found the best; iter 0: nobody knows, as model files do not tell.
         saved_epoch, saved_iter: epoch and iter of the model file that this run has written last;
@@ -36,6 +37,8 @@ class Progress:
     best_auc: float = NAN
     accuracy: float = NAN
     auc: float = NAN
+    since_best_accuracy: int = 0
+    since_best_auc: int = 0
     best_accuracy_epoch: int = field(default=0, compare=False)
     best_accuracy_iter: int = field(default=0, compare=False)
     best_auc_epoch: int = field(default=0, compare=False)
@@ -63,11 +66,14 @@ class Progress:
     def note_evaluation(self, metrics: Metrics) -> None:
         """Note the metrics of an evaluation; the best ones so far include it."""
         self.accuracy, self.auc = metrics.accuracy, metrics.auc
+        # there is no AUC if all labels are the same: then nothing tells that training should stop
+        self.since_best_accuracy += not math.isnan(self.best_accuracy)
+        self.since_best_auc += not math.isnan(self.best_auc)
         if is_better(metrics.accuracy, self.best_accuracy):
-            self.best_accuracy = metrics.accuracy
+            self.best_accuracy, self.since_best_accuracy = metrics.accuracy, 0
             self.best_accuracy_epoch, self.best_accuracy_iter = self.epoch, self.iter
         if is_better(metrics.auc, self.best_auc):
-            self.best_auc = metrics.auc
+            self.best_auc, self.since_best_auc = metrics.auc, 0
             self.best_auc_epoch, self.best_auc_iter = self.epoch, self.iter
 
     def note_saved(self) -> None:
@@ -119,6 +125,23 @@ class Progress:
             if 0 < threshold <= best:
                 return f"{name} {best:.4f} has reached the threshold {threshold}: training stops"
         return ""
+
+    def patience_over(self, patience: int, by_auc: bool) -> str:
+        """A sentence about evaluations that have found nothing better; empty if it is too early.
+
+        Args:
+            patience: stop after so many of them in a row; 0: do not.
+            by_auc: better is a higher AUC, else a higher accuracy.
+        """
+        if not 0 < patience <= (self.since_best_auc if by_auc else self.since_best_accuracy):
+            return ""
+        epoch, it = self.best_step(by_auc)
+        where = f"it {it} of epoch {epoch}" if it else "before this run"
+        best = metric_text(self.best(by_auc), by_auc).replace(" ", " than ", 1)
+        return (
+            f"no better {best} ({where}) in the last {patience} evaluations:"
+            " training stops (--patience)"
+        )
 
 
 def is_better(value: float, best: float) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from engine.model_content import PROGRESS_NAMES, SERVING
+from engine.model_content import PROGRESS_NAMES, SERVING, SINCE_BEST
 from engine.progress import Progress
 from engine.serving_facts import ServingFacts
 from engine.value_checks import LARGEST, ValueChecks, Wanted, is_number, is_plain, shown
@@ -102,13 +102,7 @@ class SavedContent:
             num_steps = self.epoch * steps[0] + steps[1]
             return Progress(self.epoch, self.iter, num_steps=num_steps, resume_iter=self.iter)
         found = self._check.dict_of("progress", self._content["progress"])
-        names = set(PROGRESS_NAMES)
-        for name in sorted(names - set(found)):
-            raise self._check.fault(f"progress.{name}", "missing", "a number")
-        for name in sorted(set(found) - names, key=shown):
-            raise self._check.fault(
-                f"progress[{shown(name)}]", shown(found[name]), "no value of this name"
-            )
+        self._check.names_of_numbers("progress", found, PROGRESS_NAMES)
 
         def count(name: str, most: int) -> int:
             return self._check.whole(f"progress.{name}", found[name], most)
@@ -120,6 +114,7 @@ class SavedContent:
         if (epoch, it) != (self.epoch, self.iter):
             expected = f"{self.epoch} and {self.iter}, as the file's epoch and iter"
             raise self._check.fault("progress.epoch and .iter", f"{epoch} and {it}", expected)
+        since_best = self._since_best()
         return Progress(
             epoch=epoch,
             iter=it,
@@ -130,7 +125,18 @@ class SavedContent:
             best_auc=number_or_nan("best_auc", 0, 1),
             accuracy=number_or_nan("accuracy", 0, 1),
             auc=number_or_nan("auc", 0, 1),
+            since_best_accuracy=since_best[0],
+            since_best_auc=since_best[1],
         )
+
+    def _since_best(self) -> list[int]:
+        """Evaluations since the best accuracy and the best AUC; files of before have none."""
+        saved = self._content.get(SINCE_BEST, [0, 0])
+        if not isinstance(saved, list) or len(saved) != 2:
+            raise self._check.fault(SINCE_BEST, shown(saved), "a list of two numbers")
+        return [
+            self._check.whole(f"{SINCE_BEST}.{k}", count, MOST) for k, count in enumerate(saved)
+        ]
 
     def optimizer_states(
         self, name: str, wanted: Mapping[int, Mapping[str, Wanted]]

@@ -5,6 +5,7 @@ are read by the rank that holds it: a fault in them is a RankError.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,13 @@ class ValueChecks:
         if not isinstance(value, dict):
             raise self.fault(key, shown(value), "a dict")
         return value
+
+    def names_of_numbers(self, key: str, found: Mapping[Any, Any], names: Sequence[str]) -> None:
+        """Raise a UserError unless the dict `found` has numbers of these names, and no others."""
+        for name in sorted(set(names) - set(found)):
+            raise self.fault(f"{key}.{name}", "missing", "a number")
+        for name in sorted(set(found) - set(names), key=shown):
+            raise self.fault(f"{key}[{shown(name)}]", shown(found[name]), "no value of this name")
 
     def whole(self, key: str, value: Any, highest: int, lowest: int = 0) -> int:
         """The value, which must be a whole number in that range."""

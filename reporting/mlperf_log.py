@@ -49,6 +49,7 @@ class MLPerfLog(Console):
         self._open: list[tuple[str, dict[str, Any]]] = []  # intervals that have not ended
         self._continued_from = "a model file (--load-model)" if options.load_model else ""
         self._has_reached, self._end = False, threading.Lock()  # who ends the run takes it
+        self._stopped_because = ""
         # the frame two calls up is the method below that has something to tell
         self._mllog = MLLogger(
             _logger_to(self.say), default_stack_offset=2, root_dir=re.escape(ROOT)
@@ -66,6 +67,10 @@ class MLPerfLog(Console):
     def note_continued(self, what: str) -> None:
         """Note that the weights are not fresh: the run can be no success for MLPerf."""
         self._continued_from = what
+
+    def note_stopped(self, why: str) -> None:
+        """Note the reason, for the end of the log."""
+        self._stopped_because = why
 
     def begin_run(
         self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
@@ -137,6 +142,8 @@ class MLPerfLog(Console):
             return "--performance measures speed only"
         if self._has_reached:
             return ""
+        if self._stopped_because:
+            return self._stopped_because
         if not any(self._thresholds()):
             return "no threshold was given"
         return f"no threshold was reached in {options.nepochs} epoch(s)"

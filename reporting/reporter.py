@@ -41,6 +41,9 @@ class Reporter:
     def note_continued(self, what: str) -> None:
         """Note that training goes on from something, and does not begin with fresh weights."""
 
+    def note_stopped(self, why: str) -> None:
+        """Note why training stops although no threshold is reached; empty: it goes on."""
+
     def begin_run(
         self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
     ) -> None:

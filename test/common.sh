@@ -15,6 +15,9 @@ fail() { # MESSAGE [STATUS]
     exit "${2:-2}"
 }
 
+# shellcheck source=test/run_folder.sh
+source "$ROOT/test/run_folder.sh"
+
 # ---------------------------------------------------------------- set-up
 
 missing_packages() { # PYTHON REQUIREMENTS_FILE...: prints what that Python lacks
@@ -119,13 +122,20 @@ parse_options() { # DEFAULT_NPROC ARGUMENT...
 }
 
 take_batch_size() { # sets BATCH_SIZE to a --mini-batch-size after --: names and figures need it
-    local k
+    local value
+    value=$(extra_value --mini-batch-size)
+    BATCH_SIZE=${value:-$BATCH_SIZE}
+}
+
+extra_value() { # FLAG: prints the value that it has after --, if it stands there
+    local k value=''
     for k in "${!EXTRA[@]}"; do
         case ${EXTRA[k]//_/-} in
-        --mini-batch-size=*) BATCH_SIZE=${EXTRA[k]#*=} ;;
-        --mini-batch-size) BATCH_SIZE=${EXTRA[k + 1]-} ;;
+        "$1"=*) value=${EXTRA[k]#*=} ;;
+        "$1") value=${EXTRA[k + 1]-} ;;
         esac
     done
+    echo "$value"
 }
 
 check_options() {
@@ -232,7 +242,7 @@ set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as
     fi
     if [ "$kind" = kaggle ]; then BATCH_SIZE=${BATCH_SIZE:-128}; else BATCH_SIZE=${BATCH_SIZE:-32768}; fi
     CASE=DLRM_bs${BATCH_SIZE}_${NPROC}p_${KIND/train/acc}
-    FLAGS+=(--mini-batch-size="$BATCH_SIZE" --tensor-board-filename="$OUTPUT/tensorboard/${CASE}_$(date +%Y%m%d-%H%M%S)")
+    FLAGS+=(--mini-batch-size="$BATCH_SIZE")
     [ "$DEVICE" = cpu ] || FLAGS+=("--use-$DEVICE")
     [ "$NPROC" -gt 1 ] || [ "$DEVICE" = cpu ] || FLAGS+=(--local_rank="$DEVICE_ID")
 }
@@ -279,14 +289,11 @@ prepare() { # checks options, device and data, and prepares the data, in one pro
     return 0
 }
 
-launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_), and rank 0's lines are shown too
+launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_) of the run, and rank 0's lines are shown too
     local status=0 follower cores lines restarts=0
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT/$KIND
-    # rank 0's log has the whole run, for the results; an error of before would be taken for a new one
-    [ -z "$GOES_ON" ] || sed '/^error: /d' "${LOGS}_0.log" >"$OUTPUT/before.log" 2>/dev/null
-    rm -f "$LOGS"_*.log
-    if [ -n "$GOES_ON" ]; then mv "$OUTPUT/before.log" "${LOGS}_0.log"; else : >"${LOGS}_0.log"; fi
+    begin_run
     lines=$(($(wc -l <"${LOGS}_0.log") + 1))
     [ -z "$CHECKPOINTS" ] || restarts=$MAX_RESTARTS
     # its own process group: Ctrl-C reaches this script alone, which passes it on once
@@ -301,7 +308,7 @@ launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_), and
     trap 'stop_ranks INT 130' INT
     trap 'stop_ranks TERM 143' TERM
     trap 'stop_ranks HUP 129' HUP
-    tail -n "+$lines" -f --pid=$LAUNCHER "${LOGS}_0.log" &
+    follow_log "$lines" &
     follower=$!
     wait "$LAUNCHER" || status=$?
     wait "$follower" 2>/dev/null
@@ -327,7 +334,7 @@ what_is_left() {
 }
 
 remove_partial() { # a rank removes its half-written files, unless SIGKILL ends it, as when memory is short
-    rm -f "$CALLED_FROM"/{DLRM.pth,dlrm_s_pytorch.onnx{,.data}}.partial
+    rm -f "$CALLED_FROM"/{DLRM.pth,DLRM.html,dlrm_s_pytorch.onnx{,.data}}.partial
 }
 
 ANOTHER_RANKS_FAULT='^error: .*: its own log says why$' # ranks/watch.py
@@ -372,8 +379,9 @@ keep_others_out() { # logs and checkpoints have the same names in each run of a 
 }
 
 finish_case() { # ARGUMENT...: result lines, results file; the arguments go to reporting/results.py
-    (cd "$ROOT" && "$PYTHON" -m reporting.results "${LOGS}_0.log" --results="$OUTPUT/$CASE.log" \
+    (cd "$ROOT" && "$PYTHON" -m reporting.results "${LOGS}_0.log" --results="$RUN/$CASE.log" \
         --batch-size="$BATCH_SIZE" --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "$@") || exit 1
+    link "$CASE.log"
 }
 
 train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png in the caller's folder
@@ -385,9 +393,10 @@ train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png i
     BEGAN=$SECONDS
     launch
     finish_case --plot="$CALLED_FROM/DLRM.png"
+    leave_report
     [ -z "$CHECKPOINTS" ] || mark_finished
     [ -z "$DEMO" ] || grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null
-    echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT"
+    echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT, run: $RUN"
 }
 
 steps_per_line() { # prints steps between lines: at least a second's worth, for the first line alone is warm-up

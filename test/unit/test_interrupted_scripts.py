@@ -94,6 +94,8 @@ def test_it_goes_on_after_ctrl_c_and_after_a_killed_rank_and_loses_nothing(copy,
     assert (saved / "finished").exists()
     log = (output / "6" / "train_0.log").read_text()
     assert "of epoch 0" in log and "it 47/47 of epoch 5" in log, "the log has the whole run"
+    (run,) = (output / "6" / "runs").iterdir()
+    assert (run / "train_0.log").read_text() == log, "it goes on in the folder that it had"
 
 
 KEEP = """

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import GOLDEN, PYTHON_FIRST, ROOT, shell
 
+LATER = {"metrics.jsonl", "report.html"}  # if the program has their flags
 TINY_MLPS = ["--arch-mlp-bot=13-32-16", "--arch-mlp-top=32-1"]
 
 
@@ -46,6 +47,12 @@ def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
     assert "Finished training it 47/47" in done.stdout
     facts = results(copy, "DLRM_bs128_1p_acc", device_id=3)
     assert facts["Network"] == "DLRM" and facts["RankSize"] == "1"
+    assert "\r" not in done.stdout, "a bar is for terminals"
+    (run,) = (copy / "test" / "output" / "3" / "runs").iterdir()
+    assert run.name.endswith("_DLRM_bs128_1p_acc") and f"run: {run}\n" in done.stdout
+    assert {"train_0.log", "DLRM_bs128_1p_acc.log", "launcher.log", "flags.json", "versions.json",
+            "tensorboard"} == {path.name for path in run.iterdir()} - LATER  # fmt: skip
+    assert (run / "train_0.log").read_text().count("Finished training it 47/47") == 1
     content = torch.load(here / "DLRM.pth", weights_only=True)
     assert content["state_dict"]["emb_l.0.weight"].shape[1] == 16
     options = [f"--data_path={data}", *device, "--nproc=2"]
@@ -62,6 +69,8 @@ def test_kaggle_on_one_rank_then_its_model_evaluated_on_two(copy, tmp_path):
     assert [name.rpartition("_")[0] for name in boards] == [
         "DLRM_bs128_1p_acc", "DLRM_bs128_2p_eval",
     ]  # fmt: skip
+    assert all(any((output / "tensorboard" / name).glob("events.*")) for name in boards)
+    assert len(list((output / "runs").iterdir())) == 2
 
 
 def test_terabyte_performance_on_one_rank(copy, tmp_path):

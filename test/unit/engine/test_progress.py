@@ -82,3 +82,22 @@ def test_an_epoch_without_a_step_so_far_is_resumed_at_its_beginning(is_due):
         progress.note_due(1, True)
     progress.note_batch(1, 1)
     assert progress == Progress(epoch=1, iter=1, num_steps=4 + is_due, resume_iter=int(is_due))
+
+
+def test_evaluations_since_the_best_are_counted_for_each_metric():
+    progress = Progress()
+    for auc, accuracy, since in (
+        (0.6, 0.7, (0, 0)), (0.5, 0.8, (1, 0)), (0.6, 0.7, (2, 1)), (0.7, 0.7, (0, 2)),
+    ):  # fmt: skip
+        evaluated(progress, 0, 10, auc, accuracy)
+        assert (progress.since_best_auc, progress.since_best_accuracy) == since
+    assert not progress.patience_over(0, by_auc=False), "0 is for ever"
+    assert not progress.patience_over(3, by_auc=False)
+    assert progress.patience_over(2, by_auc=False) and not progress.patience_over(2, by_auc=True)
+
+
+def test_labels_that_are_all_the_same_have_no_auc_and_end_nothing():
+    progress = Progress()
+    for _ in range(5):
+        evaluated(progress, 0, 10, float("nan"), 0.9)
+    assert progress.since_best_auc == 0 and progress.since_best_accuracy == 4

@@ -9,6 +9,7 @@ from conftest import SMALL_MODEL, train
 import dlrm_s_pytorch as dlrm
 from common.errors import RankError, UserError
 from engine.model_file import ModelState, load_model_file
+from engine.saved_content import SavedContent
 from optim.dense import make_dense_optimizer
 from ranks.process import Process
 
@@ -95,6 +96,9 @@ WRONG = {
     "progress.best_accuracy": [put("progress", "best_accuracy", torch.zeros(2))],
     "progress.accuracy": [put("progress", "accuracy", None)],
     "progress.auc": [put("progress", "auc", [0.5])],
+    "since_best": [put("since_best", 3), put("since_best", [1])],
+    "since_best.0": [put("since_best", [-1, 0]), put("since_best", [0.5, 0])],
+    "since_best.1": [put("since_best", [0, "many"]), put("since_best", [0, NAN])],
     "emb_l.0.weight": [
         put("state_dict", "emb_l.0.weight", "rows"),
         put("state_dict", "emb_l.0.weight", torch.zeros(ROWS, dtype=torch.int64)),
@@ -177,6 +181,18 @@ def test_a_wrong_value_is_one_line_that_names_file_and_key(tmp_path, saved, key)
         assert result.err.startswith(f"error: --load-model={path}")
         after_path = result.err.removeprefix(f"error: --load-model={path}")
         assert f" {key}" in after_path, result.err
+
+
+@pytest.mark.parametrize("change, counts", [(put("since_best", [3, 4]), (3, 4)),
+                                            (drop("since_best"), (0, 0))])  # fmt: skip
+def test_evaluations_since_the_best_are_read_and_files_of_before_have_none(
+    tmp_path, saved, change, counts
+):
+    content = copy.deepcopy(saved)
+    change(content)
+    torch.save(content, tmp_path / "m.pth")
+    progress = SavedContent(str(tmp_path / "m.pth")).progress(1)
+    assert (progress.since_best_accuracy, progress.since_best_auc) == counts
 
 
 @pytest.mark.parametrize("more", [["--inference-only"], ["--nepochs=2", "--test-freq=10"]])

@@ -95,6 +95,7 @@ def criteo_cases(folder):
             "--learning-rate=0.02",
         ],
         "criteo_workers": [*data, "--num-workers=2", "--num-batches=10"],
+        "criteo_patience": [*data, "--learning-rate=0", "--test-freq=5", "--patience=2"],
     }  # fmt: skip
 
 
@@ -165,6 +166,13 @@ def test_ranks_skip_the_same_batches(one_rank, many_ranks):
         ]
         assert warnings[0] == warnings[1] and warnings[0], name
         assert len({tuple(alike) for alike in found["alike"]}) == 1, name
+
+
+def test_ranks_stop_together_when_evaluations_find_nothing_better(many_ranks):
+    """Each would wait for the others for ever if one went on."""
+    if found := many_ranks[1].get("criteo_patience"):
+        assert "in the last 2 evaluations: training stops (--patience)" in found["out"]
+        assert len(metrics_of(found["out"])) == 3
 
 
 def test_some_lines_were_compared(one_rank):
