@@ -18,6 +18,7 @@ FREE = frozenset(
         # where things are
         "data_path", "raw_data_file", "processed_data_file", "save_model", "load_model",
         "onnx_file", "checkpoint_dir", "tensor_board_filename", "export_checkpoint",
+        "metrics_file", "report",
         # how long, and what is told on the way
         "nepochs", "test_freq", "test_mini_batch_size", "test_num_workers", "num_workers",
         "print_freq", "print_time", "print_wall_time", "print_precision", "debug_mode",

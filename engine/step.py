@@ -1,5 +1,6 @@
 """One training step: forward, backward and, if it is due, the update of all parameters."""
 
+import argparse
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,9 @@ from common.phases import phase
 from devices.execution import Execution
 from engine.step_graph import StepGraph
 from model.batch import Batch
-from model.losses import Loss
-from optim.dense import DenseOptimizer
-from optim.loss_scale import NoScale
+from model.losses import Loss, make_loss
+from optim.dense import DenseOptimizer, make_dense_optimizer
+from optim.loss_scale import NoScale, make_loss_scale
 from optim.update import Update
 from ranks.collectives import sum_in_rank_order, sum_over_ranks
 from ranks.process import Process
@@ -118,6 +119,19 @@ class StepParts:
     loss: Loss
     optimizer: DenseOptimizer
     scale: NoScale
+
+    @classmethod
+    def from_options(
+        cls, options: argparse.Namespace, model: Any, device: torch.device, execution: Execution
+    ) -> "StepParts":
+        """What the flags want a step of the model to be made of."""
+        rate, fused = options.learning_rate, execution.fused_optimizer
+        return cls(
+            model,
+            make_loss(options.loss_function, options.loss_weights, device, execution.triton),
+            make_dense_optimizer(options.optimizer, model.dense_parameters(), rate, fused),
+            make_loss_scale(execution.lower, device),
+        )
 
 
 class _Forward(NamedTuple):

@@ -174,7 +174,7 @@ def test_an_overflow_in_a_skipped_batch_spoils_no_other_batch(overflows, monkeyp
         def check_overflow(self):
             self.overflows.add_(float(Flagged.is_set))
 
-    monkeypatch.setattr(dlrm, "make_loss_scale", lambda _, device: Flagged(device))
+    monkeypatch.setattr(step, "make_loss_scale", lambda _, device: Flagged(device))
     flags = ["--amp=fp16", "--mlperf-grad-accum-iter=2"]
     skipping, without = make_trainer("--on-nan=skip", *flags), make_trainer(*flags)
     first, bad, *others = make_batches(4)
