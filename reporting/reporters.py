@@ -25,11 +25,11 @@ def make_reporter(options: argparse.Namespace, process: Process) -> Reporter:
         return Reporter()
     device = process.device
     console = Console(options.mlperf_logging, options.print_time, options.print_wall_time)
-    listeners: list[Reporter] = []
+    listeners: list[Reporter] = [Bars()]  # a line that is printed draws them anew
     if writes_events(options):
         devices = f"{process.world_size} x {device_name(device)}"
         listeners.append(MLPerfLog(options, devices, console.say))
-    listeners += [console, Bars(), TensorBoard(options.tensor_board_filename, device, console.say)]
+    listeners += [console, TensorBoard(options.tensor_board_filename, device, console.say)]
     metrics = Path(options.metrics_file) if options.metrics_file else None
     page = None
     if options.report:  # before the metrics file is appended to: it looks at what is there

@@ -91,7 +91,7 @@ def summarise(text: str) -> LogSummary:
 
 
 def plot(summary: LogSummary, path: Path, title: str, bayes_auc: float = math.nan) -> None:
-    """Draw the loss over steps, and below it what evaluations have found, into a PNG.
+    """Draw the AUC (else the accuracy) of evaluations, and below it all losses, into a PNG.
 
     Args:
         summary: the numbers; log losses are drawn if the log has any.
@@ -107,11 +107,11 @@ def plot(summary: LogSummary, path: Path, title: str, bayes_auc: float = math.na
             2, sharex=True, figsize=(8, 7), layout="constrained"
         )
         figure.suptitle(title)
-        _draw_losses(upper, summary)
-        _draw_metric(lower, summary.test_steps, values, name)
+        _draw_metric(upper, summary.test_steps, values, name)
+        _draw_losses(lower, summary)
         if has_auc and math.isfinite(bayes_auc):
             words = f"Bayes AUC {bayes_auc:.4f}: no model can rank better"
-            lower.axhline(bayes_auc, color="0.4", linestyle="--", label=words)
+            upper.axhline(bayes_auc, color="0.4", linestyle="--", label=words)
         lower.set_xlabel("step")
         for axes in (upper, lower):
             axes.grid(alpha=0.3)
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     options.results.write_text(result_lines(facts))
     if options.plot:
-        title = f"DLRM, batch {options.batch_size:,}, {options.ranks:,} x {options.device}"
+        title = f"DLRM on {options.ranks:,} x {options.device}, batch {options.batch_size:,}"
         plot(summary, options.plot, title, options.bayes_auc)
     print(final_result(fps, accuracy, options.seconds))
     return 0
