@@ -123,7 +123,8 @@ def bar_chart(
         for colour, (legend, heights) in zip((ONE, TWO), bars, strict=False):
             axes.stairs(heights, edges, color=colour, label=legend, linewidth=1.6)
             axes.stairs(heights, edges, color=colour, fill=True, alpha=0.25)
-        axes.set(xlim=(edges[0], edges[-1]))
+        most = max(max(heights, default=0) for _, heights in bars)
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.3 * most or 1))  # with room for the legend
         axes.legend(labelcolor=INK)
 
     return _as_svg(name, labels, draw)

@@ -1,6 +1,7 @@
 """The numbers of a run over its steps, and how many of them a picture can show."""
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +23,12 @@ class Series:
     """
 
     names: tuple[str, ...]
-    steps: list[int] = field(default_factory=list)
-    columns: dict[str, list[float]] = field(default_factory=dict)
+    steps: "array[int]" = field(default_factory=lambda: array("q"))
+    columns: "dict[str, array[float]]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.columns = {name: [] for name in self.names}
+        # 8 bytes a number: a list would take 32, and runs of millions of lines keep all of them
+        self.columns = {name: array("d") for name in self.names}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Add the numbers of a step; later steps, and this one, are forgotten first.

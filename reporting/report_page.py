@@ -105,7 +105,7 @@ def _tiles(found: Collected) -> list[str]:
         loss = found.history.training.columns["loss"][-1]
         parts.append(tile("Training loss", number_text(loss), f"after step {steps[-1]:,}"))
     parts.append(_speed_tile(found))
-    parts.append(tile("Duration", time_text(found.seconds), "reading and evaluations included"))
+    parts.append(tile("Duration", time_text(found.seconds), "with reading and evaluations"))
     return parts
 
 
@@ -183,7 +183,9 @@ def _evaluation_section(found: Collected) -> str:
     last = found.last_evaluation
     if last is None:
         return ""
-    where = f"After step {last.where.step:,}. " if found.is_training else ""
+    title, where = "Evaluation", ""
+    if found.is_training:
+        title, where = "Last evaluation", f"After step {last.where.step:,}. "
     text = f"{where}{last.num_rows:,} rows in {time_text(last.seconds)}."
     metrics = last.metrics
     facts = {
@@ -197,7 +199,7 @@ def _evaluation_section(found: Collected) -> str:
         "F1": number_text(metrics.f1, 6),
     }
     tables = grid((facts_table("Metrics", facts), _evaluations_table(found)), "columns")
-    return section("Last evaluation", paragraph(text), _score_charts(found.curves), tables)
+    return section(title, paragraph(text), _score_charts(found.curves), tables)
 
 
 def _evaluations_table(found: Collected) -> str:

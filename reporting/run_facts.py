@@ -120,7 +120,7 @@ def _machine(process: Process) -> dict[str, str]:
     facts = {
         "System": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "CPU": _cpu_name(),
-        "Cores": f"{cores} for this process, {torch.get_num_threads()} threads",
+        "Cores": f"{cores} for this process; threads of torch: {torch.get_num_threads()}",
         "Memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB",
         "Device": device_name(process.device),
         "Ranks": str(process.world_size),
@@ -173,6 +173,7 @@ def _data(
 ) -> dict[str, str]:
     kind = options.data_generation
     facts = {"Rows from": "Criteo's format, prepared" if kind == "dataset" else f"{kind} data"}
+    rows = report.get("rows", rows)  # of all splits
     facts |= {f"Rows, {split}": f"{count:,}" for split, count in rows.items()}
     if kind != "dataset":
         most = options.num_indices_per_lookup

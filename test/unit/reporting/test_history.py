@@ -11,8 +11,8 @@ def test_steps_that_are_done_again_count_once():
     history = History()
     for step, loss in ((10, 1), (20, 2), (30, 3), (20, 4)):
         history.training.add(step, {"loss": loss, "lr": None})
-    assert history.training.steps == [10, 20]
-    assert history.training.columns["loss"] == [1, 4]
+    assert list(history.training.steps) == [10, 20]
+    assert list(history.training.columns["loss"]) == [1, 4]
     assert math.isnan(history.training.columns["lr"][0])
 
 
@@ -23,8 +23,8 @@ def test_only_lines_up_to_the_step_and_with_numbers_are_taken():
     later = [line | {"step": 9}]
     test = {"kind": "evaluation", "step": 2, "auc": 0.7}
     history.add_lines([line | {"step": 2}, *odd, test, *later], last_step=8)
-    assert history.training.steps == [2] == history.evaluations.steps
-    assert history.evaluations.columns["auc"] == [0.7]
+    assert list(history.training.steps) == [2] == list(history.evaluations.steps)
+    assert list(history.evaluations.columns["auc"]) == [0.7]
 
 
 def test_a_short_curve_stays_and_loses_what_is_not_finite():

@@ -137,7 +137,7 @@ def test_a_run_that_goes_on_shows_what_came_before_if_it_is_known(folder):
 
 def test_an_evaluation_has_no_curves_over_steps_but_all_else(folder):
     found = page_of(folder, "evaluated")
-    assert found.headings == SECTIONS[1:]
+    assert found.headings == ["Evaluation", *SECTIONS[2:]]
     assert "DLRM evaluation" in found.text and "Best AUC" not in found.text
     auc = re.search(r", auc ([\d.]+)", (folder / "evaluated.log").read_text())[1]
     assert f"AUC {auc}" in found.text
