@@ -326,7 +326,6 @@ class Trainer:
         name, draws = options.optimizer, not checkpoints.will_restore
         self.model = DLRM_Net(architecture, process, name, self.execution, draws)
         self.num_batches = min(len(data.train), options.num_batches or len(data.train))
-        self.num_rows = min(data.train.num_rows, self.num_batches * options.mini_batch_size)
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
         parts = StepParts.from_options(options, self.model, process.device, self.execution)
@@ -375,7 +374,9 @@ class Trainer:
     def train(self, after_step: Callable[[], None]) -> None:
         """Train all epochs that are left; ends early at a threshold or with --performance."""
         progress, shape = self.progress, self.model.architecture
-        self.reporter.begin_run(self.num_rows, self.data.test.num_rows, shape.bottom, shape.top)
+        self.reporter.begin_run(
+            rows_before(self, self.num_batches), self.data.test.num_rows, shape.bottom, shape.top
+        )
         if self.place.owes_evaluation:
             self._evaluate_at_step()
         is_over = (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches)
@@ -406,8 +407,8 @@ class Trainer:
         """Train from batch `begin` on; returns False if training must stop."""
         replayed = self.progress.iter if epoch == self.progress.epoch else 0
         where = StepPosition(max(begin, replayed), self.num_batches, epoch)
-        num_done = min(self.num_rows, where.it * self.options.mini_batch_size)
-        self.reporter.begin_epoch(where, self.num_rows, num_done)
+        num_rows, num_done = rows_before(self, self.num_batches), rows_before(self, where.it)
+        self.reporter.begin_epoch(where, num_rows, num_done)
         self._clock.start()
         numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
         workers = self.options.num_workers
@@ -526,6 +527,11 @@ class Trainer:
         if sentence:
             self.reporter.say(sentence)
         return bool(sentence)
+
+
+def rows_before(trainer: Trainer, num_batches: int) -> int:
+    """Rows of so many batches from an epoch's begin on, over all ranks."""
+    return min(trainer.data.train.num_rows, num_batches * trainer.options.mini_batch_size)
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:

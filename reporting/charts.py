@@ -173,7 +173,6 @@ def inlined(svg: str, name: str) -> str:
     assert box is not None, "matplotlib's SVG has a viewBox"
     head = f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(name)}">'
     svg = re.sub(r"<svg[^>]*>", head, svg, count=1)
-    svg = svg.replace("xlink:href", "href")
     used = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = re.sub(r'( id="|href="#|url\(#)([\w-]+)', rf"\g<1>{prefix}-\g<2>", svg)

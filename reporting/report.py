@@ -3,7 +3,6 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,12 +12,14 @@ from common.errors import TerminatedError, UserError
 from common.termination import ends_on_signals, held_back
 from common.versions import problem_of_import
 from common.whole_files import check_place, target_of, write_whole
+from reporting.collected import Collected
 from reporting.history import History
 from reporting.log_lines import StepPosition
-from reporting.memory_use import MemoryUse, memory_use
+from reporting.memory_use import memory_use
 from reporting.metrics_file import read_lines
 from reporting.phase_table import Row
 from reporting.records import EvaluationRecord, TrainingRecord
+from reporting.report_page import page
 from reporting.reporter import Reporter
 from reporting.run_facts import RunFacts
 from reporting.score_curves import ScoreCurves
@@ -50,39 +51,6 @@ def _check_appendable(path: Path) -> None:
         raise UserError(
             f"--metrics-file={path} cannot be written ({error.strerror}): name another file"
         ) from error
-
-
-@dataclass
-class Collected:
-    """What is known of a run at its end.
-
-    Attributes:
-        facts: what was known before its first step.
-        history: log lines and evaluations by step.
-        began, ended: seconds since the epoch.
-        seconds: how long it took, from its first log of anything.
-        is_training: whether it has trained, or evaluated only.
-        first_step: steps that were done when it began.
-        is_history_known: whether the history holds steps before first_step.
-        last_evaluation: the last one, and its curves.
-        phases: the rows of --enable-profiling's table.
-        memory: at the end.
-        remarks: sentences about the run that the page shows.
-        error: what has ended it, if it has not ended by itself.
-    """
-
-    facts: RunFacts = field(default_factory=RunFacts)
-    history: History = field(default_factory=History)
-    began: float = 0.0
-    seconds: float = 0.0
-    is_training: bool = False
-    first_step: int = 0
-    is_history_known: bool = False
-    last_evaluation: EvaluationRecord | None = None
-    curves: ScoreCurves | None = None
-    phases: Sequence[Row] = ()
-    memory: MemoryUse | None = None
-    error: str = ""
 
 
 class ReportFile(Reporter):
@@ -168,8 +136,6 @@ class ReportFile(Reporter):
             self._write()
 
     def _write(self) -> None:
-        from reporting.report_page import page  # it draws with matplotlib, which takes a second
-
         def write(file: BinaryIO) -> None:
             file.write(page(self._found).encode())
 

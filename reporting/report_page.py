@@ -8,6 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 from reporting.charts import MUTED, ONE, STEP, Curve, bar_chart, line_chart
+from reporting.collected import Collected
 from reporting.history import MOST_POINTS, Series, thinned
 from reporting.markup import (
     bytes_text,
@@ -23,7 +24,6 @@ from reporting.markup import (
     time_text,
 )
 from reporting.metrics import remark
-from reporting.report import Collected
 from reporting.report_style import STYLE
 from reporting.run_facts import Flag, TableFacts
 from reporting.score_curves import CALIBRATION_BINS, SCORE_BINS, ScoreCurves

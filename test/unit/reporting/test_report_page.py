@@ -12,12 +12,13 @@ from conftest import CRITEO_MODEL, SMALL_MODEL, train
 
 from common.errors import UserError
 from reporting import console
+from reporting.collected import Collected
 from reporting.history import History
 from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
 from reporting.phase_table import Row
 from reporting.records import EvaluationRecord
-from reporting.report import Collected, ReportFile
+from reporting.report import ReportFile
 from reporting.report_page import best_auc, page
 from reporting.run_facts import Flag, RunFacts, TableFacts
 from reporting.score_curves import SCORE_BINS, ScoreCurves
