@@ -115,6 +115,7 @@ def plot(summary: LogSummary, path: Path, title: str, bayes_auc: float = math.na
         lower.set_xlabel("step")
         for axes in (upper, lower):
             axes.grid(alpha=0.3)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.xaxis.set_major_formatter("{x:,.0f}")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
