@@ -99,6 +99,7 @@ from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
 from engine.serving_facts import ServingFacts, lacks_vocabulary
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
+from engine.step_clock import StepClock
 from engine.step_graph import check_graphs
 from model.batch import Batch, Features
 from model.compression import add_compression_options, compression_from_options
@@ -116,8 +117,11 @@ from reporting.log_lines import StepPosition, speed_line
 from reporting.metrics import Metrics
 from reporting.mlperf_submission import check_submission
 from reporting.profiling import profiled
+from reporting.records import EvaluationRecord, TrainingRecord
+from reporting.report import check_report_options
 from reporting.reporter import Reporter
 from reporting.reporters import make_reporter
+from reporting.run_facts import find_facts
 from reporting.run_folder import add_run_options, run_folder, use_run_folder
 
 # ---------------------------------------------------------------- options
@@ -162,6 +166,7 @@ def _check_options(options: argparse.Namespace) -> None:
     CheckpointOptions.from_options(options)
     check_export_options(options)
     check_model_paths(options.load_model, options.save_model)
+    check_report_options(options)
     check_onnx_options(options)
     if options.plot_compute_graph:
         check_drawable(GRAPH_FLAG, GRAPH_FILE)
@@ -266,11 +271,14 @@ class Evaluator:
         self._model, self._execution = model, execution
 
     @torch.no_grad()
-    def metrics(self, data: BatchedDataset, is_asked: Callable[[], bool]) -> Metrics:
+    def metrics(
+        self, data: BatchedDataset, reporter: Reporter, is_asked: Callable[[], bool]
+    ) -> Metrics:
         """Metrics over all rows, on every rank.
 
         Args:
             data: the evaluation batches.
+            reporter: is told of each batch, and of the scores' curves.
             is_asked: whether to leave the evaluation, asked after each batch.
 
         Raises:
@@ -284,16 +292,19 @@ class Evaluator:
         chunking = Chunking.of_data(len(data), size, process, self._execution)
         if mlps_take_whole_batches(options):
             chunking = Chunking(process.device)
-        scores = ScoreMeter(process)
+        scores = ScoreMeter(process, reporter.wants_page)
         for batch in _load(data, range(len(data)), workers, process, self._execution):
             for chunk in chunking.chunks(batch):
                 features = chunk.decode(self._execution.triton)
                 predicted = self._model(features, chunk.rows_per_rank)
                 count = chunk.num_rows - chunk.num_padding
                 scores.add(predicted[:count], features.label[:count])
+            reporter.end_evaluation_batch(sum(batch.rows_per_rank))
             if is_asked():
                 raise EvaluationLeftError
         found = scores.metrics()
+        if scores.curves is not None:
+            reporter.note_curves(scores.curves)
         if math.isnan(found.accuracy):
             raise UserError("predictions are nan: the model's parameters are not finite")
         return found
@@ -367,7 +378,7 @@ class Trainer:
         self.continues = False  # from a model file or a checkpoint: weights are not fresh
         self._by_auc = options.mlperf_logging  # the best model has the best AUC, else accuracy
         self._evaluates = options.test_freq > 0 and not options.performance
-        self._clock, self._timed_steps, self._lines = time.perf_counter(), 0, 0
+        self._clock, self._lr, self._lines = StepClock(), options.learning_rate, 0
 
     @property
     def run(self) -> RunState:
@@ -396,8 +407,9 @@ class Trainer:
     def train(self, after_step: Callable[[], None]) -> None:
         """Train all epochs that are left; ends early at a threshold or with --performance."""
         progress, shape = self.progress, self.model.architecture
-        num_rows = min(self.data.train.num_rows, self.num_batches * self.options.mini_batch_size)
-        self.reporter.begin_run(num_rows, self.data.test.num_rows, shape.bottom, shape.top)
+        self.reporter.begin_run(
+            rows_before(self, self.num_batches), self.data.test.num_rows, shape.bottom, shape.top
+        )
         if self.place.owes_evaluation:
             self._evaluate_at_step()
         is_over = (progress.epoch, progress.iter) >= (self.options.nepochs - 1, self.num_batches)
@@ -427,8 +439,10 @@ class Trainer:
     def _train_epoch(self, epoch: int, begin: int, after_step: Callable[[], None]) -> bool:
         """Train from batch `begin` on; returns False if training must stop."""
         replayed = self.progress.iter if epoch == self.progress.epoch else 0
-        self.reporter.begin_epoch(epoch, self.num_batches, begin)
-        self._clock, self._timed_steps = time.perf_counter(), 0
+        where = StepPosition(max(begin, replayed), self.num_batches, epoch)
+        num_rows, num_done = rows_before(self, self.num_batches), rows_before(self, where.it)
+        self.reporter.begin_epoch(where, num_rows, num_done)
+        self._clock.start()
         numbers = batch_order(self.options, self.num_batches, epoch)[begin:]
         workers = self.options.num_workers
         batches = _load(self.data.train, numbers, workers, self.process, self.execution)
@@ -436,10 +450,11 @@ class Trainer:
             loss = self.train_step(batch, it)
             if it <= replayed:  # repeated for the gradients of an unfinished accumulation
                 continue
-            self.losses.add(loss, sum(batch.rows_per_rank), it, epoch)
+            num_rows = sum(batch.rows_per_rank)
+            self.losses.add(loss, num_rows, it, epoch)
             self.progress.note_batch(epoch, it)
-            self._timed_steps += 1
-            self.reporter.end_step()
+            self._clock.note_step(num_rows)
+            self.reporter.end_step(num_rows)
             after_step()
             goes_on = self._after_step(it, epoch)
             self.checkpoints.after_step(self.run)
@@ -449,7 +464,7 @@ class Trainer:
 
     def train_step(self, batch: Batch, it: int) -> torch.Tensor:
         """Train on batch `it` of the epoch, from 1; returns this rank's share of the loss."""
-        lr = self.schedule.rate(self.progress.num_steps + 1)
+        self._lr = lr = self.schedule.rate(self.progress.num_steps + 1)
         is_due = self.accumulation.is_due(it)
         num_sharing = self.accumulation.num_sharing(it)
         share, has_updated = self.step.run(batch, lr, num_sharing, is_due)
@@ -478,22 +493,18 @@ class Trainer:
         except EvaluationLeftError:
             self.checkpoints.save_and_end(self.run)
         self.place.owes_evaluation = False
-        self._clock = time.perf_counter()
+        self._clock.start()
 
     def _print_line(self, it: int, epoch: int) -> None:
-        loss = self.losses.mean()  # waits for the device, so the time below covers whole steps
-        now = time.perf_counter()
-        ms_per_it = -1.0
-        if self.options.print_time:
-            ms_per_it = 1000 * (now - self._clock) / max(self._timed_steps, 1)
-        self._clock, self._timed_steps = now, 0
+        loss = self.losses.mean()  # waits for the device, so the pace is that of whole steps
+        pace = self._clock.take()
         self._lines += 1
         self.progress.train_loss = loss
         for warning in (self.losses.take_warning(), self.state.scale.take_warning()):
             if warning:
                 self.reporter.say(warning)
         where = StepPosition(it, self.num_batches, epoch)
-        self.reporter.training(where, ms_per_it, loss)
+        self.reporter.training(TrainingRecord(where, loss, self._lr, *pace))
 
     def evaluate_and_save(self) -> None:
         """Evaluate, report, and save the model if it is the best so far."""
@@ -508,24 +519,26 @@ class Trainer:
             text = "warning: --inference-only without --load-model evaluates random weights"
             self.reporter.say(text)
         quantize(self.model, self.options, self.process, self.reporter.say)
-        begin = time.perf_counter()
-        self.evaluate_and_report()
+        seconds = self.evaluate_and_report()
         if is_quantized(self.options):
-            seconds = time.perf_counter() - begin
             self.reporter.say(speed_line(self.data.test.num_rows, seconds))
 
-    def evaluate_and_report(self) -> None:
-        """Evaluate, note the metrics in the progress, and report them."""
+    def evaluate_and_report(self) -> float:
+        """Evaluate, note the metrics in the progress, and report them; returns the seconds."""
         progress = self.progress
         where = StepPosition(progress.iter, self.num_batches, progress.epoch)
-        self.reporter.begin_evaluation(where)
+        num_rows, begin = self.data.test.num_rows, time.perf_counter()
+        self.reporter.begin_evaluation(where, num_rows)
         found = self.evaluate()
         progress.note_evaluation(found)
-        self.reporter.evaluation(where, found, (progress.best_accuracy, progress.best_auc))
+        best, seconds = (progress.best_accuracy, progress.best_auc), time.perf_counter() - begin
+        self.reporter.evaluation(EvaluationRecord(where, found, *best, num_rows, seconds))
+        return seconds
 
     def evaluate(self) -> Metrics:
         """Metrics over all evaluation rows, on every rank."""
-        return self.evaluator.metrics(self.data.test, self.checkpoints.is_asked_in_evaluation)
+        is_asked = self.checkpoints.is_asked_in_evaluation
+        return self.evaluator.metrics(self.data.test, self.reporter, is_asked)
 
     def _save(self) -> None:
         text = save_model(
@@ -550,6 +563,11 @@ class Trainer:
         if sentence:
             self.reporter.say(sentence)
         return bool(sentence)
+
+
+def rows_before(trainer: Trainer, num_batches: int) -> int:
+    """Rows of so many batches from an epoch's begin on, over all ranks."""
+    return min(trainer.data.train.num_rows, num_batches * trainer.options.mini_batch_size)
 
 
 def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
@@ -640,6 +658,17 @@ def make_architecture(options: argparse.Namespace, prepared: Prepared | None) ->
     return Architecture.from_options(options, num_rows, num_dense)
 
 
+def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
+    """Tell the reporter what the page of --report shows of flags, machine, data and tables."""
+    options, data, shape = trainer.options, trainer.data, trainer.model.architecture
+    if not trainer.reporter.wants_page:
+        return
+    rows = {"train": data.train.num_rows, options.eval_split: data.test.num_rows}
+    report = prepared.report() if prepared is not None else {}
+    facts = find_facts(make_parser(), options, shape, rows, trainer.process, report)
+    trainer.reporter.note_facts(facts)
+
+
 def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> None:
     """Draw the model into the current folder, on the first rank, with --plot-compute-graph."""
     if not (options.plot_compute_graph and process.is_first):
@@ -699,13 +728,14 @@ def run(options: argparse.Namespace, process: Process) -> int:
             return predict_rows(options, process)
         data = make_data(options, prepared, process)
         trainer = Trainer(options, process, data, reporter, checkpoints)
+        note_facts(trainer, prepared)
         trainer.begin()
         print_debug(trainer, "initial")
         if options.inference_only:
             trainer.evaluate_only()
             export_if_asked(options, trainer.state, trainer.model.architecture, reporter.say)
             return 0
-        profiling = profiled(options.enable_profiling, process, reporter.say)
+        profiling = profiled(options.enable_profiling, process, reporter)
         with profiling as after_step, checkpoints.training(trainer.run):
             trainer.train(after_step)
         print_debug(trainer, "updated")

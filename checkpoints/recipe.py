@@ -18,7 +18,7 @@ FREE = frozenset(
         # where things are
         "data_path", "raw_data_file", "processed_data_file", "save_model", "load_model",
         "onnx_file", "checkpoint_dir", "tensor_board_filename", "export_checkpoint", "run_dir",
-        "flags_file",
+        "flags_file", "metrics_file", "report",
         # how long, and what is told on the way
         "nepochs", "test_freq", "patience", "test_mini_batch_size", "test_num_workers",
         "num_workers",

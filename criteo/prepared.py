@@ -17,6 +17,7 @@ from criteo.columns import Bytes
 from criteo.meta_file import SPLITS, how_to_rebuild, read_meta, recipe
 from criteo.original_files import find_flat_files
 from criteo.raw_files import RawFile, day_numbers
+from criteo.report import find_report
 from criteo.row_layout import FLAT, Layout
 from criteo.spec import DataSpec
 from criteo.vocabulary_file import Vocabulary
@@ -59,6 +60,11 @@ class Prepared:
         if path.stat().st_size == 0:  # numpy cannot map an empty file
             return np.zeros((0, self.layout.row_bytes), np.uint8)
         return np.memmap(path, np.uint8, mode="r").reshape(-1, self.layout.row_bytes)
+
+    def report(self) -> dict[str, Any]:
+        """The report of its preparation (criteo/report.py); empty if there is none."""
+        train = self.files["train"]
+        return find_report(train.with_name(train.name.removesuffix("train.bin") + "report.json"))
 
 
 def find_prepared(spec: DataSpec) -> Prepared | None:

@@ -129,6 +129,16 @@ def read_report_table(path: Path) -> str:
         ) from error
 
 
+def find_report(path: Path) -> dict[str, Any]:
+    """The report in a file, for those who can do without: empty if it is not there or damaged."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+        report_table(report)  # fails if a value is missing or wrong
+    except (OSError, *_DAMAGES):
+        return {}
+    return report
+
+
 def report_table(report: dict[str, Any]) -> str:
     """The report as lines for people: totals, then a line a column."""
     rows, types = report["rows"], dict(report["columns"])

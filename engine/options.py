@@ -229,6 +229,19 @@ def add_reporting_options(parser: argparse.ArgumentParser) -> None:
     )
     flag("--tensor-board-filename", default="run_kaggle_pt", help="TensorBoard folder; empty: none")
     flag(
+        "--metrics-file",
+        default="",
+        metavar="FILE",
+        help="append a line of JSON for each log line, each evaluation and the end",
+    )
+    flag(
+        "--report",
+        default="",
+        metavar="FILE.html",
+        help="write a page about the run when it ends: outcome, curves, last evaluation, data,"
+        " machine, flags",
+    )
+    flag(
         "--performance",
         action="store_true",
         help=f"measure speed: stop after {PERFORMANCE_LINES} log lines, no evaluation",

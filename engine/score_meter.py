@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from engine.curve_meter import CurveMeter, NoCurves
 from ranks.collectives import gather_on_first, numbers_from_first, sum_over_ranks
 from ranks.process import Process
 from reporting.metrics import NAN, Metrics
+from reporting.score_curves import ScoreCurves
 
 # Keys that are sent or counted at a time. The tensors made from them take at most about 100 bytes a
 # key: 200 MB.
@@ -25,10 +27,16 @@ class ScoreMeter:
 
     Args:
         process: this rank. Scores come from its device, and on rank 0 keys are sorted there.
+        with_curves: rank 0 also collects `curves`.
+
+    Attributes:
+        curves: those of a report, after `metrics`; None: not collected, or there are none, as
+            labels are not 0 and 1 or a score is not finite.
     """
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    def __init__(self, process: Process, with_curves: bool = False) -> None:
+        self._process, self._with_curves = process, with_curves
+        self.curves: ScoreCurves | None = None
         self._keys: list[torch.Tensor] = []
         # A host takes longer to start a batch's operators than a card takes to run them, so batches
         # of a card wait for others. A CPU turns them into keys while they are in its cache.
@@ -102,8 +110,11 @@ class ScoreMeter:
         numbers = Metrics(right / num_rows).numbers()
         if self._process.is_first:
             ranking = Ranking(num_rows, positives)
+            curves = CurveMeter(num_rows, positives) if self._with_curves else NoCurves()
             for part in _in_order(keys):
                 ranking.add(part)
+                curves.add(_scores(part), part & 1)
+            self.curves = curves.curves()
             numbers = ranking.metrics(right).numbers()
         return Metrics(*numbers_from_first(self._process, numbers))
 
@@ -161,6 +172,11 @@ def _sort(keys: torch.Tensor) -> torch.Tensor:
         return _sort(keys.cpu())
 
 
+def _scores(keys: torch.Tensor) -> torch.Tensor:
+    """The scores of the keys."""
+    return (keys >> 1).view(SCORE_OF[keys.dtype])
+
+
 class Ranking:
     """Sums over rows in the order of their scores, a part of the rows at a time.
 
@@ -186,8 +202,7 @@ class Ranking:
     def add(self, keys: torch.Tensor) -> None:
         """Add the next part: (n,) ascending keys, n > 0, none below those of earlier parts."""
         bits, label = keys >> 1, keys & 1
-        score = bits.view(SCORE_OF[keys.dtype])
-        self._add_rows(score, label)
+        self._add_rows(bits.view(SCORE_OF[keys.dtype]), label)
         self._add_groups(bits, label)
 
     def _add_rows(self, score: torch.Tensor, label: torch.Tensor) -> None:

@@ -17,16 +17,16 @@ from typing import Any
 from common.errors import TerminatedError, UserError
 from common.termination import held_back
 from reporting.log_lines import StepPosition
-from reporting.metrics import Metrics
 from reporting.mlperf_submission import Submission
-from reporting.reporter import Console
+from reporting.records import EvaluationRecord
+from reporting.reporter import Reporter
 
 # not resolved: it has to begin like the names of files in tracebacks, from which it is cut
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-class MLPerfLog(Console):
-    """A console that also writes MLPerf's events.
+class MLPerfLog(Reporter):
+    """Writes MLPerf's events.
 
     They begin when it is made, which is after data is prepared (MLPerf does not time that), and end
     in one run_stop. Its status is `success` if the run reached a threshold from fresh weights, else
@@ -36,24 +36,24 @@ class MLPerfLog(Console):
     Args:
         options: the parsed command line.
         devices: number and kind of the devices, as in `8 x Ascend910B3`.
+        write: prints a line.
 
     Raises:
         UserError: MLPerf's flags or their environment are wrong.
     """
 
-    def __init__(self, options: argparse.Namespace, devices: str) -> None:
+    def __init__(
+        self, options: argparse.Namespace, devices: str, write: Callable[[str], None]
+    ) -> None:
         from mlperf_logging.mllog.mllog import MLLogger
 
-        super().__init__(True, options.print_wall_time, options.tensor_board_filename)
         self._options = options
         self._open: list[tuple[str, dict[str, Any]]] = []  # intervals that have not ended
         self._continued_from = "a model file (--load-model)" if options.load_model else ""
         self._has_reached, self._end = False, threading.Lock()  # who ends the run takes it
         self._stopped_because = ""
         # the frame two calls up is the method below that has something to tell
-        self._mllog = MLLogger(
-            _logger_to(self.say), default_stack_offset=2, root_dir=re.escape(ROOT)
-        )
+        self._mllog = MLLogger(_logger_to(write), default_stack_offset=2, root_dir=re.escape(ROOT))
         self._start("init")
         submission = Submission.from_options(options, devices)
         self._event("submission_benchmark", "dlrm")
@@ -86,27 +86,26 @@ class MLPerfLog(Console):
         self._stop()
         self._start("run")
 
-    def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
+    def begin_epoch(self, where: StepPosition, num_rows: int, num_done: int) -> None:
         """End the epoch before, and begin one, a block of its own; MLPerf counts from 1."""
         self._stop_inside_run()
-        self._start("block", first_epoch_num=epoch + 1, epoch_count=1)
-        self._start("epoch", epoch_num=epoch + 1)
-        super().begin_epoch(epoch, num_batches, num_done)
+        self._start("block", first_epoch_num=where.epoch + 1, epoch_count=1)
+        self._start("epoch", epoch_num=where.epoch + 1)
 
-    def begin_evaluation(self, where: StepPosition) -> None:
+    def begin_evaluation(self, where: StepPosition, num_rows: int) -> None:
         """Write that an evaluation begins after so many epochs, as a fraction."""
         self._start("eval", epoch_num=where.epochs)
 
-    def evaluation(self, where: StepPosition, metrics: Metrics, best: tuple[float, float]) -> None:
+    def evaluation(self, record: EvaluationRecord) -> None:
         """Write the AUC, if there is one, and end the run if a threshold is reached."""
-        if not math.isnan(metrics.auc):
-            self._event("eval_accuracy", metrics.auc, epoch_num=where.epochs)
+        auc = record.metrics.auc
+        if not math.isnan(auc):
+            self._event("eval_accuracy", auc, epoch_num=record.where.epochs)
         self._stop()
-        pairs = zip(self._thresholds(), best, strict=True)
+        pairs = zip(self._thresholds(), (record.best_accuracy, record.best_auc), strict=True)
         self._has_reached = any(0 < threshold <= value for threshold, value in pairs)
         if self._has_reached:
             self.end_run()
-        super().evaluation(where, metrics, best)
 
     def end_run(self, error: BaseException | None = None) -> None:
         """End the log, unless it has ended; the thread of ends_on_signals may do it too.

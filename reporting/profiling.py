@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, record_function
@@ -15,7 +14,8 @@ from common.errors import RankError
 from common.phases import phases_measured
 from devices.npu import npu_profiler
 from ranks.process import Process
-from reporting.phase_table import Range, Recording, phase_table, read_events
+from reporting.phase_table import Range, Recording, phase_rows, phase_table, read_events
+from reporting.reporter import Reporter
 
 PROFILED_STEPS = 50
 
@@ -24,7 +24,7 @@ PROFILED_STEPS = 50
 def profiled(
     enabled: bool,
     process: Process,
-    say: Callable[[str], Any] = print,
+    reporter: Reporter = Reporter(),  # noqa: B008 (it has no state)
     num_steps: int = PROFILED_STEPS,
 ) -> Iterator[Callable[[], None]]:
     """Profile the first steps of the block; yields a function to call after each step.
@@ -36,7 +36,7 @@ def profiled(
     Args:
         enabled: False: nothing is profiled, and the function does nothing.
         process: this rank.
-        say: called with the table of phases; the first rank prints it, the others are silent.
+        reporter: is told the table of phases; the first rank prints it, the others are silent.
         num_steps: steps to profile.
 
     Raises:
@@ -49,7 +49,7 @@ def profiled(
     for path in (Path(f"{name}.json"), Path(f"{name}.prof")):
         _check_writable(path)
     profiled_here = _profiled_npu if process.device.type == "npu" else _profiled_by_torch
-    with profiled_here(process.device, name, say, num_steps) as after_step:
+    with profiled_here(process.device, name, reporter, num_steps) as after_step:
         yield after_step
 
 
@@ -66,22 +66,29 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
+def _tell(reporter: Reporter, recording: Recording, text: str) -> None:
+    reporter.say(text)
+    if recording.steps:
+        reporter.note_phases(phase_rows(recording))
+
+
 # ---------------------------------------------------------------- torch's profiler
 
 
 @contextlib.contextmanager
 def _profiled_by_torch(
-    device: torch.device, name: str, say: Callable[[str], Any], num_steps: int
+    device: torch.device, name: str, reporter: Reporter, num_steps: int
 ) -> Iterator[Callable[[], None]]:
     trace_file, table_file = Path(f"{name}.json"), Path(f"{name}.prof")
 
     def write(profiler: torch.profiler.profile) -> None:
         measuring.close()
-        by_phase = phase_table(read_events(profiler.events(), profiler.step_num))
+        recording = read_events(profiler.events(), profiler.step_num)
+        by_phase = phase_table(recording)
         by_operator = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=100)
         table_file.write_text(f"{by_phase}\n\n{by_operator}", encoding="utf-8")
         _export(profiler, trace_file)
-        say(f"{by_phase}\nprofile: {table_file}, {trace_file}")
+        _tell(reporter, recording, f"{by_phase}\nprofile: {table_file}, {trace_file}")
 
     def after_step() -> None:
         if profiler.step_num < num_steps:
@@ -157,7 +164,7 @@ def _find_traces(folder: str) -> set[Path]:
 
 @contextlib.contextmanager
 def _profiled_npu(
-    device: torch.device, name: str, say: Callable[[str], Any], num_steps: int
+    device: torch.device, name: str, reporter: Reporter, num_steps: int
 ) -> Iterator[Callable[[], None]]:
     """Profile by torch_npu, whose own files (operators, kernels) go to the folder {name}_npu."""
     watch = Stopwatch()
@@ -166,7 +173,8 @@ def _profiled_npu(
 
     def write() -> None:
         measuring.close()
-        by_phase = phase_table(watch.recording())
+        recording = watch.recording()
+        by_phase = phase_table(recording)
         table_file.write_text(f"{by_phase}\n\noperators and kernels: {folder}\n", encoding="utf-8")
         traces = _find_traces(folder) - earlier
         if not traces:
@@ -174,7 +182,8 @@ def _profiled_npu(
                 f"--enable-profiling: torch_npu's profiler has left no trace in {folder}"
             )
         shutil.copyfile(traces.pop(), trace_file)
-        say(f"{by_phase}\nprofile: {table_file}, {trace_file}, {folder}")
+        text = f"{by_phase}\nprofile: {table_file}, {trace_file}, {folder}"
+        _tell(reporter, recording, text)
 
     def after_step() -> None:
         if len(watch.steps) < num_steps:

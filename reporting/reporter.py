@@ -1,30 +1,23 @@
-"""What a run tells while it trains: log lines, a progress bar, TensorBoard."""
+"""What can be told while a run goes on. Each listener takes of it what it is interested in."""
 
-import math
-import sys
-import time
+import contextlib
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
-from tqdm import tqdm
-
-from reporting.log_lines import (
-    StepPosition,
-    accuracy_line,
-    calibration_line,
-    evaluation_line,
-    metrics_line,
-    training_line,
-)
-from reporting.metrics import Metrics, remark
+from reporting.log_lines import StepPosition
+from reporting.phase_table import Row
+from reporting.records import EvaluationRecord, TrainingRecord
+from reporting.run_facts import RunFacts
+from reporting.score_curves import ScoreCurves
 
 
 class Reporter:
-    """Reports nothing: the reporter of every rank but the first, which has a Console.
+    """Reports nothing: the reporter of every rank but the first, which has Listeners.
 
     As a context manager it ends the run's report, and knows the error that ended the run.
     """
+
+    wants_page = False  # whether a page is made at the end, of facts and curves
 
     def __enter__(self) -> "Reporter":
         return self
@@ -35,14 +28,19 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.end_run(error)
-        self.close()
+        try:
+            self.end_run(error)
+        finally:
+            self.close()
 
     def note_continued(self, what: str) -> None:
         """Note that training goes on from something, and does not begin with fresh weights."""
 
     def note_stopped(self, why: str) -> None:
         """Note why training stops although no threshold is reached; empty: it goes on."""
+
+    def note_facts(self, facts: RunFacts) -> None:
+        """Note what is known of the run before its first step."""
 
     def begin_run(
         self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
@@ -55,32 +53,35 @@ class Reporter:
             bottom, top: widths of the MLPs, their inputs first.
         """
 
-    def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
-        """Begin an epoch of `num_batches` steps, of which `num_done` are done."""
-
-    def end_step(self) -> None:
-        """Note that one more step is done."""
-
-    def training(self, where: StepPosition, ms_per_it: float, loss: float) -> None:
-        """Report the mean loss and the mean time of a step since the last report.
+    def begin_epoch(self, where: StepPosition, num_rows: int, num_done: int) -> None:
+        """Begin an epoch, or go on with one.
 
         Args:
-            where: the last step.
-            ms_per_it: milliseconds; -1: not measured.
-            loss: mean over the rows.
+            where: the last step that is done; its `it` is 0 where the epoch begins.
+            num_rows: rows of the epoch, over all ranks.
+            num_done: how many of them are done.
         """
 
-    def begin_evaluation(self, where: StepPosition) -> None:
-        """Note that an evaluation begins after a step."""
+    def end_step(self, num_rows: int) -> None:
+        """Note that one more step is done, on so many rows of all ranks."""
 
-    def evaluation(self, where: StepPosition, metrics: Metrics, best: tuple[float, float]) -> None:
-        """Report an evaluation.
+    def training(self, record: TrainingRecord) -> None:
+        """Report the steps since the last report."""
 
-        Args:
-            where: the step that it follows.
-            metrics: the evaluation's metrics.
-            best: accuracy and AUC of the best evaluations so far, this one included.
-        """
+    def begin_evaluation(self, where: StepPosition, num_rows: int) -> None:
+        """Note that an evaluation of so many rows begins after a step."""
+
+    def end_evaluation_batch(self, num_rows: int) -> None:
+        """Note that so many more rows are scored, over all ranks."""
+
+    def note_curves(self, curves: ScoreCurves) -> None:
+        """Note the curves of the evaluation that is going to be reported next."""
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Report an evaluation."""
+
+    def note_phases(self, rows: Sequence[Row]) -> None:
+        """Note how the time of a step is divided, with --enable-profiling."""
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
@@ -96,77 +97,92 @@ class Reporter:
         """Free what the report needs."""
 
 
-class Console(Reporter):
-    """Prints log lines, draws a bar if it prints to a terminal, and writes TensorBoard's files.
+class Listeners(Reporter):
+    """Tells everything to several reporters, in their order.
 
     Args:
-        full_metrics: print all metrics of an evaluation, not only the accuracy.
-        wall_time: print the time of day at the end of training lines.
-        tensor_board: TensorBoard's folder; empty: none is written.
+        listeners: the reporters.
     """
 
-    def __init__(self, full_metrics: bool, wall_time: bool, tensor_board: str) -> None:
-        self._full_metrics, self._wall_time, self._folder = full_metrics, wall_time, tensor_board
-        self._bar: tqdm[Any] | None = None
-        self._writer: Any = None
+    def __init__(self, *listeners: Reporter) -> None:
+        self._all = listeners
+        self.wants_page = any(one.wants_page for one in listeners)
 
-    def begin_epoch(self, epoch: int, num_batches: int, num_done: int) -> None:
-        """Draw a new bar."""
-        self._close_bar()
-        if sys.stdout.isatty():
-            self._bar = tqdm(
-                total=num_batches, initial=num_done, desc=f"epoch {epoch}", unit="it", leave=False
-            )
+    def note_continued(self, what: str) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.note_continued(what)
 
-    def end_step(self) -> None:
-        """Move the bar."""
-        if self._bar is not None:
-            self._bar.update()
+    def note_stopped(self, why: str) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.note_stopped(why)
 
-    def training(self, where: StepPosition, ms_per_it: float, loss: float) -> None:
-        """Print the line and write the loss."""
-        clock = time.strftime("%H:%M") if self._wall_time else ""
-        self.say(training_line(where, ms_per_it, loss, clock))
-        self._write_scalar("Train/Loss", loss, where.step)
+    def note_facts(self, facts: RunFacts) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.note_facts(facts)
 
-    def evaluation(self, where: StepPosition, metrics: Metrics, best: tuple[float, float]) -> None:
-        """Print the lines and write the metrics."""
-        self.say(evaluation_line(where))
-        self.say(
-            metrics_line(metrics, *best) if self._full_metrics else accuracy_line(metrics, best[0])
-        )
-        self.say(calibration_line(metrics))
-        if text := remark(metrics):
-            self.say(f"warning: {text}")
-        self._write_scalar("Test/Acc", metrics.accuracy, where.step)
-        self._write_scalar("Test/AUC", metrics.auc, where.step)
-        self._write_scalar("Test/LogLoss", metrics.log_loss, where.step)
+    def begin_run(
+        self, num_train: int, num_test: int, bottom: Sequence[int], top: Sequence[int]
+    ) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.begin_run(num_train, num_test, bottom, top)
+
+    def begin_epoch(self, where: StepPosition, num_rows: int, num_done: int) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.begin_epoch(where, num_rows, num_done)
+
+    def end_step(self, num_rows: int) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.end_step(num_rows)
+
+    def training(self, record: TrainingRecord) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.training(record)
+
+    def begin_evaluation(self, where: StepPosition, num_rows: int) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.begin_evaluation(where, num_rows)
+
+    def end_evaluation_batch(self, num_rows: int) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.end_evaluation_batch(num_rows)
+
+    def note_curves(self, curves: ScoreCurves) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.note_curves(curves)
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.evaluation(record)
+
+    def note_phases(self, rows: Sequence[Row]) -> None:
+        """Tell all."""
+        for one in self._all:
+            one.note_phases(rows)
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        with tqdm.external_write_mode():
-            print(text, flush=True)
+        """Tell all; the console prints it."""
+        for one in self._all:
+            one.say(text)
+
+    def end_run(self, error: BaseException | None = None) -> None:
+        """Tell all, also where one of them fails."""
+        with contextlib.ExitStack() as acts:
+            for one in reversed(self._all):
+                acts.callback(one.end_run, error)
 
     def close(self) -> None:
-        """Close the bar and TensorBoard's file."""
-        self._close_bar()
-        if self._writer is not None:
-            self._writer.close()
-
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _write_scalar(self, name: str, value: float, step: int) -> None:
-        if self._folder and self._writer is None:
-            try:
-                # the import takes a second, so it waits for the first line
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(self._folder)
-            except Exception as error:  # a tensorboard that does not go with its protobuf or numpy
-                reason = " ".join(str(error).split())
-                self.say(f"warning: no TensorBoard log in {self._folder} ({reason})")
-                self._folder = ""
-        if self._writer is not None and math.isfinite(value):
-            self._writer.add_scalar(name, value, step)
+        """Close all, also where one of them fails."""
+        with contextlib.ExitStack() as acts:
+            for one in reversed(self._all):
+                acts.callback(one.close)

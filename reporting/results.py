@@ -26,7 +26,8 @@ class LogSummary:
         steps: numbers of the steps with a training line, counted over epochs.
         losses, ms_per_it: the values in the training lines.
         test_steps: steps that an evaluation follows.
-        aucs, accuracies: those of the evaluations, as fractions; an AUC not printed is nan.
+        aucs, accuracies, log_losses: those of the evaluations, the first two as fractions; an AUC
+            or a log loss that is not printed is nan.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -35,6 +36,7 @@ class LogSummary:
     test_steps: list[int] = field(default_factory=list)
     aucs: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
+    log_losses: list[float] = field(default_factory=list)
 
     def forget_from(self, step: int) -> None:
         """Forget the lines of this step and later ones: a resumed run does them again."""
@@ -42,7 +44,7 @@ class LogSummary:
             for values in (self.steps, self.losses, self.ms_per_it):
                 values.pop()
         while self.test_steps and self.test_steps[-1] >= step:
-            for values in (self.test_steps, self.aucs, self.accuracies):
+            for values in (self.test_steps, self.aucs, self.accuracies, self.log_losses):
                 values.pop()
 
     def images_per_second(self, batch_size: int) -> float:
@@ -61,6 +63,7 @@ _TRAINING = re.compile(
     rf"Finished training it (\d+)/(\d+) of epoch (\d+), {_NUMBER} ms/it, loss {_NUMBER}"
 )
 _AUC = re.compile(rf"recall .*? auc {_NUMBER}, best auc")
+_LOG_LOSS = re.compile(rf"log loss {_NUMBER}, base rate")
 _ACCURACY = re.compile(rf"accuracy {_NUMBER} %, best")
 
 
@@ -81,28 +84,65 @@ def summarise(text: str) -> LogSummary:
             summary.test_steps.append(step)
             summary.accuracies.append(float(found[1]) / 100)
             summary.aucs.append(float(auc[1]) if auc else math.nan)
+            summary.log_losses.append(math.nan)
+        elif summary.log_losses and (found := _LOG_LOSS.search(line)):
+            summary.log_losses[-1] = float(found[1])
     return summary
 
 
-def plot(summary: LogSummary, path: Path, title: str) -> None:
-    """Draw the loss over steps, and the AUC (else the accuracy) of evaluations, into a PNG."""
+def plot(summary: LogSummary, path: Path, title: str, bayes_auc: float = math.nan) -> None:
+    """Draw the AUC (else the accuracy) of evaluations, and below it all losses, into a PNG.
+
+    Args:
+        summary: the numbers; log losses are drawn if the log has any.
+        path: the picture.
+        title: what stands above it.
+        bayes_auc: the AUC that no model can pass, as a dashed line; nan: none is known.
+    """
     pyplot = _import_pyplot()
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(summary.steps, summary.losses, color="tab:blue", label="training loss")
-    axis.set(xlabel="step", ylabel="training loss (mean since the last line)", title=title)
-    values, name = (
-        (summary.accuracies, "accuracy")
-        if all(map(math.isnan, summary.aucs))
-        else (summary.aucs, "AUC")
-    )
-    if values:
-        other = axis.twinx()
-        other.plot(summary.test_steps, values, color="tab:orange", marker="o", label=f"test {name}")
-        other.set_ylabel(f"test {name}")
-    figure.legend(loc="outside lower center", ncols=2)
-    axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    has_auc = not all(map(math.isnan, summary.aucs))
+    values, name = (summary.aucs, "AUC") if has_auc else (summary.accuracies, "accuracy")
+    with pyplot.style.context(["default", {"font.size": 11, "text.parse_math": False}]):
+        figure, (upper, lower) = pyplot.subplots(
+            2, sharex=True, figsize=(8, 7), layout="constrained"
+        )
+        figure.suptitle(title)
+        _draw_metric(upper, summary.test_steps, values, name)
+        _draw_losses(lower, summary)
+        if has_auc and math.isfinite(bayes_auc):
+            words = f"Bayes AUC {bayes_auc:.4f}: no model can rank better"
+            upper.axhline(bayes_auc, color="0.4", linestyle="--", label=words)
+        lower.set_xlabel("step")
+        for axes in (upper, lower):
+            axes.grid(alpha=0.3)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)
+
+
+def _draw_losses(axes: Any, summary: LogSummary) -> None:
+    mean = "training loss, mean since the last line"
+    axes.plot(summary.steps, summary.losses, color="tab:blue", linewidth=1, label=mean)
+    if not all(map(math.isnan, summary.log_losses)):
+        words = "log loss of evaluations"
+        axes.plot(summary.test_steps, summary.log_losses, "o-", color="tab:orange", label=words)
+    axes.set_ylabel("loss")
+
+
+def _draw_metric(axes: Any, steps: Sequence[int], values: Sequence[float], name: str) -> None:
+    """Draw the metric of evaluations, and mark the best one."""
+    axes.set_ylabel(f"{name} of evaluations")
+    known = [(value, -step) for step, value in zip(steps, values, strict=True) if value == value]
+    if not known:
+        return
+    axes.plot(steps, values, "o-", color="tab:orange", markersize=4)
+    best, step = max(known)
+    words = f"best {name} {best:.4f} at step {-step:,}"
+    style = {"marker": "o", "markersize": 11, "fillstyle": "none", "linestyle": "none"}
+    axes.plot([-step], [best], color="tab:red", label=words, **style)
 
 
 def _import_pyplot() -> Any:
@@ -150,6 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--plot", type=Path, help="where a PNG of loss and AUC over steps goes")
     parser.add_argument(
+        "--bayes-auc",
+        type=number_in(float, 0, 1),
+        default=math.nan,
+        help="an AUC that no model can pass, for a line in the PNG; nan: it is not known",
+    )
+    parser.add_argument(
         "--batch-size", type=number_in(int, 1), required=True, help="global batch size"
     )
     parser.add_argument("--ranks", type=number_in(int, 1), required=True, help="ranks that trained")
@@ -179,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     options.results.write_text(result_lines(facts))
     if options.plot:
-        plot(summary, options.plot, options.results.stem)
+        title = f"DLRM on {options.ranks:,} x {options.device}, batch {options.batch_size:,}"
+        plot(summary, options.plot, title, options.bayes_auc)
     print(final_result(fps, accuracy, options.seconds))
     return 0
 

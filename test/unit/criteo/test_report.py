@@ -13,7 +13,7 @@ from conftest import write_days
 
 from criteo.columns import NAMES
 from criteo.prepared import find_prepared
-from criteo.report import DAY_ROWS, KAGGLE_ROWS, TextCounts, find_doubts, report_table
+from criteo.report import DAY_ROWS, KAGGLE_ROWS, TextCounts, find_doubts, find_report, report_table
 from preparation.publish import announce
 from preparation.sizes import DEFAULT_SIZES
 
@@ -158,6 +158,13 @@ def test_a_damaged_report_of_prepared_data_is_one_line(tmp_path, text):
 def assert_damaged(result, path):
     assert result.status == 2 and result.err.count("\n") == 1
     assert f"{path} is damaged (" in result.err and "delete it" in result.err
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"lines": 3}', "[" * 9999])
+def test_those_who_can_do_without_a_report_get_an_empty_one(text, tmp_path):
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    assert find_report(tmp_path / "report.json") == {}
 
 
 def test_the_table_by_hand():

@@ -16,6 +16,7 @@ from reporting import results
 from reporting.log_lines import StepPosition
 from reporting.metrics import Metrics
 from reporting.mlperf_log import MLPerfLog
+from reporting.records import EvaluationRecord
 
 TOKEN = ":::MLLOG "
 PAIRS = ("init", "run", "block", "epoch", "eval")
@@ -196,12 +197,13 @@ def synthetic_log(argv):
     options = dlrm.parse_options(argv)
     shape = dlrm.Architecture.from_options(options, [1000] * 26, 13)
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), MLPerfLog(options, "8 x card") as log:
+    with contextlib.redirect_stdout(out), MLPerfLog(options, "8 x card", print) as log:
         log.begin_run(4_195_197_692, 89_137_319, shape.bottom, shape.top)
-        log.begin_epoch(0, 128_028, 0)
+        log.begin_epoch(StepPosition(0, 128_028, 0), 4_195_197_692, 0)
         where = StepPosition(10_240, 128_028, 0)
-        log.begin_evaluation(where)
-        log.evaluation(where, Metrics(accuracy=0.97, auc=0.8026), (0.97, 0.8026))
+        log.begin_evaluation(where, 89_137_319)
+        found = Metrics(accuracy=0.97, auc=0.8026)
+        log.evaluation(EvaluationRecord(where, found, 0.97, 0.8026, 89_137_319, 10.0))
     return out.getvalue()
 
 
@@ -354,7 +356,7 @@ def test_an_output_that_is_gone_hides_no_error():
     with (
         contextlib.redirect_stdout(out),
         pytest.raises(UserError, match="the cause"),
-        MLPerfLog(dlrm.parse_options(LOGGED), "1 x CPU"),
+        MLPerfLog(dlrm.parse_options(LOGGED), "1 x CPU", print),
     ):
         out.is_gone = True
         raise UserError("the cause")
@@ -382,7 +384,8 @@ def test_lines_stand_above_the_progress_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     assert dlrm.main([*LOGGED, "--test-freq=2", "--tensor-board-filename="]) == 0
     lines = [line for line in terminal.getvalue().split("\n") if TOKEN in line]
-    shown = [line.rpartition("\r")[2] for line in lines]
+    # the cursor may go up a line, from the bar of an evaluation to that of its epoch
+    shown = [line.rpartition("\r")[2].replace("\x1b[A", "") for line in lines]
     assert "epoch 0:" in terminal.getvalue() and any("\r" in line for line in lines)
     assert all(line.startswith(TOKEN) and json.loads(line.removeprefix(TOKEN)) for line in shown)
 

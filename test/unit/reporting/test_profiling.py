@@ -13,6 +13,7 @@ from common.phases import PHASES, each_in_phase, phase
 from ranks.process import Process
 from reporting.phase_table import OTHER
 from reporting.profiling import profiled
+from reporting.reporter import Reporter
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,9 @@ def process(rank=0, world_size=1):
 def train(num_batches, **settings):
     """Steps of a small network; returns what was said, and how often before each step."""
     net, said, said_before = nn.Linear(8, 1), [], []
-    settings = {"process": process(), "say": said.append} | settings
+    reporter = Reporter()
+    reporter.say = said.append
+    settings = {"process": process(), "reporter": reporter} | settings
     with profiled(True, **settings) as after_step:
         for number in each_in_phase("load", range(num_batches)):
             said_before.append(len(said))

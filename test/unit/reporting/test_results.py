@@ -55,6 +55,22 @@ def test_values_that_are_missing_are_none(tmp_path, capsys):
     assert "nan" not in printed and "nan" not in final_result(float("nan"), float("nan"), 0)
 
 
+@pytest.mark.parametrize("bayes", [[], ["--bayes-auc=0.83"]])
+@pytest.mark.parametrize("tests", ["", TEST.format(auc="nan"), TEST.format(auc=0.8)])
+def test_there_is_a_picture_whatever_the_log_has(bayes, tests, tmp_path):
+    log = LINE.format(it=1, ms=1, loss="nan") + tests + LINE.format(it=2, ms=1, loss=0.5)
+    status, _ = report(tmp_path, log, f"--plot={tmp_path}/x.png", *bayes)
+    assert status == 0 and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_log_losses_go_with_the_evaluations_that_printed_them():
+    calibration = "log loss 0.45, base rate 0.2\n"
+    log = calibration + LINE.format(it=1, ms=1, loss=1) + TEST.format(auc=0.8)
+    log += LINE.format(it=2, ms=1, loss=1) + TEST.format(auc=0.9) + calibration
+    summary = summarise(log)
+    assert str(summary.log_losses) == "[nan, 0.45]" and summary.aucs == [0.8, 0.9]
+
+
 def test_a_picture_without_matplotlib_is_one_line_before_anything_is_written(
     tmp_path, monkeypatch, capsys
 ):
