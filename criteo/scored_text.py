@@ -16,6 +16,7 @@ from criteo.text import OK, describe_bad_field, parse_lines
 
 STDIN = "-"
 BLOCK_BYTES = 2 << 20  # of text that are parsed at a time
+SAMPLE_BYTES = 1 << 20  # of a file, from which its lines are guessed
 _ENDLESS = 1 << 62
 
 Flags = npt.NDArray[np.bool_]
@@ -123,6 +124,19 @@ def blocks_of_file(name: str) -> Iterator[bytes]:
         return
     with RawFile.at(Path(name)).lines(block_bytes=BLOCK_BYTES) as lines:
         yield from lines.blocks(_ENDLESS)
+
+
+def about_num_lines(name: str) -> int | None:
+    """About how many lines a text has, judged by its first ones; None for stdin.
+
+    Args:
+        name: path of the text; `-`: stdin.
+    """
+    if name == STDIN:
+        return None
+    file = RawFile.at(Path(name))
+    text, unpacked = file.sample(SAMPLE_BYTES)
+    return int(text.count(b"\n") * file.size * unpacked / max(len(text), 1))
 
 
 def check_text(name: str) -> None:

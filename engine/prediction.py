@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
@@ -22,7 +22,13 @@ from common.shares import split_evenly
 from common.whole_files import target_of, write_whole
 from criteo.columns import FIRST_SPARSE, NUM_SPARSE, Columns
 from criteo.row_layout import FLAT
-from criteo.scored_text import RowsOfBatch, ScoredText, blocks_of_file, in_batches
+from criteo.scored_text import (
+    RowsOfBatch,
+    ScoredText,
+    about_num_lines,
+    blocks_of_file,
+    in_batches,
+)
 from criteo.served_ids import ServedIds
 from devices.execution import Execution
 from engine.labelled_scores import LabelledScores
@@ -36,6 +42,7 @@ from ranks.collectives import gather_on_first, sum_over_ranks
 from ranks.process import Process
 from reporting.log_lines import calibration_line, metrics_line
 from reporting.metrics import remark
+from reporting.progress_bar import ProgressBar
 
 Model = Callable[..., torch.Tensor]  # features, rows of each rank -> click probabilities (b, 1)
 
@@ -164,8 +171,11 @@ def write_scores(name: str, prediction: Prediction, model: Model) -> None:
 
     def write(file: BinaryIO) -> None:
         written = score_file(name, file)
-        for scores in prediction.scores(model):
-            written.write(scores)
+        num_lines = about_num_lines(prediction.path)
+        with ProgressBar("scoring", num_lines, file=_console(name)) as bar:
+            for scores in prediction.scores(model):
+                written.write(scores)
+                bar.update(len(scores))
         written.finish()
 
     if name == STDOUT:
@@ -178,6 +188,11 @@ def write_scores(name: str, prediction: Prediction, model: Model) -> None:
         raise RankError(
             f"{FLAG}={name}: cannot write it ({reason_of(error)}); what was there before is kept"
         ) from error
+
+
+def _console(name: str) -> TextIO:
+    """Where lines and the bar go: stdout, unless the scores are there."""
+    return sys.stderr if name == STDOUT else sys.stdout
 
 
 def predict(options: argparse.Namespace, prediction: Prediction, model: Model) -> None:
@@ -194,7 +209,7 @@ def predict(options: argparse.Namespace, prediction: Prediction, model: Model) -
     sum_over_ranks(prediction.process, [unknown])
     if not prediction.process.is_first:
         return
-    out: Any = sys.stderr if options.scores_file == STDOUT else sys.stdout
+    out = _console(options.scores_file)
     for line in _lines(prediction, options.scores_file, seconds, int(unknown)):
         print(line, file=out, flush=True)
 

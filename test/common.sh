@@ -334,7 +334,7 @@ what_is_left() {
 }
 
 remove_partial() { # a rank removes its half-written files, unless SIGKILL ends it, as when memory is short
-    rm -f "$CALLED_FROM"/{DLRM.pth,DLRM.html,dlrm_s_pytorch.onnx{,.data}}.partial
+    rm -f "$CALLED_FROM"/{DLRM.pth,DLRM.vocabulary,DLRM.html,dlrm_s_pytorch.onnx{,.data}}.partial
 }
 
 ANOTHER_RANKS_FAULT='^error: .*: its own log says why$' # ranks/watch.py
@@ -384,6 +384,12 @@ finish_case() { # ARGUMENT...: result lines, results file; the arguments go to r
     link "$CASE.log"
 }
 
+demo_auc() { # prints the Bayes AUC of the demo's rows
+    local line
+    line=$(grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null)
+    [[ $line =~ Bayes\ AUC\ ([0-9.]+) ]] && echo "${BASH_REMATCH[1]}"
+}
+
 train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png in the caller's folder
     begin_case train "$@"
     FLAGS+=(--save-model="$CALLED_FROM/DLRM.pth")
@@ -392,11 +398,11 @@ train_full() { # DEFAULT_NPROC ARGUMENT...: train, leave DLRM.pth and DLRM.png i
     look_for_checkpoints # after all flags are checked: a mistake in them removes nothing
     BEGAN=$SECONDS
     launch
-    finish_case --plot="$CALLED_FROM/DLRM.png"
+    finish_case --plot="$CALLED_FROM/DLRM.png" ${DEMO:+--bayes-auc="$(demo_auc)"}
     leave_report
     [ -z "$CHECKPOINTS" ] || mark_finished
     [ -z "$DEMO" ] || grep 'Bayes AUC' "$DEMO_DATA.txt" 2>/dev/null
-    echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, logs: $OUTPUT, run: $RUN"
+    echo "Model: $CALLED_FROM/DLRM.pth, picture: $CALLED_FROM/DLRM.png, report: $CALLED_FROM/DLRM.html, logs: $OUTPUT, run: $RUN"
 }
 
 steps_per_line() { # prints steps between lines: at least a second's worth, for the first line alone is warm-up

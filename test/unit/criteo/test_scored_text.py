@@ -1,9 +1,11 @@
 """Lines of text become batches of rows, however the text is cut into blocks."""
 
+import gzip
+
 import numpy as np
 import pytest
 
-from criteo.scored_text import ParsedLines, in_batches
+from criteo.scored_text import ParsedLines, about_num_lines, in_batches
 
 
 def blocks_of(is_row, sizes):
@@ -33,3 +35,14 @@ def test_batches_hold_all_lines_in_order(batch_size, share):
 
 def test_no_lines_make_no_batch():
     assert list(in_batches(iter([]), 5)) == []
+
+
+@pytest.mark.parametrize("opened", [open, gzip.open], ids=["plain", "gzip"])
+def test_lines_are_guessed_from_the_first_ones(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr("criteo.scored_text.SAMPLE_BYTES", 1000)
+    path = tmp_path / ("text.gz" if opened is gzip.open else "text")
+    with opened(path, "wb") as file:
+        file.write(b"".join(b"%d\tsome fields\n" % (10**6 + k * 97 % 10**6) for k in range(50_000)))
+    assert about_num_lines(str(path)) == pytest.approx(50_000, rel=0.2)
+    path.write_bytes(b"")
+    assert about_num_lines(str(path)) == 0 and about_num_lines("-") is None
