@@ -255,7 +255,8 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
         (given(model, tmp_path, out), "a folder, expected a file"),
         (given(model, text, tmp_path / "nowhere" / "out"), "its folder does not exist"),
         (given(model, text, tmp_path / "fixed"), "is a folder"),
-        (given(model, text, text), "is read too: name another file"),
+        (given(model, text, text), "would replace a file that is read: name another file"),
+        (given(model, text, folder / "m.vocabulary"), "would replace a file that is read"),
         (given(model, text, out, "--save-model=x"), "leave --save-model out"),
         (given(model, text, out, "--dry-run"), "leave --dry-run out"),
         (given(model, text, out, f"--vocabulary-file={text}"), "in is damaged or another one"),
@@ -264,6 +265,13 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
     ):
         assert expected in error_of(train(*flags)), flags
     assert sorted(os.listdir(tmp_path)) == ["fixed", "in"]
+
+
+def test_a_text_named_as_the_unfinished_scores_is_kept(trained_on, predict, tmp_path):
+    rows = trained_on[1][:3]
+    result, _ = predict(rows, name="out.partial")
+    assert "would replace a file that is read" in error_of(result)
+    assert (tmp_path / "out.partial").read_text() == as_text(rows)
 
 
 def given(model, text, out, *flags):
