@@ -197,6 +197,8 @@ def vocabulary_of_model(path: Path, facts: ServingFacts, named: str = "") -> Voc
             " its tables' rows: prepare the data anew, which makes one, and train again"
         )
     beside = Path(named) if named else vocabulary_of(path)
+    if not named and path.is_symlink() and not beside.exists():
+        beside = vocabulary_of(target_of(path))  # --save-model writes it beside a link's target
     vocabulary = Vocabulary(beside, facts.num_rows, facts.vocabulary)
     vocabulary.check()
     return vocabulary

@@ -446,3 +446,13 @@ def test_data_without_a_vocabulary_trains_and_says_what_it_lacks(tmp_path):
     assert not (tmp_path / "m.vocabulary").exists()
     flags = given(tmp_path / "m.pth", tmp_path / "data" / "day_0", tmp_path / "out")
     assert "was trained with data without a vocabulary" in error_of(train(*flags))
+
+
+def test_a_link_to_a_model_finds_the_vocabulary_beside_its_target(trained_on, tmp_path):
+    folder, rows, _ = trained_on
+    (tmp_path / "in").write_text(as_text(rows[:3]))
+    (tmp_path / "link.pth").symlink_to(folder / "m.pth")
+    flags = given(tmp_path / "link.pth", tmp_path / "in", tmp_path / "out")
+    assert train(*flags).status == 0
+    (tmp_path / "link.vocabulary").write_text("another one")
+    assert "link.vocabulary is damaged or another one" in error_of(train(*flags))
