@@ -77,7 +77,8 @@ class Scorer:
         Raises:
             UserError: a line is bad, or an array has another shape.
         """
-        dense, ids = self._from_arrays(*rows) if isinstance(rows, tuple) else self._from_text(rows)
+        is_text = not isinstance(rows, tuple) or all(isinstance(row, str | bytes) for row in rows)
+        dense, ids = self._from_text(rows) if is_text else self._from_arrays(*rows)
         with torch.inference_mode():
             batches = zip(dense.split(ROWS_AT_A_TIME), ids.split(ROWS_AT_A_TIME), strict=True)
             scores: Scores = torch.cat([self.network(*batch) for batch in batches]).numpy()
@@ -86,7 +87,8 @@ class Scorer:
     def _from_text(self, rows: str | bytes | Sequence[str | bytes]) -> tuple[Any, Any]:
         if self._ids is None:
             raise UserError("this model was trained with random data: give (dense, ids)")
-        lines = [rows] if isinstance(rows, str | bytes) else rows
+        is_whole = isinstance(rows, str | bytes)
+        lines = ([rows] if rows else []) if is_whole else rows
         text = b"".join(_line(line) for line in lines)
         if not text:
             return torch.zeros(0, NUM_DENSE), torch.zeros(0, NUM_SPARSE, dtype=torch.int64)
@@ -125,7 +127,7 @@ def _tensors(dense: Any, ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _line(line: str | bytes) -> bytes:
     text = line.encode() if isinstance(line, str) else line
-    return text if text.endswith(b"\n") or not text else text + b"\n"
+    return text if text.endswith(b"\n") else text + b"\n"
 
 
 def _wanted(shape: ModelShape) -> dict[str, Wanted]:

@@ -76,6 +76,7 @@ def test_lines_and_arrays_in_all_forms(model, data):
         "\n".join(bare),
         "\n".join(bare).encode() + b"\n",
         [line.encode() + b"\n" for line in bare],
+        tuple(bare),
         (dense, sparse),
         (dense.astype(np.float64), signed),
         (dense.tolist(), sparse.tolist()),
@@ -111,6 +112,7 @@ def test_mistakes_are_one_line(model, data, tmp_path):
     dense, sparse = arrays_of(data[1])
     for rows, expected in (
         ([lines[0], "x" + lines[1]], "rows, line 2: column 1: got 'x"),
+        ([lines[0], "", lines[1]], "rows, line 2: 1 tab-separated fields"),
         ([lines[0] + "\t1"], "rows, line 1: 41 tab-separated fields"),
         ((dense[:, :12], sparse), r"shape \(100, 12\) and \(100, 26\), expected \(rows, 13\)"),
         ((dense, sparse[:5]), r"\(5, 26\), expected"),
