@@ -132,6 +132,8 @@ def check_text(name: str) -> None:
         name: its path; `-`: stdin.
     """
     if name == STDIN:
+        if sys.stdin is None:
+            raise UserError("--predict-file=-: stdin is closed: send the rows there, or name a file")
         return
     path = Path(name)
     if not path.is_file():

@@ -4,6 +4,7 @@ Their kind follows from the name: `.npy` is a float32 array, `.parquet` has one 
 other name is text, a score a line. A line that is no row has the score nan.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -124,6 +125,8 @@ def _import_parquet() -> None:
 def check_scores_file(name: str) -> None:
     """Raise a UserError if the file cannot be written, before anything is computed."""
     if name == STDOUT:
+        if sys.stdout is None:
+            raise UserError(f"{FLAG}=-: stdout is closed: send it somewhere, or name a file")
         return
     if Path(name).suffix == ".parquet" and (
         problem := problem_of_import("pyarrow", _import_parquet, REQUIREMENTS)

@@ -456,3 +456,11 @@ def test_a_link_to_a_model_finds_the_vocabulary_beside_its_target(trained_on, tm
     assert train(*flags).status == 0
     (tmp_path / "link.vocabulary").write_text("another one")
     assert "link.vocabulary is damaged or another one" in error_of(train(*flags))
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_a_closed_stream_is_one_line(name, trained_on, monkeypatch, capfd):
+    text = "-" if name == "stdin" else trained_on[0] / "data" / "day_2"
+    monkeypatch.setattr(sys, name, None)
+    assert main([str(word) for word in given(trained_on[0] / "m.pth", text, "-")]) == 2
+    assert f"=-: {name} is closed: " in capfd.readouterr().err
