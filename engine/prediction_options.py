@@ -67,7 +67,7 @@ def take_model_flags(options: argparse.Namespace, given: set[str]) -> None:
             raise UserError(f"{flag} is for {FLAG}: give it too, the rows to score")
         return
     _check_flags(options)
-    if "test_mini_batch_size" not in given:
+    if options.test_mini_batch_size == -1:  # as in training: nothing is trained
         options.test_mini_batch_size = BATCH_SIZE
     options.inference_only = True
     facts = _facts_of(options.load_model)

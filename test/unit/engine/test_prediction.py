@@ -137,6 +137,8 @@ def test_any_batch_size_and_block_gives_the_same_order(trained_on, predict, monk
     monkeypatch.setattr("criteo.scored_text.BLOCK_BYTES", 1000)
     _, small = predict(rows, "--test-mini-batch-size=7")
     np.testing.assert_allclose(scores_of(small), scores_of(whole), rtol=1e-6)
+    monkeypatch.setattr("engine.prediction_options.BATCH_SIZE", 7)  # -1 is no size of a batch
+    assert predict(rows, "--test-mini-batch-size=-1")[1] == small
     assert len(scores_of(whole)) == 300
 
 
