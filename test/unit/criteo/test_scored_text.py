@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from criteo.scored_text import ParsedLines, in_batches
+from common.errors import UserError
+from criteo.scored_text import ParsedLines, ScoredText, in_batches
 
 
 def blocks_of(is_row, sizes):
@@ -33,3 +34,20 @@ def test_batches_hold_all_lines_in_order(batch_size, share):
 
 def test_no_lines_make_no_batch():
     assert list(in_batches(iter([]), 5)) == []
+
+
+@pytest.mark.parametrize("num_fields", [39, 40])
+@pytest.mark.parametrize("at_a_time", [1, 5])
+def test_first_lines_of_another_form_are_skipped_as_others_are(num_fields, at_a_time):
+    """Whether there are labels is seen in the first line that can be a row."""
+    lines = [b"a title\n", b"\n", *[b"1" + b"\t1" * (num_fields - 1) + b"\n"] * 3]
+    blocks = [b"".join(lines[k : k + at_a_time]) for k in range(0, 5, at_a_time)]
+    text = ScoredText("rows", -1, 2)
+    parsed = [text.parse(block) for block in blocks]
+    assert np.concatenate([p.is_row for p in parsed]).tolist() == [False, False, True, True, True]
+    assert sum(p.columns.shape[1] for p in parsed) == 3
+    assert text.has_labels == (num_fields == 40)
+    with pytest.raises(UserError, match="tab-separated fields, expected 40"):
+        text = ScoredText("rows", -1, 1)
+        for block in blocks:
+            text.parse(block)
