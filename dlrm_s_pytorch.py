@@ -24,6 +24,7 @@ with garbage_left_alone():
 
 # isort: split
 import argparse
+import io
 import math
 import sys
 import time
@@ -658,7 +659,8 @@ def predict_rows(options: argparse.Namespace, process: Process) -> int:
     architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
     model = DLRM_Net(architecture, process, "sgd", execution, draws=False)
     load_parameters(options.load_model, model, model.emb_l, process)
-    quantize(model, options, process, lambda text: print(text, file=sys.stderr))
+    out = sys.stderr if process.is_first else io.StringIO()
+    quantize(model, options, process, lambda text: print(text, file=out))
     predict(options, Prediction.from_options(options, data, process, execution), model)
     return 0
 

@@ -309,7 +309,7 @@ def test_ranks_score_what_one_rank_scores(trained_on, predict, tmp_path):
     """Three ranks, whose last batch has fewer rows than ranks; the lines are printed once."""
     _, rows, _ = trained_on
     bad = [*rows[:9], ["x"], *rows[9:100]]
-    flags = ["--max-bad-lines=1", "--test-mini-batch-size=33"]
+    flags = ["--max-bad-lines=1", "--test-mini-batch-size=33", "--quantize-emb-with-bit=8"]
     result, expected = predict(bad, *flags)
     argv = [*given(trained_on[0] / "m.pth", tmp_path / "in", tmp_path / "ranks"), *flags]
     code = RANKS.format(root=str(ROOT), unit=str(ROOT / "test/unit"), flags=argv, num_ranks=3)
@@ -317,7 +317,7 @@ def test_ranks_score_what_one_rank_scores(trained_on, predict, tmp_path):
     assert ranks.returncode == 0, ranks.stderr
     found = scores_of((tmp_path / "ranks").read_text())
     np.testing.assert_allclose(found, scores_of(expected), rtol=1e-5)
-    assert ranks.stdout.count("scored 100 rows") == 1
+    assert ranks.stdout.count("scored 100 rows") == ranks.stderr.count("with 8 bits") == 1
     assert UNKNOWN.search(ranks.stdout)[0] == UNKNOWN.search(result.out)[0]
     assert LOG_LOSS.search(ranks.stdout)[0] == LOG_LOSS.search(result.out)[0]
 
