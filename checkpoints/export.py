@@ -17,6 +17,7 @@ from checkpoints.run_state import progress_of
 from checkpoints.shard_file import DamagedError, problem_of_safetensors, read_tensors
 from common.errors import UserError
 from common.launch import Launch
+from common.whole_files import target_of
 from criteo.vocabulary import VocabularySource
 from criteo.vocabulary_file import Vocabulary
 from engine.model_content import (
@@ -93,7 +94,8 @@ def _export(found: Found, target: Path) -> None:
     except (ValueError, OverflowError) as error:
         raise damaged_index(path, error) from error
     if serving is not None and serving.vocabulary:
-        _export_vocabulary(path.parent / VOCABULARY, serving, target)
+        # the path may be a link or `.`, whose parent is another folder
+        _export_vocabulary(target_of(path).parent / VOCABULARY, serving, target)
     write_content(target, content)
 
 
