@@ -164,9 +164,12 @@ def write_scores(name: str, prediction: Prediction, model: Model) -> None:
 
     def write(file: BinaryIO) -> None:
         written = score_file(name, file)
-        for scores in prediction.scores(model):
-            written.write(scores)
-        written.finish()
+        try:
+            for scores in prediction.scores(model):
+                written.write(scores)
+            written.finish()
+        finally:
+            written.leave()
 
     if name == STDOUT:
         write(sys.stdout.buffer)

@@ -34,6 +34,9 @@ class ScoreFile(Protocol):
     def finish(self) -> None:
         """Write what can only be written when all scores are there."""
 
+    def leave(self) -> None:
+        """Write nothing any more, also if the scores ended in an error."""
+
 
 class TextScores:
     """A score a line, with the nine digits that tell any two float32 numbers apart."""
@@ -47,6 +50,9 @@ class TextScores:
 
     def finish(self) -> None:
         """Nothing is left to write."""
+
+    def leave(self) -> None:
+        """Nothing is written by itself."""
 
 
 class NpyScores:
@@ -73,6 +79,9 @@ class NpyScores:
         """Write the length."""
         self._file.seek(0)
         self._file.write(self._header())
+
+    def leave(self) -> None:
+        """Nothing is written by itself."""
 
 
 class ParquetScores:
@@ -103,6 +112,10 @@ class ParquetScores:
         if self._waiting:
             self._write_group()
         self._writer.close()
+
+    def leave(self) -> None:
+        """Keep pyarrow from writing the file's end when it is let go, into a file that is closed."""
+        self._writer.is_open = False
 
 
 _KINDS: dict[str, Callable[[BinaryIO], ScoreFile]] = {".npy": NpyScores, ".parquet": ParquetScores}

@@ -1,5 +1,6 @@
 """Scores of rows of text: those of an evaluation, in order, complete or absent."""
 
+import gc
 import gzip
 import io
 import json
@@ -173,6 +174,17 @@ def test_arrays_and_tables_hold_the_same_scores(trained_on, predict, tmp_path):
     assert predict(rows, out="s.parquet")[0].status == 0
     column = parquet.read_table(tmp_path / "s.parquet")["score"].to_numpy()
     assert column.dtype == np.float32 and (column == array).all()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_bad_line_leaves_no_table_and_says_nothing_else(trained_on, predict, tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    assert "line 4: " in error_of(predict([*trained_on[1][:3], ["x"]], out="s.parquet")[0])
+    with largest_file(100):
+        text = trained_on[0] / "data" / "day_2"
+        full = train(*given(trained_on[0] / "m.pth", text, tmp_path / "s.parquet"))
+    gc.collect()
+    assert "File too large" in error_of(full) and os.listdir(tmp_path) == ["in"]
 
 
 def test_an_unknown_category_is_scored_as_a_missing_one(trained_on, predict):
