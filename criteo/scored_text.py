@@ -16,6 +16,7 @@ from criteo.text import OK, describe_bad_field, parse_lines
 
 STDIN = "-"
 BLOCK_BYTES = 2 << 20  # of text that are parsed at a time
+LINE_BYTES = 16 << 20  # a longer line may count as two, so that scores no longer go with the lines
 _ENDLESS = 1 << 62
 
 Flags = npt.NDArray[np.bool_]
@@ -122,9 +123,9 @@ def blocks_of_file(name: str) -> Iterator[bytes]:
         RankError: the file cannot be read.
     """
     if name == STDIN:
-        yield from Lines(sys.stdin.buffer, block_bytes=BLOCK_BYTES).blocks(_ENDLESS)
+        yield from Lines(sys.stdin.buffer, 0, BLOCK_BYTES, LINE_BYTES).blocks(_ENDLESS)
         return
-    with RawFile.at(Path(name)).lines(block_bytes=BLOCK_BYTES) as lines:
+    with RawFile.at(Path(name)).lines(0, BLOCK_BYTES, LINE_BYTES) as lines:
         yield from lines.blocks(_ENDLESS)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from criteo.scored_text import ParsedLines, ScoredText, in_batches
+from criteo.scored_text import ParsedLines, ScoredText, blocks_of_file, in_batches
 
 
 def blocks_of(is_row, sizes):
@@ -51,3 +51,10 @@ def test_first_lines_of_another_form_are_skipped_as_others_are(num_fields, at_a_
         text = ScoredText("rows", -1, 1)
         for block in blocks:
             text.parse(block)
+
+
+def test_a_long_line_is_one_line_where_blocks_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("criteo.scored_text.BLOCK_BYTES", 1000)
+    (tmp_path / "in").write_bytes(b"a\n" + b"x" * 300_000 + b"\nb")
+    text = b"".join(blocks_of_file(str(tmp_path / "in")))
+    assert [len(line) for line in text.splitlines()] == [1, 300_000, 1]
