@@ -478,3 +478,18 @@ def test_a_closed_stream_is_one_line(name, trained_on, monkeypatch, capfd):
     monkeypatch.setattr(sys, name, None)
     assert main([str(word) for word in given(trained_on[0] / "m.pth", text, "-")]) == 2
     assert f"=-: {name} is closed: " in capfd.readouterr().err
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_vocabulary_of_the_one_before(
+    trained_on, tmp_path
+):
+    folder, rows, _ = trained_on
+    (tmp_path / "in").write_text(as_text(rows[:3]))
+    for name in ("m.pth", "m.vocabulary"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    other = [f"--data_path={folder / 'data'}", f"--processed-data-file={tmp_path / 'p'}"]
+    assert train(*CRITEO_MODEL, *other, "--memory-map", "--dry-run").status == 0
+    with largest_file(100_000):
+        flags = [*other, "--memory-map", f"--save-model={tmp_path / 'm.pth'}"]
+        assert "cannot write it (File too large)" in error_of(train(*CRITEO_MODEL, *flags))
+    assert train(*given(tmp_path / "m.pth", tmp_path / "in", tmp_path / "out")).status == 0
