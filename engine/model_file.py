@@ -194,7 +194,9 @@ def check_model_paths(load: str, save: str) -> None:
     except OSError as error:
         raise UserError(f"{flag}: {reason_of(error)}") from error
     if save:
-        check_place(f"--save-model={save}", Path(save))
+        check_place(f"{FLAG}={save}", Path(save))
+        if vocabulary_of(target_of(Path(save))) == target_of(Path(save)):
+            raise UserError(f"{FLAG}={save} is the name of its vocabulary: end it in .pth")
 
 
 def write_content(

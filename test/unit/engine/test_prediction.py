@@ -273,6 +273,8 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
         (given(model, text, folder / "m.vocabulary"), "would replace a file that is read"),
         (given(model, text, out, "--save-model=x"), "leave --save-model out"),
         (given(model, text, out, "--dry-run"), "leave --dry-run out"),
+        ([f"--save-model={tmp_path / 'm.vocabulary'}"], "is the name of its vocabulary"),
+        (given(model, text, out, f"--vocabulary-file={tmp_path}"), "is no file: copy it"),
         (given(model, text, out, f"--vocabulary-file={text}"), "in is damaged or another one"),
         (given(tmp_path / "none", text, out), "no such file"),
         (given(text, text, out), "is not a readable model file"),
