@@ -137,7 +137,7 @@ def check_text(name: str) -> None:
     """
     if name == STDIN:
         if sys.stdin is None:
-            raise UserError("--predict-file=-: stdin is closed: send the rows there, or name a file")
+            raise UserError("--predict-file=-: stdin is closed: send rows there, or name a file")
         return
     path = Path(name)
     if not path.is_file():

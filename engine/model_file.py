@@ -199,9 +199,7 @@ def check_model_paths(load: str, save: str) -> None:
             raise UserError(f"{FLAG}={save} is the name of its vocabulary: end it in .pth")
 
 
-def write_content(
-    path: Path, content: dict[str, Any], vocabulary: VocabularySource | None
-) -> None:
+def write_content(path: Path, content: dict[str, Any], vocabulary: VocabularySource | None) -> None:
     """Write what `make_content` returned to --save-model's path; a link's target is written.
 
     The vocabulary follows when the model is complete but for its name: if the disk is full, the

@@ -114,7 +114,7 @@ class ParquetScores:
         self._writer.close()
 
     def leave(self) -> None:
-        """Keep pyarrow from writing the file's end when it is let go, into a file that is closed."""
+        """Keep pyarrow from writing the end into a file that is closed, when it is let go."""
         self._writer.is_open = False
 
 

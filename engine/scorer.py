@@ -87,9 +87,9 @@ class Scorer:
     def _from_text(self, rows: str | bytes | Sequence[str | bytes]) -> tuple[Any, Any]:
         if self._ids is None:
             raise UserError("this model was trained with random data: give (dense, ids)")
-        is_whole = isinstance(rows, str | bytes)
-        lines = ([rows] if rows else []) if is_whole else rows
-        text = b"".join(_line(line) for line in lines)
+        if isinstance(rows, str | bytes):
+            rows = [rows] if rows else []
+        text = b"".join(_line(line) for line in rows)
         if not text:
             return torch.zeros(0, NUM_DENSE), torch.zeros(0, NUM_SPARSE, dtype=torch.int64)
         parsed = ScoredText("rows", self._facts.max_ind_range, 0).parse(text)

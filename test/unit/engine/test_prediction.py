@@ -482,9 +482,7 @@ def test_a_closed_stream_is_one_line(name, trained_on, monkeypatch, capfd):
     assert f"=-: {name} is closed: " in capfd.readouterr().err
 
 
-def test_a_model_that_cannot_be_saved_leaves_the_vocabulary_of_the_one_before(
-    trained_on, tmp_path
-):
+def test_a_model_that_cannot_be_saved_leaves_the_vocabulary_of_the_one_before(trained_on, tmp_path):
     folder, rows, _ = trained_on
     (tmp_path / "in").write_text(as_text(rows[:3]))
     for name in ("m.pth", "m.vocabulary"):
