@@ -17,7 +17,7 @@ import data_utils
 from common.errors import UserError
 from criteo.prepared import find_prepared
 from criteo.text import parse_lines
-from criteo.vocabulary import IdLookup, Vocabulary, digest_of, find_vocabulary
+from criteo.vocabulary import IdLookup, Vocabulary, VocabularySource, digest_of, find_vocabulary
 
 INVERSE = pow(2654435769, -1, 2**32)  # of the factor of the lookup's hash
 
