@@ -24,6 +24,7 @@ with garbage_left_alone():
 
 # isort: split
 import argparse
+import io
 import math
 import sys
 import time
@@ -44,7 +45,6 @@ from common.termination import ends_on_signals, skip_clean_up_if_ended
 from criteo.columns import NUM_DENSE
 from criteo.prepared import Prepared
 from criteo.spec import DataSpec, add_data_options
-from criteo.vocabulary import find_vocabulary
 from data_utils import prepare
 from devices.execution import (
     Execution,
@@ -97,7 +97,7 @@ from engine.quantization import (
 )
 from engine.score_meter import ScoreMeter
 from engine.self_check import run_self_check
-from engine.serving_facts import ServingFacts, lacks_vocabulary
+from engine.serving_facts import ServingFacts, lacks_vocabulary, vocabulary_to_keep
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_clock import StepClock
 from engine.step_graph import check_graphs
@@ -619,8 +619,7 @@ def make_data(options: argparse.Namespace, prepared: Prepared | None, process: P
         data = make_criteo_data(
             prepared, options.data_randomize, in_memory, sizes, options.eval_split, process
         )
-        vocabulary = find_vocabulary(DataSpec.from_options(options), prepared)
-        return replace(data, vocabulary=vocabulary)
+        return replace(data, vocabulary=vocabulary_to_keep(options, prepared))
     return make_random_data(RandomSpec.from_options(options), process)
 
 
@@ -687,7 +686,8 @@ def predict_rows(options: argparse.Namespace, process: Process) -> int:
     architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
     model = DLRM_Net(architecture, process, "sgd", execution, draws=False)
     load_parameters(options.load_model, model, model.emb_l, process)
-    quantize(model, options, process, lambda text: print(text, file=sys.stderr))
+    out = sys.stderr if process.is_first else io.StringIO()
+    quantize(model, options, process, lambda text: print(text, file=out))
     predict(options, Prediction.from_options(options, data, process, execution), model)
     return 0
 

@@ -17,6 +17,7 @@ from checkpoints.run_state import progress_of
 from checkpoints.shard_file import DamagedError, problem_of_safetensors, read_tensors
 from common.errors import UserError
 from common.launch import Launch
+from common.whole_files import target_of
 from criteo.vocabulary import VocabularySource
 from criteo.vocabulary_file import Vocabulary
 from engine.model_content import (
@@ -27,7 +28,7 @@ from engine.model_content import (
     packed_generators,
     state_of_rows,
 )
-from engine.model_file import write_content, write_vocabulary
+from engine.model_file import write_content
 from engine.serving_facts import ServingFacts
 from engine.streamed_file import StreamedTensor
 from optim.dense import settings_of
@@ -92,9 +93,11 @@ def _export(found: Found, target: Path) -> None:
         raise UserError(f"{FLAG}={path}: {error}") from error
     except (ValueError, OverflowError) as error:
         raise damaged_index(path, error) from error
+    vocabulary = None
     if serving is not None and serving.vocabulary:
-        _export_vocabulary(path.parent / VOCABULARY, serving, target)
-    write_content(target, content)
+        # the path may be a link or `.`, whose parent is another folder
+        vocabulary = _vocabulary_at(target_of(path).parent / VOCABULARY, serving)
+    write_content(target, content, vocabulary)
 
 
 def _serving_of(index: Index) -> ServingFacts | None:
@@ -103,15 +106,15 @@ def _serving_of(index: Index) -> ServingFacts | None:
     return None if value is None else ServingFacts.from_json(value)
 
 
-def _export_vocabulary(source: Path, serving: ServingFacts, target: Path) -> None:
-    """Put the vocabulary of a folder of checkpoints beside the model file, if it is there."""
+def _vocabulary_at(source: Path, serving: ServingFacts) -> VocabularySource | None:
+    """The vocabulary of a folder of checkpoints, or None if it is not there."""
     vocabulary = Vocabulary(source, serving.num_rows, serving.vocabulary)
     try:
         vocabulary.check()
     except UserError as error:
         print(f"warning: {error}; the model file will not score rows of text", flush=True)
-        return
-    write_vocabulary(VocabularySource.of_file(vocabulary), target)
+        return None
+    return VocabularySource.of_file(vocabulary)
 
 
 class _Rows:

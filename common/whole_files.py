@@ -123,7 +123,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_to_disk(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    with open(path, "w+b") as file:
+    # what a killed run left there may be a second name of another file, as link_whole makes them
+    path.unlink(missing_ok=True)
+    with open(path, "x+b") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())

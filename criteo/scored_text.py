@@ -17,6 +17,7 @@ from criteo.text import OK, describe_bad_field, parse_lines
 STDIN = "-"
 BLOCK_BYTES = 2 << 20  # of text that are parsed at a time
 SAMPLE_BYTES = 1 << 20  # of a file, from which its lines are guessed
+LINE_BYTES = 16 << 20  # a longer line may count as two, so that scores no longer go with the lines
 _ENDLESS = 1 << 62
 
 Flags = npt.NDArray[np.bool_]
@@ -43,8 +44,8 @@ class ScoredText:
         name: what messages call it.
         max_ind_range: categories are taken modulo this; -1: they are not.
         max_bad_lines: number of bad lines that are skipped before one is an error.
-        has_labels: whether its lines begin with a label, as the first line does or not; known when
-            the first lines are parsed.
+        has_labels: whether its lines begin with a label, as the first line that is not of another
+            form does or not; known when the first lines are parsed.
         num_lines: lines parsed so far.
         num_bad: bad ones among them.
         first_bad: where the first bad line is, and why it is bad.
@@ -64,19 +65,22 @@ class ScoredText:
         Raises:
             UserError: there are more bad lines than are skipped, or the first one is of no format.
         """
-        if not self.num_lines:
-            self.has_labels = self._begins_with_label(text.split(b"\n", 1)[0])
+        if self.num_bad == self.num_lines:
+            self._find_form(text)
         return self._parse(text)
 
-    def _begins_with_label(self, line: bytes) -> bool:
-        num_fields = line.count(b"\t") + 1
-        if num_fields not in (NUM_FIELDS, NUM_FIELDS - 1):
+    def _find_form(self, text: bytes) -> None:
+        """Set `has_labels` by the first line that can be a row, if only skipped ones precede it."""
+        most = self.max_bad_lines - self.num_bad + 1
+        counts = [line.count(b"\t") + 1 for line in text.split(b"\n", most)[:-1]]
+        form = next((n for n in counts if n in (NUM_FIELDS, NUM_FIELDS - 1)), None)
+        if form is None and len(counts) == most:
             raise UserError(
-                f"{self.name}, line 1: {num_fields} tab-separated fields, expected"
-                f" {NUM_FIELDS} (label, 13 integers, 26 hex strings) or, without the label,"
-                f" {NUM_FIELDS - 1}"
+                f"{self.name}, line {self.num_lines + 1}: {counts[0]} tab-separated fields,"
+                f" expected {NUM_FIELDS} (label, 13 integers, 26 hex strings) or, without the"
+                f" label, {NUM_FIELDS - 1}"
             )
-        return num_fields == NUM_FIELDS
+        self.has_labels = form != NUM_FIELDS - 1
 
     def _parse(self, text: bytes) -> ParsedLines:
         num_lines = text.count(b"\n")
@@ -120,9 +124,9 @@ def blocks_of_file(name: str) -> Iterator[bytes]:
         RankError: the file cannot be read.
     """
     if name == STDIN:
-        yield from Lines(sys.stdin.buffer, block_bytes=BLOCK_BYTES).blocks(_ENDLESS)
+        yield from Lines(sys.stdin.buffer, 0, BLOCK_BYTES, LINE_BYTES).blocks(_ENDLESS)
         return
-    with RawFile.at(Path(name)).lines(block_bytes=BLOCK_BYTES) as lines:
+    with RawFile.at(Path(name)).lines(0, BLOCK_BYTES, LINE_BYTES) as lines:
         yield from lines.blocks(_ENDLESS)
 
 
@@ -146,10 +150,13 @@ def check_text(name: str) -> None:
         name: its path; `-`: stdin.
     """
     if name == STDIN:
+        if sys.stdin is None:
+            raise UserError("--predict-file=-: stdin is closed: send rows there, or name a file")
         return
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"--predict-file={name}: {what_is_at(path)}")
+        pipe = "; - reads what another program writes" if path.is_fifo() else ""
+        raise UserError(f"--predict-file={name}: {what_is_at(path)}{pipe}")
     if not os.access(path, os.R_OK):
         raise UserError(f"--predict-file={name}: no permission to read it")
 

@@ -66,7 +66,11 @@ class VocabularySource:
             Vocabulary(self.file, self.counts, self.digest).check()
             if link_whole(self.file, target):
                 return
-        write_whole([(target, self._write)])
+        try:
+            write_whole([(target, self._write)])
+        except OSError:
+            if not self._is_there(target):  # another run has just written the same one there
+                raise
 
     def _is_there(self, path: Path) -> bool:
         if self.file is not None and path.exists() and os.path.samefile(self.file, path):

@@ -92,7 +92,8 @@ class Vocabulary:
         """
         what_to_do = "copy it again from the prepared data that it belongs to"
         if not self.path.is_file():
-            raise UserError(f"{self.path} is missing: {what_to_do}")
+            reason = "is no file" if self.path.exists() else "is missing"
+            raise UserError(f"{self.path} {reason}: {what_to_do}")
         if (size := self.path.stat().st_size) != self.num_bytes:
             got = f"expected {self.num_bytes} bytes, got {size}"
             raise UserError(f"{self.path} is damaged or another one ({got}): {what_to_do}")

@@ -10,7 +10,7 @@ The categories of the tables' rows are in a file of their own, `DLRM.vocabulary`
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from ranks.process import Process
 from ranks.watch import says_that_a_rank_has_gone
 
 FLAG = "--save-model"
+ENDINGS = (".pth", ".pt", ".onnx")  # of models; the vocabulary's takes their place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,7 @@ def save_model_file(path: str, model_state: ModelState, progress: Progress) -> N
     """
     content = _content(model_state, progress)
     if model_state.process.is_first:
-        if model_state.vocabulary is not None:
-            write_vocabulary(model_state.vocabulary, Path(path))
-        write_content(Path(path), content)
+        write_content(Path(path), content, model_state.vocabulary)
         return
     for tensor in streamed_tensors(content):
         for _ in tensor.blocks:  # there are none, but asking for them sends this rank's to rank 0
@@ -196,17 +195,31 @@ def check_model_paths(load: str, save: str) -> None:
     except OSError as error:
         raise UserError(f"{flag}: {reason_of(error)}") from error
     if save:
-        check_place(f"--save-model={save}", Path(save))
+        check_place(f"{FLAG}={save}", Path(save))
 
 
-def write_content(path: Path, content: dict[str, Any]) -> None:
+def write_content(path: Path, content: dict[str, Any], vocabulary: VocabularySource | None) -> None:
     """Write what `make_content` returned to --save-model's path; a link's target is written.
+
+    The vocabulary follows when the model is complete but for its name: if the disk is full, the
+    model that was there before keeps its own.
+
+    Args:
+        path: the model file's.
+        content: what it holds.
+        vocabulary: what lies beside it; None: nothing.
 
     Raises:
         RankError: it cannot be written; what was there before is kept.
     """
+
+    def write(file: BinaryIO) -> None:
+        write_streamed(file, content)
+        if vocabulary is not None:
+            write_vocabulary(vocabulary, path)
+
     try:
-        write_whole([(target_of(path), lambda file: write_streamed(file, content))])
+        write_whole([(target_of(path), write)])
     except (OSError, RuntimeError) as error:
         if not isinstance(error, OSError) and says_that_a_rank_has_gone(error):
             raise  # its rows were to come from there; the file is not at fault
@@ -219,11 +232,11 @@ def write_content(path: Path, content: dict[str, Any]) -> None:
 def vocabulary_of(path: Path) -> Path:
     """The file beside a model file that has the categories of its tables' rows.
 
-    That of `DLRM.pth` is `DLRM.vocabulary`, that of `DLRM.pth.1`, which a better model has been
-    moved to, `DLRM.pth.1.vocabulary`.
+    That of `DLRM.pth` is `DLRM.vocabulary`. Other names stay whole: that of `DLRM.pth.1`, which a
+    better model has been moved to, is `DLRM.pth.1.vocabulary`.
     """
     ending = ".vocabulary"
-    return Path(f"{path}{ending}") if path.suffix[1:].isdigit() else path.with_suffix(ending)
+    return path.with_suffix(ending) if path.suffix in ENDINGS else Path(f"{path}{ending}")
 
 
 def write_vocabulary(vocabulary: VocabularySource, path: Path, flag: str = FLAG) -> None:

@@ -172,11 +172,14 @@ def write_scores(name: str, prediction: Prediction, model: Model) -> None:
     def write(file: BinaryIO) -> None:
         written = score_file(name, file)
         num_lines = about_num_lines(prediction.path)
-        with ProgressBar("scoring", num_lines, file=_console(name)) as bar:
-            for scores in prediction.scores(model):
-                written.write(scores)
-                bar.update(len(scores))
-        written.finish()
+        try:
+            with ProgressBar("scoring", num_lines, file=_console(name)) as bar:
+                for scores in prediction.scores(model):
+                    written.write(scores)
+                    bar.update(len(scores))
+            written.finish()
+        finally:
+            written.leave()
 
     if name == STDOUT:
         write(sys.stdout.buffer)

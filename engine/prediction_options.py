@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.launch import Launch
-from common.whole_files import target_of
+from common.whole_files import partial_of, target_of
 from criteo.prepared import Prepared, find_prepared
 from criteo.scored_text import STDIN, check_text
 from criteo.spec import DataSpec
@@ -14,7 +14,7 @@ from criteo.vocabulary_file import Vocabulary
 from engine.model_file import check_model_paths, vocabulary_of
 from engine.saved_content import SavedContent, serving_facts_of
 from engine.score_files import FLAG as SCORES_FLAG
-from engine.score_files import check_scores_file
+from engine.score_files import STDOUT, check_scores_file
 from engine.serving_facts import ServingFacts, flag_text, model_flags
 
 FLAG = "--predict-file"
@@ -67,7 +67,7 @@ def take_model_flags(options: argparse.Namespace, given: set[str]) -> None:
             raise UserError(f"{flag} is for {FLAG}: give it too, the rows to score")
         return
     _check_flags(options)
-    if "test_mini_batch_size" not in given:
+    if options.test_mini_batch_size == -1:  # as in training: nothing is trained
         options.test_mini_batch_size = BATCH_SIZE
     options.inference_only = True
     facts = _facts_of(options.load_model)
@@ -120,9 +120,22 @@ def _check_flags(options: argparse.Namespace) -> None:
     check_model_paths(options.load_model, "")
     check_text(options.predict_file)
     check_scores_file(options.scores_file)
-    read = {options.predict_file, options.load_model, options.vocabulary_file} - {"", STDIN}
-    if target_of(Path(options.scores_file)) in [target_of(Path(name)) for name in read]:
-        raise UserError(f"{SCORES_FLAG}={options.scores_file} is read too: name another file")
+    _check_not_read(options)
+
+
+def _check_not_read(options: argparse.Namespace) -> None:
+    """Raise a UserError if the scores, or the file that becomes them, replace what is read."""
+    if options.scores_file == STDOUT:
+        return
+    model = Path(options.load_model)
+    named = {options.predict_file, options.vocabulary_file} - {"", STDIN}
+    read = {model, vocabulary_of(model), vocabulary_of(target_of(model)), *map(Path, named)}
+    target = target_of(Path(options.scores_file))
+    if {target, partial_of(target)}.intersection(map(target_of, read)):
+        raise UserError(
+            f"{SCORES_FLAG}={options.scores_file} would replace a file that is read: name another"
+            " file"
+        )
 
 
 def _check_given(options: argparse.Namespace, given: set[str]) -> None:
@@ -184,6 +197,8 @@ def vocabulary_of_model(path: Path, facts: ServingFacts, named: str = "") -> Voc
             " its tables' rows: prepare the data anew, which makes one, and train again"
         )
     beside = Path(named) if named else vocabulary_of(path)
+    if not named and path.is_symlink() and not beside.exists():
+        beside = vocabulary_of(target_of(path))  # --save-model writes it beside a link's target
     vocabulary = Vocabulary(beside, facts.num_rows, facts.vocabulary)
     vocabulary.check()
     return vocabulary

@@ -4,6 +4,7 @@ Their kind follows from the name: `.npy` is a float32 array, `.parquet` has one 
 other name is text, a score a line. A line that is no row has the score nan.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -33,6 +34,9 @@ class ScoreFile(Protocol):
     def finish(self) -> None:
         """Write what can only be written when all scores are there."""
 
+    def leave(self) -> None:
+        """Write nothing any more, also if the scores ended in an error."""
+
 
 class TextScores:
     """A score a line, with the nine digits that tell any two float32 numbers apart."""
@@ -46,6 +50,9 @@ class TextScores:
 
     def finish(self) -> None:
         """Nothing is left to write."""
+
+    def leave(self) -> None:
+        """Nothing is written by itself."""
 
 
 class NpyScores:
@@ -72,6 +79,9 @@ class NpyScores:
         """Write the length."""
         self._file.seek(0)
         self._file.write(self._header())
+
+    def leave(self) -> None:
+        """Nothing is written by itself."""
 
 
 class ParquetScores:
@@ -103,6 +113,10 @@ class ParquetScores:
             self._write_group()
         self._writer.close()
 
+    def leave(self) -> None:
+        """Keep pyarrow from writing the end into a file that is closed, when it is let go."""
+        self._writer.is_open = False
+
 
 _KINDS: dict[str, Callable[[BinaryIO], ScoreFile]] = {".npy": NpyScores, ".parquet": ParquetScores}
 
@@ -124,6 +138,8 @@ def _import_parquet() -> None:
 def check_scores_file(name: str) -> None:
     """Raise a UserError if the file cannot be written, before anything is computed."""
     if name == STDOUT:
+        if sys.stdout is None:
+            raise UserError(f"{FLAG}=-: stdout is closed: send it somewhere, or name a file")
         return
     if Path(name).suffix == ".parquet" and (
         problem := problem_of_import("pyarrow", _import_parquet, REQUIREMENTS)

@@ -71,13 +71,14 @@ class Scorer:
 
         Args:
             rows: lines of Criteo text, with or without the label; or (dense, sparse): integers
-                (n, 13), 0 if missing, and categories (n, 26) as numbers of 32 bits, 0 if missing. A
+                (n, 13) and categories (n, 26) as numbers of 32 bits, 0 or nan if missing. A
                 model of random data takes dense features (n, m) and ids (n, T).
 
         Raises:
             UserError: a line is bad, or an array has another shape.
         """
-        dense, ids = self._from_arrays(*rows) if isinstance(rows, tuple) else self._from_text(rows)
+        is_text = not isinstance(rows, tuple) or all(isinstance(row, str | bytes) for row in rows)
+        dense, ids = self._from_text(rows) if is_text else self._from_arrays(*rows)
         with torch.inference_mode():
             batches = zip(dense.split(ROWS_AT_A_TIME), ids.split(ROWS_AT_A_TIME), strict=True)
             scores: Scores = torch.cat([self.network(*batch) for batch in batches]).numpy()
@@ -86,8 +87,9 @@ class Scorer:
     def _from_text(self, rows: str | bytes | Sequence[str | bytes]) -> tuple[Any, Any]:
         if self._ids is None:
             raise UserError("this model was trained with random data: give (dense, ids)")
-        lines = [rows] if isinstance(rows, str | bytes) else rows
-        text = b"".join(_line(line) for line in lines)
+        if isinstance(rows, str | bytes):
+            rows = [rows] if rows else []
+        text = b"".join(_line(line) for line in rows)
         if not text:
             return torch.zeros(0, NUM_DENSE), torch.zeros(0, NUM_SPARSE, dtype=torch.int64)
         parsed = ScoredText("rows", self._facts.max_ind_range, 0).parse(text)
@@ -95,9 +97,10 @@ class Scorer:
         return self._features(columns[1:FIRST_SPARSE].T, columns[FIRST_SPARSE:])
 
     def _from_arrays(self, dense: Any, sparse: Any) -> tuple[Any, Any]:
-        dense, sparse = np.asarray(dense), np.asarray(sparse)
+        dense, sparse = _numbers("dense", dense), _numbers("sparse", sparse)
         num_tables = len(self._facts.num_rows)
-        expected = (len(dense), self._facts.num_dense), (len(dense), num_tables)
+        num_rows = len(dense) if dense.ndim else 0
+        expected = (num_rows, self._facts.num_dense), (num_rows, num_tables)
         if (dense.shape, sparse.shape) != expected:
             raise UserError(
                 f"arrays of shape {dense.shape} and {sparse.shape}, expected"
@@ -118,6 +121,21 @@ class Scorer:
         return _tensors(dense, ids)
 
 
+def _numbers(name: str, array: Any) -> npt.NDArray[Any]:
+    """An array of numbers, where 0 stands for nan, as for an empty field.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        found = np.asarray(array)
+    except ValueError as error:  # rows of different lengths
+        raise UserError(f"{name} is no array ({error}), expected rows of numbers") from error
+    if found.dtype.kind not in "biuf":
+        raise UserError(f"{name} has the type {found.dtype}, expected numbers")
+    return np.nan_to_num(found) if found.dtype.kind == "f" else found
+
+
 def _tensors(dense: Any, ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
     dense, ids = dense.astype(np.float32, order="C"), ids.astype(np.int64, order="C")
     return torch.from_numpy(dense), torch.from_numpy(ids)
@@ -125,7 +143,7 @@ def _tensors(dense: Any, ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _line(line: str | bytes) -> bytes:
     text = line.encode() if isinstance(line, str) else line
-    return text if text.endswith(b"\n") or not text else text + b"\n"
+    return text if text.endswith(b"\n") else text + b"\n"
 
 
 def _wanted(shape: ModelShape) -> dict[str, Wanted]:

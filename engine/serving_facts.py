@@ -8,7 +8,9 @@ from typing import Any
 from common.errors import UserError
 from common.flags import ArgumentParser
 from criteo.columns import NUM_DENSE, NUM_SPARSE
-from criteo.vocabulary import VocabularySource
+from criteo.prepared import Prepared
+from criteo.spec import DataSpec
+from criteo.vocabulary import VocabularySource, find_vocabulary
 from engine.architecture import Architecture, add_clamp_option, add_model_options
 from engine.value_checks import shown
 from model.compression import add_compression_options
@@ -28,6 +30,17 @@ def model_flags(options: argparse.Namespace) -> dict[str, Any]:
     """{name: value} of the flags that decide what a model computes from its parameters."""
     names = vars(_model_parser().parse_args([])).keys()
     return {name: getattr(options, name) for name in sorted(names)}
+
+
+def vocabulary_to_keep(options: argparse.Namespace, prepared: Prepared) -> VocabularySource | None:
+    """The vocabulary that is written beside models and checkpoints; None: there are none, or it.
+
+    Raises:
+        UserError: dictionaries of the original are there and do not fit the data.
+    """
+    if not (options.save_model or options.checkpoint_dir or options.save_onnx):
+        return None
+    return find_vocabulary(DataSpec.from_options(options), prepared)
 
 
 def lacks_vocabulary(options: argparse.Namespace, vocabulary: VocabularySource | None) -> str:

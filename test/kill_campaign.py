@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import dlrm_s_pytorch  # noqa: E402
+from checkpoints.folder import VOCABULARY  # noqa: E402
 
 MODEL = (
     "--arch-sparse-feature-size=8 --arch-mlp-bot=13-32-8 --arch-mlp-top=32-1 --loss-function=bce"
@@ -140,7 +141,11 @@ class Campaign:
             trouble = f"lines after it differ: {first_difference(after, tail)}"
         elif self._model.read_bytes() != case.model:
             trouble = "the model files differ"
-        elif left := [path.name for path in self._checkpoints.iterdir() if "." in path.name]:
+        elif left := sorted(
+            path.name
+            for path in self._checkpoints.iterdir()
+            if "." in path.name and path.name != VOCABULARY
+        ):
             trouble = f"left in the folder: {left}"
         again = len(before) + len(after) - len(case.lines)
         return trouble, sum(line.startswith("Finished") for line in before[len(before) - again :])

@@ -1,7 +1,7 @@
 """--export-checkpoint makes the model file that the run would have written."""
 
 import pytest
-from conftest import SMALL_MODEL, train
+from conftest import CRITEO_MODEL, SMALL_MODEL, train, write_days
 from written import checkpoints_in, flip, rewrite_index
 
 
@@ -39,3 +39,17 @@ def test_a_damaged_checkpoint_is_exported_from_the_one_before(tmp_path):
     one = train(f"--export-checkpoint={newest}", f"--save-model={tmp_path}/n.pth")
     assert one.status == 2 and not (tmp_path / "n.pth").exists()
     assert not (tmp_path / "n.pth.partial").exists()
+
+
+def test_the_vocabulary_is_found_by_any_path_of_the_checkpoint(tmp_path, monkeypatch):
+    write_days(tmp_path / "data", 2, 40)
+    flags = [f"--data_path={tmp_path / 'data'}", "--memory-map", f"--checkpoint-dir={tmp_path}/c"]
+    assert train(*CRITEO_MODEL, *flags).status == 0
+    (path,) = checkpoints_in(tmp_path / "c")
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.chdir(path)
+    for number, name in enumerate((path, tmp_path / "link", ".")):
+        done = train(f"--export-checkpoint={name}", f"--save-model={tmp_path}/{number}.pth")
+        assert done.status == 0 and "warning" not in done.out
+        kept = (tmp_path / "c" / "vocabulary.bin").read_bytes()
+        assert (tmp_path / f"{number}.vocabulary").read_bytes() == kept

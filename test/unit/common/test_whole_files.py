@@ -186,3 +186,10 @@ def test_a_signal_leaves_the_file_that_was_there_and_no_partial_one(where, tmp_p
         assert sorted(os.listdir(tmp_path)) == ["m.pth", "m.pth.partial"]
         assert run.end(signal.SIGTERM)[0] == 143
     assert os.listdir(tmp_path) == ["m.pth"] and path.read_text() == "old"
+
+
+def test_a_second_name_that_a_killed_run_left_is_not_written_into(tmp_path):
+    (tmp_path / "source").write_text("the data's own")
+    os.link(tmp_path / "source", partial_of(tmp_path / "file"))
+    write_whole([(tmp_path / "file", writes("new"))])
+    assert content_of(tmp_path) == {"source": "the data's own", "file": "new"}

@@ -5,7 +5,14 @@ import gzip
 import numpy as np
 import pytest
 
-from criteo.scored_text import ParsedLines, about_num_lines, in_batches
+from common.errors import UserError
+from criteo.scored_text import (
+    ParsedLines,
+    ScoredText,
+    about_num_lines,
+    blocks_of_file,
+    in_batches,
+)
 
 
 def blocks_of(is_row, sizes):
@@ -46,3 +53,27 @@ def test_lines_are_guessed_from_the_first_ones(opened, tmp_path, monkeypatch):
     assert about_num_lines(str(path)) == pytest.approx(50_000, rel=0.2)
     path.write_bytes(b"")
     assert about_num_lines(str(path)) == 0 and about_num_lines("-") is None
+
+
+@pytest.mark.parametrize("num_fields", [39, 40])
+@pytest.mark.parametrize("at_a_time", [1, 5])
+def test_first_lines_of_another_form_are_skipped_as_others_are(num_fields, at_a_time):
+    """Whether there are labels is seen in the first line that can be a row."""
+    lines = [b"a title\n", b"\n", *[b"1" + b"\t1" * (num_fields - 1) + b"\n"] * 3]
+    blocks = [b"".join(lines[k : k + at_a_time]) for k in range(0, 5, at_a_time)]
+    text = ScoredText("rows", -1, 2)
+    parsed = [text.parse(block) for block in blocks]
+    assert np.concatenate([p.is_row for p in parsed]).tolist() == [False, False, True, True, True]
+    assert sum(p.columns.shape[1] for p in parsed) == 3
+    assert text.has_labels == (num_fields == 40)
+    with pytest.raises(UserError, match="tab-separated fields, expected 40"):
+        text = ScoredText("rows", -1, 1)
+        for block in blocks:
+            text.parse(block)
+
+
+def test_a_long_line_is_one_line_where_blocks_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("criteo.scored_text.BLOCK_BYTES", 1000)
+    (tmp_path / "in").write_bytes(b"a\n" + b"x" * 300_000 + b"\nb")
+    text = b"".join(blocks_of_file(str(tmp_path / "in")))
+    assert [len(line) for line in text.splitlines()] == [1, 300_000, 1]

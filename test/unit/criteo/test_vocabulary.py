@@ -17,7 +17,7 @@ import data_utils
 from common.errors import UserError
 from criteo.prepared import find_prepared
 from criteo.text import parse_lines
-from criteo.vocabulary import IdLookup, Vocabulary, digest_of, find_vocabulary
+from criteo.vocabulary import IdLookup, Vocabulary, VocabularySource, digest_of, find_vocabulary
 
 INVERSE = pow(2654435769, -1, 2**32)  # of the factor of the lookup's hash
 
@@ -428,3 +428,17 @@ def test_a_dictionary_that_does_not_fit_is_one_line(theirs, tmp_path, fault, fla
 def test_a_damaged_dictionary_is_one_line(theirs):
     theirs.path(9).write_bytes(theirs.path(9).read_bytes()[:-40])
     assert "train_fea_dict_9.npz is not an npz that the original writes" in refusal(theirs.find)
+
+
+def test_another_run_may_write_the_same_file_meanwhile(tmp_path):
+    """It takes the unfinished file's name, so that this run has none to rename."""
+    own = write_vocabulary(tmp_path / "own", [[1, 2]] * 26)
+    content, path = own.path.read_bytes(), tmp_path / "model.vocabulary"
+
+    def blocks():
+        path.with_name("model.vocabulary.partial").unlink()
+        path.write_bytes(content)
+        yield content
+
+    VocabularySource(own.counts, own.digest, blocks).write_beside(path)
+    assert path.read_bytes() == content

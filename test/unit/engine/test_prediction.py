@@ -1,5 +1,6 @@
 """Scores of rows of text: those of an evaluation, in order, complete or absent."""
 
+import gc
 import gzip
 import io
 import json
@@ -137,6 +138,8 @@ def test_any_batch_size_and_block_gives_the_same_order(trained_on, predict, monk
     monkeypatch.setattr("criteo.scored_text.BLOCK_BYTES", 1000)
     _, small = predict(rows, "--test-mini-batch-size=7")
     np.testing.assert_allclose(scores_of(small), scores_of(whole), rtol=1e-6)
+    monkeypatch.setattr("engine.prediction_options.BATCH_SIZE", 7)  # -1 is no size of a batch
+    assert predict(rows, "--test-mini-batch-size=-1")[1] == small
     assert len(scores_of(whole)) == 300
 
 
@@ -171,6 +174,17 @@ def test_arrays_and_tables_hold_the_same_scores(trained_on, predict, tmp_path):
     assert predict(rows, out="s.parquet")[0].status == 0
     column = parquet.read_table(tmp_path / "s.parquet")["score"].to_numpy()
     assert column.dtype == np.float32 and (column == array).all()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_bad_line_leaves_no_table_and_says_nothing_else(trained_on, predict, tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    assert "line 4: " in error_of(predict([*trained_on[1][:3], ["x"]], out="s.parquet")[0])
+    with largest_file(100):
+        text = trained_on[0] / "data" / "day_2"
+        full = train(*given(trained_on[0] / "m.pth", text, tmp_path / "s.parquet"))
+    gc.collect()
+    assert "File too large" in error_of(full) and os.listdir(tmp_path) == ["in"]
 
 
 def test_an_unknown_category_is_scored_as_a_missing_one(trained_on, predict):
@@ -255,15 +269,24 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
         (given(model, tmp_path, out), "a folder, expected a file"),
         (given(model, text, tmp_path / "nowhere" / "out"), "its folder does not exist"),
         (given(model, text, tmp_path / "fixed"), "is a folder"),
-        (given(model, text, text), "is read too: name another file"),
+        (given(model, text, text), "would replace a file that is read: name another file"),
+        (given(model, text, folder / "m.vocabulary"), "would replace a file that is read"),
         (given(model, text, out, "--save-model=x"), "leave --save-model out"),
         (given(model, text, out, "--dry-run"), "leave --dry-run out"),
+        (given(model, text, out, f"--vocabulary-file={tmp_path}"), "is no file: copy it"),
         (given(model, text, out, f"--vocabulary-file={text}"), "in is damaged or another one"),
         (given(tmp_path / "none", text, out), "no such file"),
         (given(text, text, out), "is not a readable model file"),
     ):
         assert expected in error_of(train(*flags)), flags
     assert sorted(os.listdir(tmp_path)) == ["fixed", "in"]
+
+
+def test_a_text_named_as_the_unfinished_scores_is_kept(trained_on, predict, tmp_path):
+    rows = trained_on[1][:3]
+    result, _ = predict(rows, name="out.partial")
+    assert "would replace a file that is read" in error_of(result)
+    assert (tmp_path / "out.partial").read_text() == as_text(rows)
 
 
 def given(model, text, out, *flags):
@@ -299,7 +322,7 @@ def test_ranks_score_what_one_rank_scores(trained_on, predict, tmp_path):
     """Three ranks, whose last batch has fewer rows than ranks; the lines are printed once."""
     _, rows, _ = trained_on
     bad = [*rows[:9], ["x"], *rows[9:100]]
-    flags = ["--max-bad-lines=1", "--test-mini-batch-size=33"]
+    flags = ["--max-bad-lines=1", "--test-mini-batch-size=33", "--quantize-emb-with-bit=8"]
     result, expected = predict(bad, *flags)
     argv = [*given(trained_on[0] / "m.pth", tmp_path / "in", tmp_path / "ranks"), *flags]
     code = RANKS.format(root=str(ROOT), unit=str(ROOT / "test/unit"), flags=argv, num_ranks=3)
@@ -307,7 +330,7 @@ def test_ranks_score_what_one_rank_scores(trained_on, predict, tmp_path):
     assert ranks.returncode == 0, ranks.stderr
     found = scores_of((tmp_path / "ranks").read_text())
     np.testing.assert_allclose(found, scores_of(expected), rtol=1e-5)
-    assert ranks.stdout.count("scored 100 rows") == 1
+    assert ranks.stdout.count("scored 100 rows") == ranks.stderr.count("with 8 bits") == 1
     assert UNKNOWN.search(ranks.stdout)[0] == UNKNOWN.search(result.out)[0]
     assert LOG_LOSS.search(ranks.stdout)[0] == LOG_LOSS.search(result.out)[0]
 
@@ -438,3 +461,34 @@ def test_data_without_a_vocabulary_trains_and_says_what_it_lacks(tmp_path):
     assert not (tmp_path / "m.vocabulary").exists()
     flags = given(tmp_path / "m.pth", tmp_path / "data" / "day_0", tmp_path / "out")
     assert "was trained with data without a vocabulary" in error_of(train(*flags))
+
+
+def test_a_link_to_a_model_finds_the_vocabulary_beside_its_target(trained_on, tmp_path):
+    folder, rows, _ = trained_on
+    (tmp_path / "in").write_text(as_text(rows[:3]))
+    (tmp_path / "link.pth").symlink_to(folder / "m.pth")
+    flags = given(tmp_path / "link.pth", tmp_path / "in", tmp_path / "out")
+    assert train(*flags).status == 0
+    (tmp_path / "link.vocabulary").write_text("another one")
+    assert "link.vocabulary is damaged or another one" in error_of(train(*flags))
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout"])
+def test_a_closed_stream_is_one_line(name, trained_on, monkeypatch, capfd):
+    text = "-" if name == "stdin" else trained_on[0] / "data" / "day_2"
+    monkeypatch.setattr(sys, name, None)
+    assert main([str(word) for word in given(trained_on[0] / "m.pth", text, "-")]) == 2
+    assert f"=-: {name} is closed: " in capfd.readouterr().err
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_vocabulary_of_the_one_before(trained_on, tmp_path):
+    folder, rows, _ = trained_on
+    (tmp_path / "in").write_text(as_text(rows[:3]))
+    for name in ("m.pth", "m.vocabulary"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    other = [f"--data_path={folder / 'data'}", f"--processed-data-file={tmp_path / 'p'}"]
+    assert train(*CRITEO_MODEL, *other, "--memory-map", "--dry-run").status == 0
+    with largest_file(100_000):
+        flags = [*other, "--memory-map", f"--save-model={tmp_path / 'm.pth'}"]
+        assert "cannot write it (File too large)" in error_of(train(*CRITEO_MODEL, *flags))
+    assert train(*given(tmp_path / "m.pth", tmp_path / "in", tmp_path / "out")).status == 0

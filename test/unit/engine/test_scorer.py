@@ -76,9 +76,11 @@ def test_lines_and_arrays_in_all_forms(model, data):
         "\n".join(bare),
         "\n".join(bare).encode() + b"\n",
         [line.encode() + b"\n" for line in bare],
+        tuple(bare),
         (dense, sparse),
         (dense.astype(np.float64), signed),
         (dense.tolist(), sparse.tolist()),
+        (np.where(dense == 0, np.nan, dense), np.where(sparse == 0, np.nan, sparse)),
     ):
         np.testing.assert_array_equal(scorer.score(form), expected)
     assert scorer.score([]).shape == (0,) and scorer.score((dense[:0], sparse[:0])).shape == (0,)
@@ -111,9 +113,13 @@ def test_mistakes_are_one_line(model, data, tmp_path):
     dense, sparse = arrays_of(data[1])
     for rows, expected in (
         ([lines[0], "x" + lines[1]], "rows, line 2: column 1: got 'x"),
+        ([lines[0], "", lines[1]], "rows, line 2: 1 tab-separated fields"),
         ([lines[0] + "\t1"], "rows, line 1: 41 tab-separated fields"),
         ((dense[:, :12], sparse), r"shape \(100, 12\) and \(100, 26\), expected \(rows, 13\)"),
         ((dense, sparse[:5]), r"\(5, 26\), expected"),
+        ((dense, sparse.astype(str)), "sparse has the type <U"),
+        (([[1], [1, 2]], sparse), "dense is no array"),
+        ((1, 2), r"shape \(\) and \(\)"),
     ):
         with pytest.raises(UserError, match=expected):
             scorer.score(rows)

@@ -36,7 +36,7 @@ def test_it_holds_log_flags_versions_and_tensor_board(first):
     folder, result = first
     assert result.status == 0, result.err
     assert {path.name for path in folder.iterdir()} == {
-        "train_0.log", "flags.json", "versions.json", "tensorboard",
+        "train_0.log", "flags.json", "versions.json", "tensorboard", "metrics.jsonl", "report.html",
     }  # fmt: skip
     assert result.out and (folder / "train_0.log").read_text() == result.out
     found = json.loads((folder / "versions.json").read_text())
