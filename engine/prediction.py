@@ -20,7 +20,7 @@ from common.errors import RankError
 from common.read_ahead import read_ahead
 from common.shares import split_evenly
 from common.whole_files import target_of, write_whole
-from criteo.columns import FIRST_SPARSE, NUM_SPARSE, Columns
+from criteo.columns import FIRST_SPARSE, NUM_FIELDS, NUM_SPARSE, Columns, Rows
 from criteo.row_layout import FLAT
 from criteo.scored_text import (
     RowsOfBatch,
@@ -129,14 +129,16 @@ class Prediction:
             sizes = split_evenly(rows.columns.shape[1], self.process.world_size)
             begin = sum(sizes[: self.process.rank])
             own = rows.columns[:, begin : begin + sizes[self.process.rank]]
-            block = torch.from_numpy(FLAT.pack(self._with_ids(own)))
+            block = torch.from_numpy(self._with_ids(own).view(np.uint8))
             yield rows, CriteoBatch(block, len(block), tuple(sizes), FLAT)
 
-    def _with_ids(self, columns: Columns) -> Columns:
-        """The same columns (40, n) with ids in the place of categories."""
+    def _with_ids(self, columns: Columns) -> Rows:
+        """Columns (40, n) as rows (n, 40) of the flat layout, with ids in place of categories."""
         found, num_unknown = self.ids.ids(columns[FIRST_SPARSE:])
         self.num_unknown += num_unknown
-        return np.concatenate([columns[:FIRST_SPARSE], found.T])
+        rows = np.empty((len(found), NUM_FIELDS), np.int32)
+        rows[:, :FIRST_SPARSE], rows[:, FIRST_SPARSE:] = columns[:FIRST_SPARSE].T, found
+        return rows
 
     def _score(self, model: Model, batch: CriteoBatch) -> Scores:
         """Scores of the batch's rows, on the first rank; all ranks call it together."""

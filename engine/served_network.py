@@ -29,8 +29,9 @@ class ServedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self._shape, self._takes_integers = shape, takes_integers
-        for name, value in parameters.items():
-            self.register_buffer(name.replace(".", "_"), value.float())
+        self._names = {key: key.replace(".", "_") for key in parameters}
+        for key, value in parameters.items():
+            self.register_buffer(self._names[key], value.float())
         num_vectors = len(shape.tables) + 1
         row, column = torch.tril_indices(num_vectors, num_vectors, 0 if shape.itself else -1)
         assert len(row) == num_pairs(num_vectors, shape.itself)
@@ -54,7 +55,10 @@ class ServedNetwork(nn.Module):
         return probability.clamp(shape.clamp, 1 - shape.clamp) if shape.clamp else probability
 
     def _parameter(self, key: str) -> torch.Tensor:
-        return self.get_buffer(key.replace(".", "_"))
+        # for one row, get_buffer of all tables takes as long as their lookups
+        found = self._buffers[self._names[key]]
+        assert found is not None
+        return found
 
     def _layers(self, name: str, inputs: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
         """The outputs of an MLP, without the activation of its last layer."""
