@@ -679,10 +679,8 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
 
 def predict_rows(options: argparse.Namespace, process: Process) -> int:
     """Score the rows of --predict-file with the model of --load-model; returns the exit status."""
-    data, execution = (
-        ServedData.from_options(options),
-        Execution.from_options(options, process.device),
-    )
+    data = ServedData.from_options(options)
+    execution = Execution.from_options(options, process.device)
     architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
     model = DLRM_Net(architecture, process, "sgd", execution, draws=False)
     load_parameters(options.load_model, model, model.emb_l, process)

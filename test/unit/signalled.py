@@ -30,7 +30,8 @@ from common.errors import reports_errors
 
 
 def say(*words):
-    print(*words, flush=True)
+    # in one write: a signal between the words and their newline would put others there
+    print(" ".join(map(str, words)) + "\\n", end="", flush=True)
 
 
 {hang}
