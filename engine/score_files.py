@@ -4,6 +4,7 @@ Their kind follows from the name: `.npy` is a float32 array, `.parquet` has one 
 other name is text, a score a line. A line that is no row has the score nan.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -145,4 +146,9 @@ def check_scores_file(name: str) -> None:
         problem := problem_of_import("pyarrow", _import_parquet, REQUIREMENTS)
     ):
         raise UserError(f"{FLAG}={name}: {problem}")
-    check_place(f"{FLAG}={name}", Path(name))
+    path = Path(name)
+    check_place(f"{FLAG}={name}", path)
+    # a rename would replace it; root may write everything, but nobody takes a mark off like that
+    is_marked = path.exists() and not path.stat().st_mode & 0o222
+    if is_marked or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"{FLAG}={name}: the file there is not writable: name another file")

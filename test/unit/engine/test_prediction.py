@@ -259,6 +259,8 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
     model, text = folder / "m.pth", tmp_path / "in"
     text.write_text(as_text(rows))
     (tmp_path / "fixed").mkdir()
+    (tmp_path / "read-only").write_text("kept")
+    (tmp_path / "read-only").chmod(0o444)
     out = tmp_path / "out"
     for flags, expected in (
         ([f"--predict-file={text}", f"--scores-file={out}"], "give --load-model=PATH too"),
@@ -269,6 +271,7 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
         (given(model, tmp_path, out), "a folder, expected a file"),
         (given(model, text, tmp_path / "nowhere" / "out"), "its folder does not exist"),
         (given(model, text, tmp_path / "fixed"), "is a folder"),
+        (given(model, text, tmp_path / "read-only"), "the file there is not writable"),
         (given(model, text, text), "would replace a file that is read: name another file"),
         (given(model, text, folder / "m.vocabulary"), "would replace a file that is read"),
         (given(model, text, out, "--save-model=x"), "leave --save-model out"),
@@ -279,7 +282,8 @@ def test_what_cannot_be_read_or_written_is_one_line(trained_on, tmp_path):
         (given(text, text, out), "is not a readable model file"),
     ):
         assert expected in error_of(train(*flags)), flags
-    assert sorted(os.listdir(tmp_path)) == ["fixed", "in"]
+    assert sorted(os.listdir(tmp_path)) == ["fixed", "in", "read-only"]
+    assert (tmp_path / "read-only").read_text() == "kept"
 
 
 def test_a_text_named_as_the_unfinished_scores_is_kept(trained_on, predict, tmp_path):
