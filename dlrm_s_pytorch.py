@@ -135,7 +135,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = make_parser()
     options: argparse.Namespace = parser.parse_args(argv)
-    take_model_flags(options, parser.names_given(argv))
+    take_model_flags(options, parser.names_given(argv) if options.predict_file else set())
     _check_options(options)
     use_run_folder(options, parser)
     if options.data_path:

@@ -6,7 +6,7 @@ model. `IdLookup` turns the categories of new rows into ids; a value that no pre
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +42,7 @@ class VocabularySource:
     digest: str
     blocks: Callable[[], Iterable[Any]]
     file: Path | None = None
+    _seen: dict[Path, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of_file(cls, vocabulary: Vocabulary) -> "VocabularySource":
@@ -75,10 +76,14 @@ class VocabularySource:
     def _is_there(self, path: Path) -> bool:
         if self.file is not None and path.exists() and os.path.samefile(self.file, path):
             return True
+        now = _facts_of(path)
+        if now and self._seen.get(path) == now:  # a run saves often, and a copy may have a gigabyte
+            return True
         try:
             Vocabulary(path, self.counts, self.digest).check()
         except UserError:
             return False
+        self._seen[path] = now
         return True
 
     def _write(self, file: BinaryIO) -> None:
@@ -87,6 +92,14 @@ class VocabularySource:
                 f"the vocabulary of the data changed since the run began (its digest was"
                 f" {self.digest}, now it is {digest}): leave the data as it is, and start again"
             )
+
+
+def _facts_of(path: Path) -> tuple[int, ...]:
+    """By what a file is known to be the one that was read; nothing if there is none."""
+    if not path.is_file():
+        return ()
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def find_vocabulary(spec: DataSpec, prepared: Prepared) -> VocabularySource | None:

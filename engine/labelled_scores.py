@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.score_meter import Ranking
+from engine.score_meter import Ranking, keys_of
 from reporting.metrics import NAN, Metrics
 
 KEYS_PER_RUN = 1 << 22  # 16 MB
@@ -57,8 +57,8 @@ class LabelledScores:
         self._num_rows += len(scores)
         self._positives += int(is_one.sum())
         self._right += int(((scores > 0.5) == is_one).sum())  # 0.5 is rounded to 0
-        # abs: -0.0 is no smaller than 0.0, but its bits are
-        self._waiting.append(np.abs(scores).view(np.int32) * 2 + is_one)
+        keys = keys_of(torch.from_numpy(scores), torch.from_numpy(is_one))
+        self._waiting.append(keys.numpy())
         self._num_waiting += len(scores)
         if self._num_waiting >= self._keys_per_run:
             self._write_run(self._take_run())

@@ -113,19 +113,10 @@ def save_onnx(
             pass
         return []
     most = MOST_IN_ONE_FILE if most_in_one_file is None else most_in_one_file
-    shapes = weight_shapes(model_state)
+    shapes = served.parameter_shapes
     try:
         return write_onnx_file(Path(path), make_onnx_model(served), shapes, weights, most)
     except OSError as error:
         raise RankError(
             f"{FLAG}={path}: cannot write it ({reason_of(error)}); what was there before is kept"
         ) from error
-
-
-def weight_shapes(model_state: ModelState) -> dict[str, tuple[int, ...]]:
-    """The shapes of the whole model's weights by their keys, in the order of `gathered_state`."""
-    tables, model = model_state.tables, model_state.model
-    shapes = {f"emb_l.{part.key}": (part.num_rows, part.dim) for part in tables.parts}
-    if tables.learned_pooling:
-        shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in tables.parts}
-    return shapes | {name: tuple(value.shape) for name, value in model.named_parameters()}

@@ -78,8 +78,7 @@ class ScoreMeter:
         # A sum for each fact: one sum over all of them would be shared by the CPU's threads, which
         # on a busy machine wait for one another a hundred times longer than the sum takes.
         self._counts += torch.stack([fact.sum() for fact in facts])
-        # abs: -0.0 is no smaller than 0.0, but its bits are
-        self._keys.append(score.abs().view(KEY_OF[score.dtype]).mul_(2).add_(is_one))
+        self._keys.append(keys_of(score, is_one))
 
     def metrics(self) -> Metrics:
         """Metrics of all rows of all ranks; every rank calls this once, after its last batch.
@@ -170,6 +169,12 @@ def _sort(keys: torch.Tensor) -> torch.Tensor:
     except torch.OutOfMemoryError:
         # tables may fill the card; the index and the work space of a sort take 24 bytes a key
         return _sort(keys.cpu())
+
+
+def keys_of(score: torch.Tensor, is_one: torch.Tensor) -> torch.Tensor:
+    """The keys (n,) of scores (n,) in [0, 1], given where the label is 1."""
+    # abs: -0.0 is no smaller than 0.0, but its bits are
+    return score.abs().view(KEY_OF[score.dtype]).mul_(2).add_(is_one)
 
 
 def _scores(keys: torch.Tensor) -> torch.Tensor:

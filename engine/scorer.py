@@ -24,7 +24,6 @@ from engine.prediction_options import vocabulary_of_model
 from engine.saved_content import SavedContent, serving_facts_of
 from engine.served_network import ServedNetwork
 from engine.value_checks import Wanted
-from ranks.model_shape import ModelShape
 
 ROWS_AT_A_TIME = 2048  # more rows at a time leave the CPU's cache
 
@@ -58,7 +57,9 @@ class Scorer:
                 " original: continue from it with --load-model and --save-model, which says it"
             )
         shape = facts.architecture()
-        parameters = content.parameters(_wanted(shape))
+        # only the shapes are looked at: reading all numbers would take as long as the file is large
+        wanted = {key: Wanted(size, None) for key, size in shape.parameter_shapes.items()}
+        parameters = content.parameters(wanted)
         content.check_joins([table.join for table in shape.tables])
         self.network = ServedNetwork(shape, parameters, facts.is_criteo).eval()
         self._facts, self._ids = facts, None
@@ -144,18 +145,3 @@ def _tensors(dense: Any, ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _line(line: str | bytes) -> bytes:
     text = line.encode() if isinstance(line, str) else line
     return text if text.endswith(b"\n") else text + b"\n"
-
-
-def _wanted(shape: ModelShape) -> dict[str, Wanted]:
-    """The parameters of a model of this shape; their numbers are not read, only their shapes."""
-    wanted = {}
-    for table in shape.tables:
-        for part in table.parts:
-            wanted[f"emb_l.{part.key}"] = Wanted((part.num_rows, part.dim), None)
-            if shape.learned_pooling:
-                wanted[f"v_W_l.{part.table}"] = Wanted((part.num_rows,), None)
-    for name, widths in (("bot_l", shape.bottom), ("top_l", shape.top)):
-        for k, (n, m) in enumerate(zip(widths, widths[1:], strict=False)):
-            wanted[f"{name}.{2 * k}.weight"] = Wanted((m, n), None)
-            wanted[f"{name}.{2 * k}.bias"] = Wanted((m,), None)
-    return wanted

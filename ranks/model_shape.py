@@ -1,5 +1,6 @@
 """The shape of a model: what its training, its picture and its ONNX file have to agree on."""
 
+import itertools
 from dataclasses import dataclass
 
 from ranks.placement import LogicalTable
@@ -33,3 +34,17 @@ class ModelShape:
     def learned_pooling(self) -> bool:
         """Whether each row of a table has a trained weight in the sum over a bag."""
         return self.pooling == "learned"
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters by their keys in model files, in the files' order."""
+        parts = [part for table in self.tables for part in table.parts]
+        shapes: dict[str, tuple[int, ...]] = {
+            f"emb_l.{part.key}": (part.num_rows, part.dim) for part in parts
+        }
+        if self.learned_pooling:
+            shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in parts}
+        for name, widths in (("bot_l", self.bottom), ("top_l", self.top)):
+            for k, (n, m) in enumerate(itertools.pairwise(widths)):
+                shapes |= {f"{name}.{2 * k}.weight": (m, n), f"{name}.{2 * k}.bias": (m,)}
+        return shapes

@@ -1,7 +1,6 @@
 """A progress bar over rows on a terminal, and nothing where there is no terminal."""
 
 import sys
-from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
@@ -54,12 +53,7 @@ class ProgressBar:
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def update(self, num_rows: int) -> None:
