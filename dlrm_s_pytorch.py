@@ -104,9 +104,10 @@ from engine.step_graph import check_graphs
 from model.batch import Batch, Features
 from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.exchange import Exchange
 from model.interaction import CatInteraction, DotInteraction
 from model.mlp import MLP
+from model.routed_exchange import make_exchange
+from model.travel import Types
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
 from ranks.placement import place_tables
@@ -200,8 +201,11 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        tables = place_tables(architecture.tables, process.world_size)
-        exchange = Exchange(process, tables)
+        tables = architecture.tables
+        placement = place_tables(tables, process.world_size)
+        exchange = make_exchange(
+            process, tables, placement, Types(execution.lower or torch.float32)
+        )
         self.emb_l = EmbeddingTables(
             tables, exchange, optimizer, architecture.learned_pooling, execution
         )
@@ -224,10 +228,12 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             update: what the backward pass does with the gradients; None: no such pass follows.
         """
         sgd_lr = float(update.lr) if update is not None and update.dense_now else None
+        with phase("embedding"):
+            pending = self.emb_l.begin(features.bags, rows_per_rank, update)
         with phase("MLPs"):
             dense = self.bot_l(features.dense, sgd_lr)
         with phase("embedding"):
-            pooled = self.emb_l(features.bags, rows_per_rank, update)
+            pooled = pending.wait()
         with phase("interaction"):
             joined_vectors = self.interact(dense, pooled)
         with phase("MLPs"):
@@ -398,7 +404,7 @@ class Trainer:
     def load(self, path: str) -> None:
         """Continue from a model file, or with --inference-only take its parameters."""
         if self.options.inference_only:
-            self.progress = load_parameters(path, self.model, self.model.emb_l, self.process)
+            self.progress = load_parameters(path, self.model, self.model.emb_l)
         else:
             accumulate = self.options.mlperf_grad_accum_iter
             self.progress = load_model_file(path, self.state, accumulate)
@@ -664,7 +670,8 @@ def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
         return
     rows = {"train": data.train.num_rows, options.eval_split: data.test.num_rows}
     report = prepared.report() if prepared is not None else {}
-    facts = find_facts(make_parser(), options, shape, rows, trainer.process, report)
+    placement = trainer.model.emb_l.exchange.placement
+    facts = find_facts(make_parser(), options, shape, placement, rows, trainer.process, report)
     trainer.reporter.note_facts(facts)
 
 
@@ -673,7 +680,8 @@ def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     if not (options.plot_compute_graph and process.is_first):
         return
     shape = make_architecture(options, prepared)
-    network = Network.from_options(options, shape, process.world_size)
+    placement = place_tables(shape.tables, process.world_size)
+    network = Network.from_options(options, shape, placement)
     print(f"compute graph: {plot_compute_graph(network)}", flush=True)
 
 
@@ -683,7 +691,7 @@ def predict_rows(options: argparse.Namespace, process: Process) -> int:
     execution = Execution.from_options(options, process.device)
     architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
     model = DLRM_Net(architecture, process, "sgd", execution, draws=False)
-    load_parameters(options.load_model, model, model.emb_l, process)
+    load_parameters(options.load_model, model, model.emb_l)
     out = sys.stderr if process.is_first else io.StringIO()
     quantize(model, options, process, lambda text: print(text, file=out))
     predict(options, Prediction.from_options(options, data, process, execution), model)

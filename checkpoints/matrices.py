@@ -121,13 +121,11 @@ class HeldRows:
 
 def matrix_shapes(state: ModelState) -> dict[str, MatrixShape]:
     """All matrices of the model by name, whichever ranks hold them."""
-    rows: dict[str, int] = {}
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for part in state.tables.parts:
-        key = f"emb_l.{part.key}"
-        rows[key] = max(rows.get(key, 0), part.end)
-        shapes[key] = state.tables.row_shapes(part)
-    found = {key: MatrixShape(rows[key], shapes[key]) for key in rows}
+    tables = state.tables
+    found = {
+        f"emb_l.{matrix.key}": MatrixShape(matrix.num_rows, tables.row_shapes(matrix))
+        for matrix in tables.all_matrices
+    }
     for shard, tensors in _dense_rows(state):
         of_row = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
         found[shard.key] = MatrixShape(shard.end, of_row)
@@ -136,12 +134,14 @@ def matrix_shapes(state: ModelState) -> dict[str, MatrixShape]:
 
 def held_rows(state: ModelState) -> list[HeldRows]:
     """The rows of all matrices that this rank holds."""
-    found = []
-    for part in state.tables.parts:
-        views = {name: state.tables.part_view(part, name) for name in state.tables.row_shapes(part)}
-        held = {name: view for name, view in views.items() if view is not None}
-        if held:
-            found.append(HeldRows(Shard(f"emb_l.{part.key}", part.begin, part.end), held, False))
+    found, tables = [], state.tables
+    for matrix in tables.all_matrices:
+        for part in tables.parts_of(matrix):
+            views = {name: tables.part_view(part, name) for name in tables.row_shapes(matrix)}
+            held = {name: view for name, view in views.items() if view is not None}
+            if held:
+                shard = Shard(f"emb_l.{matrix.key}", part.begin, part.end)
+                found.append(HeldRows(shard, held, part.is_shared))
     found += [HeldRows(shard, tensors, True) for shard, tensors in _dense_rows(state)]
     return found
 

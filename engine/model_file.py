@@ -1,12 +1,13 @@
 """Model files: one file with the original's keys, however many ranks there are.
 
 Six keys are ours: `progress` (batches done and best metrics), `since_best` (evaluations since the
-best accuracy, the best AUC), `generators`, `loss_scale`, `joins` (how each table's parts are
-joined: the parts of --qr-operation=mult look like those of add) and `serving` (what has to be known
-to score rows). A file of the original has none of them: a run continues from its epoch and iter.
+best accuracy, the best AUC), `generators`, `loss_scale`, `joins` (how each table's matrices are
+joined: those of --qr-operation=mult look like those of add) and `serving` (what has to be known to
+score rows). A file of the original has none of them: a run continues from its epoch and iter.
 The categories of the tables' rows are in a file of their own, `DLRM.vocabulary` beside `DLRM.pth`.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,12 @@ from engine.progress import Progress
 from engine.saved_content import SavedContent, reason_of
 from engine.serving_facts import ServingFacts
 from engine.streamed_file import StreamedTensor, streamed_tensors, write_streamed
-from engine.value_checks import Wanted
+from engine.value_checks import LARGEST, Wanted
 from model.embedding_tables import EmbeddingTables
 from optim.dense import DenseOptimizer
 from optim.loss_scale import NoScale
-from ranks.collectives import row_blocks_on_first, send_to_first
-from ranks.placement import Part
+from ranks.collectives import row_blocks_on_first
+from ranks.placement import Matrix
 from ranks.process import Process
 from ranks.watch import says_that_a_rank_has_gone
 
@@ -85,31 +86,22 @@ def gathered_state(model_state: ModelState) -> Iterator[tuple[str, torch.Tensor]
 
     Rank 0 gets all of them, on its host; the others get none.
     """
-    for part, value in gathered_parts(model_state, "weight"):
-        yield f"emb_l.{part.key}", value
-    if model_state.tables.learned_pooling:
-        for part, value in gathered_parts(model_state, "pooling"):
-            yield f"v_W_l.{part.table}", value
+    for key, value in _table_parameters(model_state).items():
+        gathered = _gathered(value)
+        if gathered is not None:
+            yield key, gathered
     if model_state.process.is_first:
         yield from _dense_parameters(model_state)
 
 
-def gathered_parts(model_state: ModelState, name: str) -> Iterator[tuple[Part, torch.Tensor]]:
-    """(part, its rows of the tensor of that name), one after the other; all ranks call it.
-
-    Rank 0 gets all parts that have such a tensor, on its host; the others get none.
-    """
-    for part in model_state.tables.parts:
-        value = _gathered(model_state, part, name)
-        if value is not None:
-            yield part, value
-
-
-def _gathered(model_state: ModelState, part: Part, name: str) -> torch.Tensor | None:
-    view = model_state.tables.part_view(part, name)
-    host = None if view is None else view.detach().to("cpu", copy=True)
-    shape = (part.num_rows, *model_state.tables.row_shapes(part)[name])
-    return send_to_first(model_state.process, host, torch.empty(shape), part.rank)
+def _gathered(tensor: StreamedTensor) -> torch.Tensor | None:
+    """The tensor on rank 0's host, None on other ranks. All ranks call it."""
+    whole, begin = None, 0
+    for block in tensor.blocks:
+        whole = torch.empty(tensor.shape) if whole is None else whole
+        whole[begin : begin + len(block)] = block
+        begin += len(block)
+    return whole
 
 
 def save_model_file(path: str, model_state: ModelState, progress: Progress) -> None:
@@ -146,25 +138,29 @@ def _content(model_state: ModelState, progress: Progress) -> dict[str, Any]:
     )
     states = [
         state_of_rows(
-            progress, {key: _streamed(model_state, part, name) for key, name in names.items()}
+            progress, {key: _streamed(model_state, matrix, name) for key, name in names.items()}
         )
-        for part, names in _row_states(model_state)
+        for matrix, names in _row_states(model_state)
     ]
+    parameters: dict[str, Value] = {**_table_parameters(model_state)}
+    parameters |= _dense_parameters(model_state)
     states += [_on_host(dense["state"].get(number, {})) for number in group["params"]]
-    return make_content(facts, _parameters(model_state), states)
+    return make_content(facts, parameters, states)
 
 
-def _parameters(model_state: ModelState) -> dict[str, Value]:
-    """The model's parameters by their keys; those of tables are streamed."""
+def _table_parameters(model_state: ModelState) -> dict[str, StreamedTensor]:
+    """The parameters of tables by their keys."""
     tables = model_state.tables
-    values: dict[str, Value] = {
-        f"emb_l.{part.key}": _streamed(model_state, part, "weight") for part in tables.parts
+    values = {
+        f"emb_l.{matrix.key}": _streamed(model_state, matrix, "weight")
+        for matrix in tables.all_matrices
     }
     if tables.learned_pooling:
         values |= {
-            f"v_W_l.{part.table}": _streamed(model_state, part, "pooling") for part in tables.parts
+            f"v_W_l.{matrix.table}": _streamed(model_state, matrix, "pooling")
+            for matrix in tables.all_matrices
         }
-    return values | dict(_dense_parameters(model_state))
+    return values
 
 
 def _dense_parameters(model_state: ModelState) -> Iterator[tuple[str, torch.Tensor]]:
@@ -172,11 +168,20 @@ def _dense_parameters(model_state: ModelState) -> Iterator[tuple[str, torch.Tens
         yield name, value.detach().cpu().clone()
 
 
-def _streamed(model_state: ModelState, part: Part, name: str) -> StreamedTensor:
-    """The part's tensor of that name; asking for its blocks sends them from its rank to rank 0."""
-    view = model_state.tables.part_view(part, name)
-    shape = (part.num_rows, *model_state.tables.row_shapes(part)[name])
-    return StreamedTensor(shape, row_blocks_on_first(model_state.process, view, shape, part.rank))
+def _streamed(model_state: ModelState, matrix: Matrix, name: str) -> StreamedTensor:
+    """A matrix's tensor of that name; asking for its blocks sends them to rank 0."""
+    tables = model_state.tables
+    of_row = tables.row_shapes(matrix)[name]
+    blocks = (
+        row_blocks_on_first(
+            model_state.process,
+            tables.part_view(part, name),
+            (part.num_rows, *of_row),
+            0 if part.is_shared else part.rank,
+        )
+        for part in tables.parts_of(matrix)
+    )
+    return StreamedTensor((matrix.num_rows, *of_row), itertools.chain.from_iterable(blocks))
 
 
 def check_model_paths(load: str, save: str) -> None:
@@ -260,16 +265,16 @@ def write_vocabulary(vocabulary: VocabularySource, path: Path, flag: str = FLAG)
         ) from error
 
 
-def _row_states(model_state: ModelState) -> list[tuple[Part, dict[str, str]]]:
-    """(part, names) of each state of rows: of all parts, then of their pooling weights.
+def _row_states(model_state: ModelState) -> list[tuple[Matrix, dict[str, str]]]:
+    """(matrix, names) of each state of rows: of all matrices, then of their pooling weights.
 
-    `names` has the name of each of the part's tensors by the key that it has in the state.
+    `names` has the name of each of the matrix's tensors by the key that it has in the state.
     """
     tables = model_state.tables
     states = []
     for prefix in ("", "pooling.") if tables.learned_pooling else ("",):
-        for part in tables.parts:
-            states.append((part, names_of_state(tables.row_shapes(part), prefix)))
+        for matrix in tables.all_matrices:
+            states.append((matrix, names_of_state(tables.row_shapes(matrix), prefix)))
     return states
 
 
@@ -283,16 +288,13 @@ def _on_host(state: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- loading
 
 
-def load_parameters(
-    path: str, model: nn.Module, tables: EmbeddingTables, process: Process
-) -> Progress:
+def load_parameters(path: str, model: nn.Module, tables: EmbeddingTables) -> Progress:
     """Load a model file's parameters into a model that is not trained.
 
     Args:
         path: where the file is.
         model: what is loaded into.
         tables: its embedding tables.
-        process: this rank.
 
     Returns:
         Where the run was that saved it.
@@ -302,7 +304,7 @@ def load_parameters(
         RankError: numbers of a table that only this rank holds are wrong.
     """
     content = SavedContent(path)
-    parameters = content.parameters(_wanted_parameters(model, tables, process))
+    parameters = content.parameters(_wanted_parameters(model, tables))
     content.check_joins(tables.joins)
     model.load_state_dict(parameters, strict=False)
     return Progress(content.epoch, content.iter)
@@ -325,7 +327,7 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int) -> Prog
     """
     content = SavedContent(path)
     model, tables = model_state.model, model_state.tables
-    parameters = content.parameters(_wanted_parameters(model, tables, model_state.process))
+    parameters = content.parameters(_wanted_parameters(model, tables))
     content.check_joins(tables.joins)
     content.check_length(model_state.num_batches)
     progress = content.progress(accumulate)
@@ -338,32 +340,36 @@ def load_model_file(path: str, model_state: ModelState, accumulate: int) -> Prog
     return progress
 
 
-def _fault_of(part: Part, process: Process) -> type[UserError] | None:
-    """The error if numbers of the part are wrong: its rank alone reads them."""
-    return RankError if part.rank == process.rank else None
+def _wanted(
+    tables: EmbeddingTables, matrix: Matrix, of_row: tuple[int, ...], lowest: float = -LARGEST
+) -> Wanted:
+    """A matrix's tensor with rows of that shape, of which this rank reads those that it holds."""
+    rank, shape = tables.exchange.process.rank, (matrix.num_rows, *of_row)
+    own = [part for part in tables.parts_of(matrix) if part.is_on(rank)]
+    if not own:
+        return Wanted(shape, None, lowest)
+    (part,) = own
+    fault = UserError if part.is_shared else RankError
+    return Wanted(shape, fault, lowest, range(part.begin, part.end))
 
 
-def _wanted_parameters(
-    model: nn.Module, tables: EmbeddingTables, process: Process
-) -> dict[str, Wanted]:
+def _wanted_parameters(model: nn.Module, tables: EmbeddingTables) -> dict[str, Wanted]:
     wanted = {}
-    for part in tables.parts:
-        fault = _fault_of(part, process)
-        wanted[f"emb_l.{part.key}"] = Wanted((part.num_rows, part.dim), fault)
+    for matrix in tables.all_matrices:
+        wanted[f"emb_l.{matrix.key}"] = _wanted(tables, matrix, (matrix.dim,))
         if tables.learned_pooling:
-            wanted[f"v_W_l.{part.table}"] = Wanted((part.num_rows,), fault)
+            wanted[f"v_W_l.{matrix.table}"] = _wanted(tables, matrix, ())
     return wanted | {name: Wanted(tuple(value.shape)) for name, value in model.named_parameters()}
 
 
 def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
     """The tensors of each parameter's optimiser state, by its number in the file."""
     wanted: dict[int, dict[str, Wanted]] = {}
-    row_states = _row_states(model_state)
-    for number, (part, names) in enumerate(row_states):
-        fault, shapes = _fault_of(part, model_state.process), model_state.tables.row_shapes(part)
+    tables, row_states = model_state.tables, _row_states(model_state)
+    for number, (matrix, names) in enumerate(row_states):
+        shapes = tables.row_shapes(matrix)
         of_rows = {
-            key: Wanted((part.num_rows, *shapes[name]), fault, lowest=0.0)
-            for key, name in names.items()
+            key: _wanted(tables, matrix, shapes[name], lowest=0.0) for key, name in names.items()
         }
         if of_rows:
             wanted[number] = of_rows
@@ -376,12 +382,13 @@ def _wanted_states(model_state: ModelState) -> dict[int, dict[str, Wanted]]:
 
 def _load_states(states: dict[int, dict[str, torch.Tensor]], model_state: ModelState) -> None:
     """Copy optimiser states, numbered as in the file, to the optimisers."""
-    row_states = _row_states(model_state)
-    for number, (part, names) in enumerate(row_states):
-        for key, name in names.items():
-            view = model_state.tables.part_view(part, name)
-            if view is not None:
-                view.copy_(states[number][key])
+    tables, row_states = model_state.tables, _row_states(model_state)
+    for number, (matrix, names) in enumerate(row_states):
+        for part in tables.parts_of(matrix):
+            for key, name in names.items():
+                view = tables.part_view(part, name)
+                if view is not None:
+                    view.copy_(states[number][key][part.begin : part.end])
     offset = len(row_states)
     dense = {number - offset: state for number, state in states.items() if number >= offset}
     model_state.dense_optimizer.load_state_dict(dense)

@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from engine.served_model import ServedModel
-from ranks.placement import LogicalTable, Part
+from ranks.placement import LogicalTable, Matrix
 
 OPSET = 17  # and a version of the format that runtimes from 2022 on read
 IR_VERSION = 8
@@ -178,9 +178,9 @@ def _add_table(nodes: _Nodes, served: ServedModel, number: int) -> str:
     ids = nodes.add("Gather", ["sparse/ids", column], f"{name}/ids", axis=1)
     weights = _bag_weights(nodes, served, number, ids)
     vectors = [
-        _pooled_part(nodes, part, ids, weights, served.one_id)
-        for part in table.parts
-        if part.is_looked_up
+        _pooled(nodes, matrix, ids, weights, served.one_id)
+        for matrix in table.matrices
+        if matrix.is_looked_up
     ]
     return _joined(nodes, table, vectors, f"{name}/vector")
 
@@ -197,14 +197,14 @@ def _bag_weights(nodes: _Nodes, served: ServedModel, number: int, ids: str) -> s
     return weights
 
 
-def _pooled_part(nodes: _Nodes, part: Part, ids: str, weights: str, one_id: bool) -> str:
-    """The vectors (B, 1, d) of a part: those of ids (B, 1), or sums over those of (B, 1, L)."""
-    name = f"emb_l.{part.key}"
-    if part.divisor > 1:
-        divisor = nodes.constant(f"{name}/divisor", np.int64(part.divisor))
+def _pooled(nodes: _Nodes, matrix: Matrix, ids: str, weights: str, one_id: bool) -> str:
+    """The vectors (B, 1, d) of a matrix: those of ids (B, 1), or sums over those of (B, 1, L)."""
+    name = f"emb_l.{matrix.key}"
+    if matrix.divisor > 1:
+        divisor = nodes.constant(f"{name}/divisor", np.int64(matrix.divisor))
         ids = nodes.add("Div", [ids, divisor], f"{name}/quotients")
-    if part.modulus:
-        modulus = nodes.constant(f"{name}/modulus", np.int64(part.modulus))
+    if matrix.modulus:
+        modulus = nodes.constant(f"{name}/modulus", np.int64(matrix.modulus))
         ids = nodes.add("Mod", [ids, modulus], f"{name}/remainders")
     vectors = nodes.add("Gather", [name, ids], f"{name}/rows")
     if weights:
@@ -217,8 +217,8 @@ def _pooled_part(nodes: _Nodes, part: Part, ids: str, weights: str, one_id: bool
 
 def _joined(nodes: _Nodes, table: LogicalTable, vectors: list[str], name: str) -> str:
     if table.join == "project":
-        matrix = f"emb_l.{table.parts[1].key}"
-        turned = nodes.add("Transpose", [matrix], f"{matrix}/transposed", perm=[1, 0])
+        projection = f"emb_l.{table.matrices[1].key}"
+        turned = nodes.add("Transpose", [projection], f"{projection}/transposed", perm=[1, 0])
         return nodes.add("MatMul", [*vectors, turned], name)
     if table.join == "concat":
         return nodes.add("Concat", vectors, name, axis=2)

@@ -132,4 +132,4 @@ def _quantize_tables(tables: EmbeddingTables, bits: int) -> None:
 
 def _table_bytes(tables: EmbeddingTables, bits: int) -> int:
     """Bytes of the tables of all ranks with so many bits a number."""
-    return sum(part.num_rows * bytes_of_row(part.dim, bits) for part in tables.parts)
+    return sum(one.num_rows * bytes_of_row(one.dim, bits) for one in tables.all_matrices)

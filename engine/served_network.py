@@ -71,15 +71,15 @@ class ServedNetwork(nn.Module):
     def _look_up(self, table: LogicalTable, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B,) -> the table's vectors (B, D)."""
         found: list[torch.Tensor] = []
-        for part in table.parts:
-            weight = self._parameter(f"emb_l.{part.key}")
-            if not part.is_looked_up:
+        for matrix in table.matrices:
+            weight = self._parameter(f"emb_l.{matrix.key}")
+            if not matrix.is_looked_up:
                 return found[0] @ weight.t()
-            rows = ids // part.divisor if part.divisor > 1 else ids
-            rows = rows % part.modulus if part.modulus else rows
+            rows = ids // matrix.divisor if matrix.divisor > 1 else ids
+            rows = rows % matrix.modulus if matrix.modulus else rows
             found.append(F.embedding(rows, weight))
         if self._shape.learned_pooling:
-            weights = self._parameter(f"v_W_l.{table.parts[0].table}")
+            weights = self._parameter(f"v_W_l.{table.matrices[0].table}")
             return found[0] * F.embedding(ids, weights.view(-1, 1))
         if table.join == "concat":
             return torch.cat(found, dim=1)

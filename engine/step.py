@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from model.losses import Loss, make_loss
 from optim.dense import DenseOptimizer, make_dense_optimizer
 from optim.loss_scale import NoScale, make_loss_scale
 from optim.update import Update
-from ranks.collectives import sum_in_rank_order, sum_over_ranks
+from ranks.collectives import PendingSum, sum_in_rank_order
 from ranks.process import Process
 
 CPU_CHUNK_ROWS = 2048  # more rows at a time leave the cache: the same step takes half as long again
@@ -173,6 +173,7 @@ class TrainingStep:
         self._optimizer, self._scale = parts.optimizer, parts.scale
         self._process, self._execution, self._chunking = process, execution, chunking
         self._skips, self._num_kept = skips, 0  # batches whose gradients wait for the update
+        self._sum: PendingSum | None = None  # of the gradients that every rank has its share of
         # a gradient needs no more work if there is one rank, no optimiser state and no scale
         self._can_update_in_backward = (
             process.device.type == "cpu"
@@ -226,10 +227,10 @@ class TrainingStep:
         in_backward = self._can_update_in_backward and update.rows_now
         in_backward = in_backward and num_sharing == len(chunks) == 1
         # all chunks see the same rows of the tables, so these change with the last one
-        updates = [
-            Update(update.lr, update.rows_now and is_last, in_backward, update.scale)
-            for is_last in [*[False] * (len(chunks) - 1), True]
-        ]
+        last = replace(update, dense_now=in_backward)
+        if update.rows_now and not update.scale.is_on:  # a scale counts overflows to the end
+            last = replace(last, dense_is_ready=self._begin_sum)
+        updates = [*[replace(last, rows_now=False, dense_is_ready=None)] * (len(chunks) - 1), last]
         forwards: Iterable[_Forward] = map(self._forward, chunks, updates)
         if self._skips:
             self._scale.begin_batch()
@@ -271,11 +272,24 @@ class TrainingStep:
                 self._update_dense(update)
         return True
 
+    def _gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self._model.dense_parameters() if p.grad is not None]
+
+    def _begin_sum(self) -> None:
+        """Begin to sum what ranks have their shares of, while rows of tables are updated."""
+        shared = [*self._model.emb_l.shared_gradients(), *self._scale.overflow_counts()]
+        with phase("exchange"):
+            self._sum = PendingSum(self._process, [*self._gradients(), *shared])
+
     def _update_dense(self, update: Update) -> None:
         """Update the MLPs, and the rows whose gradients are still kept."""
-        gradients = [p.grad for p in self._model.dense_parameters() if p.grad is not None]
+        if self._sum is None:
+            self._begin_sum()
+        assert self._sum is not None
         with phase("exchange"):
-            sum_over_ranks(self._process, [*gradients, *self._scale.overflow_counts()])
+            self._sum.wait()
+        self._sum = None
+        gradients = self._gradients()
         self._scale.unscale_(gradients)
         self._scale.zero_if_overflown(gradients)
         self._optimizer.update(update.lr)

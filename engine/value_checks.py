@@ -1,7 +1,7 @@
 """Checks of the values that a run takes from a model file: each mistake is one line.
 
-Types and shapes are the same for all ranks: a fault in them is a UserError. The numbers of a table
-are read by the rank that holds it: a fault in them is a RankError.
+Types and shapes are the same for all ranks: a fault in them is a UserError. The rows of a table are
+read by the rank that holds them: a fault in their numbers is a RankError.
 """
 
 import math
@@ -26,11 +26,13 @@ class Wanted:
         fault: the error if its numbers are wrong: UserError if all ranks read it, RankError if only
             this one does. None: another rank reads it.
         lowest: its lowest number; sums of squares have 0.
+        rows: those that this rank reads; None: all.
     """
 
     shape: tuple[int, ...]
     fault: type[UserError] | None = UserError
     lowest: float = -LARGEST
+    rows: range | None = None
 
 
 class ValueChecks:
@@ -87,6 +89,8 @@ class ValueChecks:
         """Raise the wanted tensor's fault if a number is nan, infinite or below the lowest one."""
         if wanted.fault is None or not value.numel():
             return
+        if wanted.rows is not None:
+            value = value[wanted.rows.start : wanted.rows.stop]
         if value.dtype not in (torch.float32, torch.float64):
             value = value.float()
         lowest, highest = (float(extreme) for extreme in torch.aminmax(value.detach()))  # or nan

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.flags import number_in
-from ranks.placement import LogicalTable, Part
+from ranks.placement import LogicalTable, Matrix
 
 
 def add_compression_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ class Compression:
         return self.dim
 
     def make_tables(self, num_rows: Sequence[int]) -> tuple[LogicalTable, ...]:
-        """The tables of a model, all on rank 0.
+        """The tables of a model.
 
         Args:
             num_rows: ids of each table.
@@ -91,7 +91,7 @@ class NoCompression(Compression):
     """Every table is a matrix with a row for each id."""
 
     def make_tables(self, num_rows: Sequence[int]) -> tuple[LogicalTable, ...]:
-        """The tables of a model, all on rank 0.
+        """The tables of a model.
 
         Args:
             num_rows: ids of each table.
@@ -119,7 +119,7 @@ class QuotientRemainder(Compression):
         return 2 * self.dim if self.operation == "concat" else self.dim
 
     def make_tables(self, num_rows: Sequence[int]) -> tuple[LogicalTable, ...]:
-        """The tables of a model, all on rank 0.
+        """The tables of a model.
 
         Args:
             num_rows: ids of each table.
@@ -133,10 +133,9 @@ class QuotientRemainder(Compression):
 
     def _pair(self, table: int, rows: int) -> LogicalTable:
         bound, step = math.sqrt(1 / rows), self.collisions
-        quotients = Part(
-            table, f"{table}.weight_q", 0, -(-rows // step), self.dim, bound, divisor=step
-        )
-        remainders = Part(table, f"{table}.weight_r", 0, step, self.dim, bound, modulus=step)
+        num_quotients = -(-rows // step)
+        quotients = Matrix(table, f"{table}.weight_q", num_quotients, self.dim, bound, divisor=step)
+        remainders = Matrix(table, f"{table}.weight_r", step, self.dim, bound, modulus=step)
         return LogicalTable(rows, self.vector_dim, (quotients, remainders), self.operation)
 
 
@@ -155,7 +154,7 @@ class MixedDimensions(Compression):
     round_dims: bool
 
     def make_tables(self, num_rows: Sequence[int]) -> tuple[LogicalTable, ...]:
-        """The tables of a model, all on rank 0.
+        """The tables of a model.
 
         Args:
             num_rows: ids of each table.
@@ -184,24 +183,23 @@ class MixedDimensions(Compression):
         return [int(dim) for dim in dims]
 
     def _mixed(self, table: int, rows: int, dim: int) -> LogicalTable:
-        vectors = Part(table, f"{table}.embs.weight", 0, rows, dim, math.sqrt(1 / rows))
+        vectors = Matrix(table, f"{table}.embs.weight", rows, dim, math.sqrt(1 / rows))
         if dim == self.dim:
             return LogicalTable(rows, self.dim, (vectors,))
-        matrix = Part(
+        projection = Matrix(
             table,
             f"{table}.proj.weight",
-            0,
             self.dim,
             dim,
             math.sqrt(6 / (dim + self.dim)),
             is_looked_up=False,
         )
-        return LogicalTable(rows, self.dim, (vectors, matrix), "project")
+        return LogicalTable(rows, self.dim, (vectors, projection), "project")
 
 
 def _plain(table: int, rows: int, dim: int) -> LogicalTable:
-    part = Part(table, f"{table}.weight", 0, rows, dim, math.sqrt(1 / rows))
-    return LogicalTable(rows, dim, (part,))
+    matrix = Matrix(table, f"{table}.weight", rows, dim, math.sqrt(1 / rows))
+    return LogicalTable(rows, dim, (matrix,))
 
 
 def compression_from_options(options: argparse.Namespace) -> Compression:

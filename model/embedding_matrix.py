@@ -15,7 +15,6 @@ from devices.execution import Execution
 from devices.gpu import triton_kernels
 from model.batch import Bags
 from model.part_matrix import PartMatrix, apply_or_keep
-from model.rows_of_ids import RowsOfIds
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS, RowOptimizer
 from optim.update import Update
 from ranks.placement import Part
@@ -51,12 +50,12 @@ class EmbeddingMatrix(PartMatrix):
     """Parts of one dimension d that are looked up by id: one lookup and one update serve all.
 
     Args:
-        parts: the P parts, in the order of the columns of the bags that are looked up.
-        dim: d, which a rank without parts needs too.
+        parts: the P parts of dimension d, one at least, one below the other.
         device: where the matrix is.
         optimizer: sgd, adagrad or rwsadagrad.
         learned_pooling: each row has a trained weight in the sum over its bag.
         execution: how the device is used; the matrix and its updates are float32 in any case.
+        num_spare: rows of zeros at the matrix's end, which stay zeros.
 
     Attributes:
         pooling: (R, 1) float32 weights in sums over bags, or None.
@@ -66,40 +65,40 @@ class EmbeddingMatrix(PartMatrix):
     def __init__(
         self,
         parts: Sequence[Part],
-        dim: int,
         device: torch.device,
         optimizer: str,
         learned_pooling: bool,
         execution: Execution,
+        num_spare: int = 0,
     ) -> None:
-        def make_optimizer(weight: torch.Tensor) -> RowOptimizer:
-            return TABLE_OPTIMIZERS[optimizer](weight, execution.triton)
+        is_shared = parts[0].is_shared
 
-        super().__init__(parts, dim, device, make_optimizer)
+        def make_optimizer(weight: torch.Tensor) -> RowOptimizer:
+            return TABLE_OPTIMIZERS[optimizer](weight, execution.triton, is_shared)
+
+        super().__init__(parts, parts[0].matrix.dim, device, make_optimizer, num_spare)
         self._execution, self._num_parts = execution, len(parts)
-        self._rows_of_ids = RowsOfIds(parts, device)
         self.pooling: torch.Tensor | None = None
         self.pooling_optimizer: RowOptimizer | None = None
         if learned_pooling:
             self.pooling = torch.ones(len(self.weight), 1, device=device)
-            self.pooling_optimizer = ELEMENT_OPTIMIZERS[optimizer](self.pooling, execution.triton)
+            rule = ELEMENT_OPTIMIZERS[optimizer]
+            self.pooling_optimizer = rule(self.pooling, execution.triton, is_shared)
         self._triton = triton_kernels() if execution.triton else None
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:
-        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, d).
+        """Bags of rows of the matrix -> their pooled vectors (bags, d).
 
         Args:
-            bags: each part's column has ids of the part's table.
+            bags: without `one_lookup` those of B rows of P parts.
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
-        pooled: torch.Tensor = _PooledLookup.apply(
-            self._anchor, self, self._rows_of_ids(bags), update
-        )
+        pooled: torch.Tensor = _PooledLookup.apply(self._anchor, self, bags, update)
         return pooled
 
     def pool_bags(self, bags: Bags) -> torch.Tensor:
-        """Bags of rows of the matrix -> the sums of their vectors (bags, D)."""
+        """Bags of rows of the matrix -> the sums of their vectors (bags, d)."""
         weights = None if self.pooling is None else F.embedding(bags.ids, self.pooling)
         if bags.lengths is None:
             vectors = self._vectors(bags.ids)
@@ -111,12 +110,12 @@ class EmbeddingMatrix(PartMatrix):
         )
 
     def _vectors(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B * P,) rows of the matrix -> their vectors (B * P, D)."""
+        """(n,) rows of the matrix -> their vectors (n, d)."""
         if self._triton and self._execution.one_lookup:
             lower = self._execution.lower or self.weight.dtype
             vectors: torch.Tensor = self._triton.look_up(self.weight, rows, lower)
             return vectors
-        if self._execution.one_lookup or not self._num_parts:
+        if self._execution.one_lookup:
             return F.embedding(rows, self.weight)
         columns = rows.view(-1, self._num_parts).unbind(1)
         by_part = [F.embedding(column, self.weight) for column in columns]
@@ -146,12 +145,20 @@ class EmbeddingMatrix(PartMatrix):
             row_gradients = row_gradients * F.embedding(bags.ids, self.pooling)
             apply_or_keep(self.pooling_optimizer, bags.ids, pooling_gradients, update)
         apply_or_keep(self.optimizer, bags.ids, row_gradients, update)
+        self._clear_spare()
 
     def apply_kept(self, update: Update) -> None:
         """Apply the gradients that are kept, if there are any, unless the step has overflowed."""
         super().apply_kept(update)
         if self.pooling_optimizer is not None:
             self.pooling_optimizer.apply_kept(update.lr, update.scale)
+
+    def shared_gradients(self) -> list[torch.Tensor]:
+        """What has to be summed over ranks before `apply_kept`; nothing, if no part is shared."""
+        found = super().shared_gradients()
+        if self.pooling_optimizer is not None:
+            found += self.pooling_optimizer.shared_gradients()
+        return found
 
     def row_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with a row for each row of the matrix, by name.

@@ -1,8 +1,7 @@
 """Embedding bags of all tables, whichever ranks hold them, under the original's names."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,35 +12,23 @@ from common.phases import phase
 from devices.execution import Execution
 from model.batch import Bags, TablePick
 from model.embedding_matrix import EmbeddingMatrix
-from model.exchange import Exchange
+from model.exchange import Exchange, Trip
+from model.lookup_groups import LookupGroup
 from model.part_matrix import PartMatrix
+from model.rows_of_ids import SPARE_ROWS, RowsOfIds
 from model.table_groups import TableGroup
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from optim.update import Update
-from ranks.placement import LogicalTable, Part
+from ranks.placement import LogicalTable, Matrix, Part
 
 VALUES_PER_DRAW = 1 << 22  # initial values drawn at a time
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which bags one lookup takes, and whose vectors it returns: those of the parts of dimension d.
-
-    Attributes:
-        pick: picks the bags of the parts' tables out of those of this rank's tables.
-        pieces: (number of the group, place of the parts in their tables, number of parts), one for
-            each stretch of the matrix's columns.
-    """
-
-    pick: TablePick
-    pieces: tuple[tuple[int, int, int], ...]
 
 
 class Lookup(Protocol):
     """What a forward pass needs of an EmbeddingMatrix.
 
     Attributes:
-        parts: the P parts that are looked up.
+        parts: the parts that it holds.
         dim: d.
     """
 
@@ -49,29 +36,86 @@ class Lookup(Protocol):
     dim: int
 
     def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:
-        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, d)."""
+        """Bags of rows -> their pooled vectors (bags, d)."""
+
+
+@dataclass(frozen=True)
+class _SharedLookup:
+    """The matrices of a group that every rank has.
+
+    Attributes:
+        pick: picks the bags of their tables out of those of all tables.
+        rows_of_ids: turns ids into rows.
+        num_matrices: how many.
+    """
+
+    pick: TablePick
+    rows_of_ids: RowsOfIds
+    num_matrices: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Where a forward pass finds the vectors of a stretch of matrices that are joined.
+
+    Attributes:
+        group: number of the group that they are looked up in.
+        places: their places among the group's vectors, as (n,) if they do not lie side by side.
+    """
+
+    group: int
+    places: torch.Tensor | slice
+
+
+class PendingVectors:
+    """The pooled vectors of a forward pass, which may still be on their way.
+
+    Args:
+        trip: the way of those that travel.
+        shared: (b, matrices, d) for each group, of those that every rank has; None: it has none.
+        join: makes the tables' vectors of those of all groups.
+    """
+
+    def __init__(
+        self,
+        trip: Trip,
+        shared: Sequence[torch.Tensor | None],
+        join: Callable[[list[torch.Tensor]], torch.Tensor],
+    ) -> None:
+        self._trip, self._shared, self._join = trip, shared, join
+
+    def wait(self) -> torch.Tensor:
+        """The tables' vectors (b, T, D)."""
+        with phase("exchange"):
+            arrived = self._trip.arrive()
+        of_groups = [
+            travelled if own is None else torch.cat([travelled, own], dim=1)
+            for travelled, own in zip(arrived, self._shared, strict=True)
+        ]
+        return self._join(of_groups)
 
 
 class EmbeddingTables(nn.Module):
-    """Embedding bags of T tables, summed over each bag; this rank holds some of the tables.
+    """Embedding bags of T tables, summed over each bag, whichever ranks hold which rows.
 
-    Ids travel to the ranks of the tables. There the vectors of a table's parts are summed over each
-    bag and joined, and the table's vectors travel back.
+    Ids travel to the ranks that have the rows. There vectors are summed over each bag; they travel
+    back, and the vectors of a table's matrices are joined. Matrices that every rank holds are
+    looked up for the rank's own rows, and their gradients are summed over ranks.
 
     Args:
-        tables: all T tables, with the ranks that hold them; their vectors have D numbers each.
-        exchange: moves ids to tables and vectors to rows.
+        tables: all T tables; their vectors have D numbers each.
+        exchange: moves ids to the ranks that have the rows, and vectors back.
         optimizer: sgd, adagrad or rwsadagrad.
         learned_pooling: each row has a trained weight in the sum over its bag; for plain tables.
-        execution: how the device is used; vectors travel between ranks in its lower precision,
-            which is what the interaction takes. Tables and updates stay float32.
+        execution: how the device is used. Tables and updates stay float32.
 
     Attributes:
         exchange: as given.
         learned_pooling: as given.
-        parts: the parts of all tables, in the tables' order.
-        joins: how each table's parts are joined.
-        matrices: the parts of this rank that are looked up, one matrix for each dimension.
+        tables: as given.
+        joins: how each table's matrices are joined.
+        matrices: the rows of this rank that are looked up: one for each group of which it has
+            parts, then one for each group that has shared ones.
         lookups: the matrices, or twins that have replaced them.
     """
 
@@ -86,55 +130,60 @@ class EmbeddingTables(nn.Module):
         super().__init__()
         self.exchange, self._execution = exchange, execution
         self.learned_pooling, self._optimizer = learned_pooling, optimizer
-        self.parts = tuple(part for table in tables for part in table.parts)
+        self.tables = tuple(tables)
         self.joins = tuple(table.join for table in tables)
-        self._dim = tables[0].dim
-        self._device = device = exchange.process.device
-        own = [tables[number] for number in exchange.tables_of[exchange.process.rank]]
-        self._groups = [
-            TableGroup(list(alike), device, optimizer, execution)
-            for _, alike in itertools.groupby(own, key=lambda table: table.structure)
+        self._device = exchange.process.device
+        structures = dict.fromkeys(table.structure for table in tables)
+        self._alike = [
+            [table for table in tables if table.structure == structure] for structure in structures
         ]
-        self._plans: list[_Plan] = []
-        self.matrices: list[EmbeddingMatrix] = []
-        self._make_lookups([table.parts[0].table for table in own])
+        self._groups = [
+            TableGroup(alike, exchange.placement, self._device, optimizer, execution)
+            for alike in self._alike
+        ]
+        rank, groups = exchange.process.rank, exchange.groups
+        own = [group.parts[rank] for group in groups if group.parts[rank]]
+        shared = [group.shared for group in groups if group.shared]
+        self.matrices = [self._make_matrix(parts) for parts in (*own, *shared)]
         self.lookups: list[Lookup] = list(self.matrices)
+        self._num_own = len(own)
+        self._shared = [self._find_shared(group) for group in groups]
+        self._pieces = [
+            [self._find_piece(matrices) for matrices in group.looked_up] for group in self._groups
+        ]
         self._order = self._find_order()
 
-    def _make_lookups(self, numbers: Sequence[int]) -> None:
-        """Make a lookup and a matrix for each dimension of this rank's parts.
+    def _make_matrix(self, parts: Sequence[Part]) -> EmbeddingMatrix:
+        execution, is_cut = self._execution, not all(part.is_whole for part in parts)
+        if self.exchange.is_routed:  # the bags that it gets are not those of all rows in columns
+            execution = replace(execution, one_lookup=True)
+        num_spare = SPARE_ROWS if is_cut and not self.exchange.is_routed else 0
+        return EmbeddingMatrix(
+            parts, self._device, self._optimizer, self.learned_pooling, execution, num_spare
+        )
 
-        Args:
-            numbers: the numbers of this rank's tables, in the exchange's order.
-        """
-        pieces_of: dict[int, list[tuple[int, int]]] = {}
-        for k, group in enumerate(self._groups):
-            for place, parts in enumerate(group.looked_up):
-                pieces_of.setdefault(parts[0].dim, []).append((k, place))
-        # a rank without tables looks nothing up, but takes part in the exchange of the gradients
-        for dim, pieces in (pieces_of or {self._dim: []}).items():
-            by_piece = [self._groups[k].looked_up[place] for k, place in pieces]
-            parts = [part for of_piece in by_piece for part in of_piece]
-            columns = [numbers.index(part.table) for part in parts]
-            sized = tuple(
-                (*piece, len(of_piece)) for piece, of_piece in zip(pieces, by_piece, strict=True)
-            )
-            self._plans.append(_Plan(TablePick(columns, len(numbers), self._device), sized))
-            self.matrices.append(
-                EmbeddingMatrix(
-                    parts,
-                    dim,
-                    self._device,
-                    self._optimizer,
-                    self.learned_pooling,
-                    self._execution,
-                )
-            )
+    def _find_shared(self, group: LookupGroup) -> _SharedLookup | None:
+        if not group.shared:
+            return None
+        numbers = [part.matrix.table for part in group.shared]
+        pick = TablePick(numbers, len(self.tables), self._device)
+        return _SharedLookup(pick, RowsOfIds(group.shared, self._device), len(numbers))
+
+    def _find_piece(self, matrices: Sequence[Matrix]) -> _Piece:
+        """Where the vectors of matrices of one dimension are."""
+        groups = self.exchange.groups
+        (number,) = (k for k, group in enumerate(groups) if group.dim == matrices[0].dim)
+        shared = [part.matrix for part in groups[number].shared]
+        slots = [*self.exchange.slots[number], *shared]
+        places = [slots.index(matrix) for matrix in matrices]
+        if places == list(range(places[0], places[0] + len(places))):
+            return _Piece(number, slice(places[0], places[-1] + 1))
+        return _Piece(number, torch.tensor(places, device=self._device))
 
     def _find_order(self) -> torch.Tensor | None:
-        """(T,) position of each table in the exchange's order; None: they are in order."""
-        exchanged = [number for of_rank in self.exchange.tables_of for number in of_rank]
-        positions = [exchanged.index(number) for number in range(len(exchanged))]
+        """(T,) position of each table among those that were joined; None: they are in order."""
+        joined = [table for alike in self._alike for table in alike]
+        positions = [joined.index(table) for table in self.tables]
         if positions == list(range(len(positions))):
             return None
         return torch.tensor(positions, device=self._device)
@@ -149,32 +198,50 @@ class EmbeddingTables(nn.Module):
             rows_per_rank: rows of the batch on each rank.
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
-        with phase("exchange"):
-            bags = self.exchange.ids_to_tables(bags, rows_per_rank)
-        vectors = self._look_up(bags, sum(rows_per_rank), update)
-        with phase("exchange"):
-            vectors = self.exchange.vectors_to_rows(vectors, rows_per_rank)
-        return vectors if self._order is None else vectors.index_select(1, self._order)
+        return self.begin(bags, rows_per_rank, update).wait()
 
-    def _look_up(self, bags: Bags, num_rows: int, update: Update | None) -> torch.Tensor:
-        """Bags of B rows in this rank's t tables -> the tables' vectors (B, t, D)."""
-        pooled: dict[tuple[int, int], torch.Tensor] = {}
-        for plan, matrix in zip(self._plans, self.lookups, strict=True):
-            vectors = matrix.look_up(plan.pick(bags), update)
-            if self._execution.lower is not None:
-                vectors = vectors.to(self._execution.lower)
-            vectors = vectors.view(num_rows, len(matrix.parts), matrix.dim)
-            if not plan.pieces:  # this rank has no tables
-                return vectors
-            sizes = [size for _, _, size in plan.pieces]
-            columns = vectors.split(sizes, dim=1) if len(sizes) > 1 else [vectors]
-            for (k, place, _), piece in zip(plan.pieces, columns, strict=True):
-                pooled[k, place] = piece
-        joined = [
-            group.join([pooled[k, place] for place in range(len(group.looked_up))], update)
-            for k, group in enumerate(self._groups)
+    def begin(
+        self, bags: Bags, rows_per_rank: Sequence[int], update: Update | None = None
+    ) -> PendingVectors:
+        """Begin what `forward` does; what is done before the vectors are waited for hides the way.
+
+        Args:
+            bags: ids of this rank's rows in all tables.
+            rows_per_rank: rows of the batch on each rank.
+            update: what the backward pass does with the gradients; None: there is no such pass.
+        """
+        with phase("exchange"):
+            trip = self.exchange.begin(bags, rows_per_rank, update)
+        own, shared = self.lookups[: self._num_own], iter(self.lookups[self._num_own :])
+        vectors = [
+            self._look_up(matrix, rows, update) for matrix, rows in zip(own, trip.bags, strict=True)
         ]
-        return joined[0] if len(joined) == 1 else torch.cat(joined, dim=1)
+        with phase("exchange"):
+            trip.depart(vectors)
+        num_rows = rows_per_rank[self.exchange.process.rank]
+        of_groups = [
+            None
+            if one is None
+            else self._look_up(next(shared), one.rows_of_ids(one.pick(bags)), update).view(
+                num_rows, one.num_matrices, -1
+            )
+            for one in self._shared
+        ]
+        return PendingVectors(trip, of_groups, lambda found: self._join(found, update))
+
+    def _look_up(self, matrix: Lookup, rows: Bags, update: Update | None) -> torch.Tensor:
+        """Bags of rows -> their pooled vectors (bags, d), of the interaction's type."""
+        vectors = matrix.look_up(rows, update)
+        return vectors if self._execution.lower is None else vectors.to(self._execution.lower)
+
+    def _join(self, of_groups: Sequence[torch.Tensor], update: Update | None) -> torch.Tensor:
+        """Vectors of matrices (b, matrices, d) for each group -> the tables' vectors (b, T, D)."""
+        joined = [
+            group.join([_vectors_of(piece, of_groups) for piece in pieces], update)
+            for group, pieces in zip(self._groups, self._pieces, strict=True)
+        ]
+        vectors = joined[0] if len(joined) == 1 else torch.cat(joined, dim=1)
+        return vectors if self._order is None else vectors.index_select(1, self._order)
 
     def replace_matrices(self, make_twin: Callable[[EmbeddingMatrix], Lookup]) -> None:
         """Look up in twins of the matrices, which are freed: no part can be trained or saved then.
@@ -195,32 +262,45 @@ class EmbeddingTables(nn.Module):
         """Apply the gradients that are kept, if there are any, unless the step has overflowed.
 
         A scaled loss keeps them until the end of the step, and a batch at whose end the step is due
-        leaves those of the batches before it if it is skipped.
+        leaves those of the batches before it if it is skipped. Those of shared matrices are kept
+        until they have been summed over ranks.
         """
         for store in self._stores():
             store.apply_kept(update)
 
+    def shared_gradients(self) -> list[torch.Tensor]:
+        """What has to be summed over ranks before `apply_kept`, alike on all ranks."""
+        return [gradient for store in self._stores() for gradient in store.shared_gradients()]
+
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all parts, table by table, from numpy's global generator.
+        """Draw all matrices, table by table, from numpy's global generator.
 
-        Every rank draws every part and keeps its own ones, so the numbers are those of one process.
+        Every rank draws all of them and keeps its own rows, so the numbers are those of one
+        process.
         """
-        for part, view in self.part_views("weight"):
-            _draw_uniform(part, view)
+        for matrix in self.all_matrices:
+            views = [(part, self.part_view(part, "weight")) for part in self.parts_of(matrix)]
+            _draw_uniform(matrix, [(part, view) for part, view in views if view is not None])
 
-    def row_shapes(self, part: Part) -> dict[str, tuple[int, ...]]:
-        """The shape of a row of each of a part's tensors, by the names that `part_views` takes.
+    @property
+    def all_matrices(self) -> list[Matrix]:
+        """The matrices of all tables, in their order, whichever ranks hold them."""
+        return [matrix for table in self.tables for matrix in table.matrices]
+
+    def parts_of(self, matrix: Matrix) -> tuple[Part, ...]:
+        """The parts of a matrix, in the order of their rows."""
+        return self.exchange.placement.parts_of(matrix)
+
+    def row_shapes(self, matrix: Matrix) -> dict[str, tuple[int, ...]]:
+        """The shape of a row of each of a matrix's tensors, by the names that `part_view` takes.
 
         They are `weight`, the optimiser's state by its own names and, with learned pooling,
         `pooling` and the state of the pooling weights as `pooling.sum`.
-
-        Args:
-            part: a part of any rank.
         """
         of_elements = ELEMENT_OPTIMIZERS[self._optimizer]
-        rule = TABLE_OPTIMIZERS[self._optimizer] if part.is_looked_up else of_elements
-        shapes = {"weight": (part.dim,), **rule.state_shapes(part.dim)}
+        rule = TABLE_OPTIMIZERS[self._optimizer] if matrix.is_looked_up else of_elements
+        shapes = {"weight": (matrix.dim,), **rule.state_shapes(matrix.dim)}
         if self.learned_pooling:
             shapes["pooling"] = ()
             shapes |= {f"pooling.{name}": () for name in of_elements.state_shapes(1)}
@@ -233,31 +313,47 @@ class EmbeddingTables(nn.Module):
                 return store.part_view(name, part)
         return None
 
-    def part_views(self, name: str) -> Iterator[tuple[Part, torch.Tensor | None]]:
-        """(part, its rows of the tensor of that name) of all parts that have one."""
-        for part in self.parts:
-            if name in self.row_shapes(part):
-                yield part, self.part_view(part, name)
+    def held_parts(self, name: str) -> Iterator[tuple[Part, torch.Tensor]]:
+        """(part, its rows of the tensor of that name) of this rank's parts that have one."""
+        for part in self.exchange.placement.parts:
+            if name in self.row_shapes(part.matrix):
+                view = self.part_view(part, name)
+                if view is not None:
+                    yield part, view
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        for part, view in self.part_views("weight"):
-            if view is not None:
-                destination[f"{prefix}{part.key}"] = view
+        for part, view in self.held_parts("weight"):
+            destination[f"{prefix}{part.matrix.key}"] = view
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for part, view in self.part_views("weight"):
-            if view is not None:
-                view.copy_(state_dict[f"{prefix}{part.key}"][part.begin : part.end])
+        for part, view in self.held_parts("weight"):
+            view.copy_(state_dict[f"{prefix}{part.matrix.key}"][part.begin : part.end])
 
 
-def _draw_uniform(part: Part, view: torch.Tensor | None) -> None:
-    """Draw the part's rows, some at a time, into the view; None: draw and forget them."""
-    rows_per_draw = max(1, VALUES_PER_DRAW // part.dim)
-    for begin in range(0, part.num_rows, rows_per_draw):
-        size = (min(rows_per_draw, part.num_rows - begin), part.dim)
-        values = np.random.uniform(low=-part.bound, high=part.bound, size=size)
-        if view is not None:
-            view[begin : begin + size[0]].copy_(torch.from_numpy(values.astype(np.float32)))
+def _vectors_of(piece: _Piece, of_groups: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The vectors (b, n, d) of a piece out of those of all groups (b, matrices, d)."""
+    vectors = of_groups[piece.group]
+    if isinstance(piece.places, slice):
+        return vectors[:, piece.places]
+    return vectors.index_select(1, piece.places)
+
+
+def _draw_uniform(matrix: Matrix, held: Sequence[tuple[Part, torch.Tensor]]) -> None:
+    """Draw a matrix, some rows at a time.
+
+    Args:
+        matrix: which one.
+        held: (part, view of its rows) of the parts to keep; the other rows are forgotten.
+    """
+    rows_per_draw = max(1, VALUES_PER_DRAW // matrix.dim)
+    for begin in range(0, matrix.num_rows, rows_per_draw):
+        size = (min(rows_per_draw, matrix.num_rows - begin), matrix.dim)
+        values = np.random.uniform(low=-matrix.bound, high=matrix.bound, size=size)
+        for part, view in held:
+            first, last = max(begin, part.begin), min(begin + size[0], part.end)
+            if first < last:
+                drawn = torch.from_numpy(values[first - begin : last - begin].astype(np.float32))
+                view[first - part.begin : last - part.begin].copy_(drawn)
 
 
 class PoolingWeights(nn.Module):
@@ -268,11 +364,9 @@ class PoolingWeights(nn.Module):
         self._tables = [tables]  # in a list, so that it is not a submodule twice
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        for part, view in self._tables[0].part_views("pooling"):
-            if view is not None:
-                destination[f"{prefix}{part.table}"] = view
+        for part, view in self._tables[0].held_parts("pooling"):
+            destination[f"{prefix}{part.matrix.table}"] = view
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for part, view in self._tables[0].part_views("pooling"):
-            if view is not None:
-                view.copy_(state_dict[f"{prefix}{part.table}"][part.begin : part.end])
+        for part, view in self._tables[0].held_parts("pooling"):
+            view.copy_(state_dict[f"{prefix}{part.matrix.table}"][part.begin : part.end])

@@ -18,11 +18,12 @@ class PartMatrix:
         dim: d, which a rank without parts needs too.
         device: where the matrix is.
         make_optimizer: makes the optimiser of the rows of (R, d).
+        num_spare: rows of zeros at the matrix's end, which stay zeros.
 
     Attributes:
         parts: as given.
         dim: d.
-        weight: (R, d) float32, R rows of all parts.
+        weight: (R, d) float32, R rows of all parts, and the spare ones.
         optimizer: updates `weight`.
     """
 
@@ -32,14 +33,15 @@ class PartMatrix:
         dim: int,
         device: torch.device,
         make_optimizer: Callable[[torch.Tensor], RowOptimizer],
+        num_spare: int = 0,
     ) -> None:
-        self.parts, self.dim = tuple(parts), dim
+        self.parts, self.dim, self._num_spare = tuple(parts), dim, num_spare
         self._rows_of: dict[Part, slice] = {}
         num_rows = 0
         for part in parts:
             self._rows_of[part] = slice(num_rows, num_rows + part.num_rows)
             num_rows += part.num_rows
-        self.weight = _zeros(num_rows, dim, device)
+        self.weight = _zeros(num_rows + num_spare, dim, device)
         self.optimizer = make_optimizer(self.weight)
 
     def part_view(self, name: str, part: Part) -> torch.Tensor:
@@ -56,6 +58,16 @@ class PartMatrix:
     def apply_kept(self, update: Update) -> None:
         """Apply the gradients that are kept, if there are any, unless the step has overflowed."""
         self.optimizer.apply_kept(update.lr, update.scale)
+        self._clear_spare()
+
+    def shared_gradients(self) -> list[torch.Tensor]:
+        """What has to be summed over ranks before `apply_kept`; nothing, if no part is shared."""
+        return self.optimizer.shared_gradients()
+
+    def _clear_spare(self) -> None:
+        """Make the spare rows zeros again after an update."""
+        if self._num_spare:
+            self.weight[-self._num_spare :] = 0
 
 
 def _zeros(num_rows: int, dim: int, device: torch.device) -> torch.Tensor:
@@ -74,7 +86,7 @@ def apply_or_keep(
         gradients = gradients.float()  # without their scale float16 would make some of them 0
         update.scale.unscale_([gradients])
         optimizer.keep(rows, gradients)
-    elif update.rows_now:
+    elif update.rows_now and not optimizer.is_shared:
         optimizer.apply(rows, gradients, update.lr)
     else:
         optimizer.keep(rows, gradients)

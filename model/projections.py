@@ -16,8 +16,9 @@ from ranks.placement import Part
 class _Project(torch.autograd.Function):
     """Vectors times their table's matrix; the backward pass updates the matrices in place.
 
-    They are updated where the rows of tables are, and for the same reasons: the rank that holds a
-    table sees all rows of a batch, so no gradient has to be summed over ranks.
+    They are updated where the rows of tables are if there is one rank. Several ranks each have all
+    projections and project the vectors of their own rows, which are shorter than what comes of
+    them; then the gradients are kept until they are summed over ranks.
     """
 
     @staticmethod
@@ -59,9 +60,10 @@ class Projections(PartMatrix):
         self, parts: Sequence[Part], device: torch.device, optimizer: str, execution: Execution
     ) -> None:
         def make_optimizer(weight: torch.Tensor) -> Any:
-            return ELEMENT_OPTIMIZERS[optimizer](weight, execution.triton)
+            rule = ELEMENT_OPTIMIZERS[optimizer]
+            return rule(weight, execution.triton, parts[0].is_shared)
 
-        super().__init__(parts, parts[0].dim, device, make_optimizer)
+        super().__init__(parts, parts[0].matrix.dim, device, make_optimizer)
         self._rows = torch.arange(len(self.weight), device=device)
 
     def project(self, vectors: torch.Tensor, update: Update | None) -> torch.Tensor:

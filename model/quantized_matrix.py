@@ -12,7 +12,6 @@ from common.errors import RankError
 from devices.memory import out_of_memory_told
 from devices.older_torch import quantized_operators
 from model.batch import Bags
-from model.rows_of_ids import RowsOfIds
 from optim.update import Update
 from ranks.placement import Part
 
@@ -32,7 +31,7 @@ class QuantizedMatrix:
 
     Args:
         weight: (R, D) float32, the rows of all parts, one part below the other.
-        parts: the P parts, in the order of the columns of the bags that are looked up.
+        parts: the parts, one below the other.
         bits: 8 or 4.
         pooling: (R, 1) float32 weights in sums over bags, which are not quantized; None: all are 1.
 
@@ -57,13 +56,12 @@ class QuantizedMatrix:
         assert operators is not None
         self._pack, self._sums = operators
         self.weight = _empty(len(weight), bytes_of_row(self.dim, bits))
-        self._rows_of_ids = RowsOfIds(parts, weight.device)
         sizes = [part.num_rows for part in parts]
         assert sum(sizes) == len(weight)
         for k, (source, target) in enumerate(
             zip(weight.split(sizes), self.weight.split(sizes), strict=True)
         ):
-            self._quantize(source, target, f"table {parts[k].table}", bits)
+            self._quantize(source, target, f"table {parts[k].matrix.table}", bits)
 
     def _quantize(self, source: torch.Tensor, target: torch.Tensor, name: str, bits: int) -> None:
         """Write the rows of `source` (n, D) as integers into `target`, some at a time."""
@@ -81,14 +79,13 @@ class QuantizedMatrix:
             integers.copy_(self._pack(values))
 
     def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:
-        """Bags of ids, B rows of P parts -> their pooled vectors (B * P, D) in float32.
+        """Bags of rows of the matrix -> their pooled vectors (bags, D) in float32.
 
         Args:
-            bags: each part's column has ids of the part's table.
+            bags: any number of them.
             update: None, as there is no backward pass.
         """
         assert update is None, "integers are not trained"
-        bags = self._rows_of_ids(bags)
         rows = bags.ids
         one_each = bags.lengths is None
         begins = torch.arange(len(rows)) if one_each else bags.begins().view(-1)

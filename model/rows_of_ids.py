@@ -8,48 +8,59 @@ import torch
 from model.batch import Bags
 from ranks.placement import Part
 
+# Ids whose rows other ranks have are looked up in rows of zeros at the matrix's end: there are
+# several, because a GPU adds the gradients of one row one after the other.
+SPARE_ROWS = 256
+
 
 class RowsOfIds:
-    """Turns ids of tables into rows of a matrix: (id // divisor) % modulus + offset.
+    """Turns ids of tables into rows of a matrix: (id // divisor) % modulus - begin + offset.
 
     Args:
-        parts: the P parts that the matrix holds, one below the other.
+        parts: the P parts that the matrix holds, one below the other. If one of them is not whole,
+            SPARE_ROWS rows come after them, for ids whose rows other ranks have.
         device: where the ids are.
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        ends = list(itertools.accumulate(part.num_rows for part in parts))
+        offsets = [end - part.end for end, part in zip(ends, parts, strict=True)]
+        matrices = [part.matrix for part in parts]
+
+        def tensor(numbers: Sequence[int]) -> torch.Tensor:
+            return torch.tensor(numbers, dtype=torch.int64, device=device)
+
         self._num_parts = len(parts)
-        ends = itertools.accumulate(part.num_rows for part in parts)
-        numbers = [[end - part.end for end, part in zip(ends, parts, strict=True)]]
-        if any(part.divisor > 1 or part.modulus for part in parts):
-            numbers.append([part.divisor for part in parts])
-            numbers.append([part.modulus or torch.iinfo(torch.int64).max for part in parts])
-        # for each part: its offset and, where ids share rows, its divisor and its modulus
-        self._numbers = [
-            torch.tensor(of_parts, dtype=torch.int64, device=device) for of_parts in numbers
-        ]
+        self._numbers = {"offset": tensor(offsets)}
+        if any(matrix.divisor > 1 or matrix.modulus for matrix in matrices):
+            most = torch.iinfo(torch.int64).max
+            self._numbers["divisor"] = tensor([matrix.divisor for matrix in matrices])
+            self._numbers["modulus"] = tensor([matrix.modulus or most for matrix in matrices])
+        self._first_spare = ends[-1] if ends else 0
+        if not all(part.is_whole for part in parts):
+            self._numbers["begin"] = tensor([part.begin for part in parts])
+            self._numbers["end"] = tensor([part.end for part in parts])
 
     def __call__(self, bags: Bags) -> Bags:
         """Bags of ids, B rows of P parts -> the same bags with rows of the matrix."""
-        if not self._num_parts:
-            return Bags(bags.ids.long(), bags.lengths)
         if bags.lengths is None:
-            return Bags(_to_rows(bags.ids.view(-1, self._num_parts), *self._numbers).view(-1))
+            return Bags(self._to_rows(bags.ids.view(-1, self._num_parts), self._numbers).view(-1))
         lengths, num_ids = bags.lengths, len(bags.ids)
 
         def of_each_id(of_parts: torch.Tensor) -> torch.Tensor:
             of_bags = of_parts.expand_as(lengths).reshape(-1)
             return torch.repeat_interleave(of_bags, lengths.reshape(-1), output_size=num_ids)
 
-        return Bags(_to_rows(bags.ids, *map(of_each_id, self._numbers)), lengths)
+        numbers = {name: of_each_id(of_parts) for name, of_parts in self._numbers.items()}
+        return Bags(self._to_rows(bags.ids, numbers), lengths)
 
-
-def _to_rows(
-    ids: torch.Tensor,
-    offsets: torch.Tensor,
-    divisors: torch.Tensor | None = None,
-    moduli: torch.Tensor | None = None,
-) -> torch.Tensor:
-    if divisors is None or moduli is None:
-        return ids + offsets
-    return ids.div(divisors, rounding_mode="floor").remainder(moduli) + offsets
+    def _to_rows(self, ids: torch.Tensor, numbers: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Ids (n, P), or (n,) with numbers of each id -> rows of the same shape."""
+        if "divisor" in numbers:
+            ids = ids.div(numbers["divisor"], rounding_mode="floor").remainder(numbers["modulus"])
+        rows = ids + numbers["offset"]
+        if "begin" not in numbers:
+            return rows
+        is_here = (ids >= numbers["begin"]) & (ids < numbers["end"])
+        spare = self._first_spare + torch.arange(len(ids), device=ids.device) % SPARE_ROWS
+        return torch.where(is_here, rows, spare.view(-1, *[1] * (ids.dim() - 1)))

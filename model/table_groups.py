@@ -1,4 +1,4 @@
-"""Tables of the same structure, whose parts are looked up and whose vectors are joined together."""
+"""Tables of the same structure, whose matrices are looked up and joined together."""
 
 from collections.abc import Sequence
 
@@ -7,47 +7,49 @@ import torch
 from devices.execution import Execution
 from model.projections import Projections
 from optim.update import Update
-from ranks.placement import LogicalTable, Part
+from ranks.placement import LogicalTable, Matrix, Placement
 
 
 class TableGroup:
-    """The n tables of one structure that this rank holds: one operator joins all of them.
+    """The n tables of one structure: one operator joins the vectors of all of them.
 
     Args:
         tables: the tables, in the order of the vectors that are joined.
+        placement: which ranks hold their rows.
         device: where they are.
         optimizer: sgd, adagrad or rwsadagrad; it trains projections too.
         execution: how the device is used.
 
     Attributes:
         tables: as given.
-        looked_up: the parts that are looked up: first the first part of each table, then, if tables
-            have two of them, the second part of each.
+        looked_up: the matrices that are looked up: first the first one of each table, then, if
+            tables have two of them, the second one of each.
         projections: the tables' projections; None if they have none.
     """
 
     def __init__(
         self,
         tables: Sequence[LogicalTable],
+        placement: Placement,
         device: torch.device,
         optimizer: str,
         execution: Execution,
     ) -> None:
         self.tables, self._join = list(tables), tables[0].join
-        by_place = list(zip(*(table.parts for table in tables), strict=True))
-        self.looked_up: list[list[Part]] = []
+        self.looked_up: list[list[Matrix]] = []
         self.projections: Projections | None = None
-        for parts in by_place:
-            if parts[0].is_looked_up:
-                self.looked_up.append(list(parts))
+        for matrices in zip(*(table.matrices for table in tables), strict=True):
+            if matrices[0].is_looked_up:
+                self.looked_up.append(list(matrices))
             else:
+                parts = [part for one in matrices for part in placement.parts_of(one)]
                 self.projections = Projections(parts, device, optimizer, execution)
 
     def join(self, pooled: Sequence[torch.Tensor], update: Update | None) -> torch.Tensor:
-        """Pooled vectors of the parts -> the tables' vectors (B, n, D).
+        """Pooled vectors of the matrices -> the tables' vectors (b, n, D).
 
         Args:
-            pooled: for each list of `looked_up`, (B, n, d).
+            pooled: for each list of `looked_up`, (b, n, d).
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
         first, *others = pooled

@@ -117,6 +117,42 @@ class SlottedRowGradients:
         return self._count
 
 
+class DenseRowGradients:
+    """Keeps a sum for every row of a small table that all ranks hold, to be summed over ranks.
+
+    Args:
+        weight: (R, D) of the table.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._sums, self._is_taken = torch.zeros_like(weight), False
+        self._rows = torch.arange(len(weight), device=weight.device)
+
+    def add(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Add gradients (n, D) to the sums of rows (n,); numbers that are not finite count as 0."""
+        sums = self.sums()
+        if sums.device.type == "cpu":
+            cpu_kernels.add_to_rows(sums, rows, gradients, 1.0)
+        else:
+            sums.index_add_(0, rows, without_non_finite(gradients))
+
+    def sums(self) -> torch.Tensor:
+        """The sums (R, D) of this rank, which become those of all ranks in place."""
+        if self._is_taken:
+            self._sums.zero_()
+            self._is_taken = False
+        return self._sums
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all rows (R,) and their sums (R, D), valid until the next `add`."""
+        self._is_taken = True
+        return self._rows, self._sums
+
+    def __len__(self) -> int:
+        """The number of sums."""
+        return len(self._rows)
+
+
 def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
     """The buffer or, if it is too short, a copy with room for a quarter more than needed."""
     if len(buffer) >= needed:
@@ -127,14 +163,17 @@ def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
 
 
 def make_row_gradients(
-    weight: torch.Tensor, distinct: bool
-) -> SlottedRowGradients | SortedRowGradients:
+    weight: torch.Tensor, distinct: bool, is_shared: bool = False
+) -> SlottedRowGradients | SortedRowGradients | DenseRowGradients:
     """An empty store for gradients of the rows of `weight`, of the kind that suits its device.
 
     Args:
         weight: (R, D) of the table.
         distinct: `take` must sum the gradients of equal rows; on the CPU it always does.
+        is_shared: every rank holds the same rows.
     """
+    if is_shared:
+        return DenseRowGradients(weight)
     if weight.device.type == "cpu":
         return SlottedRowGradients(len(weight), weight.shape[1])
     return SortedRowGradients(len(weight), distinct)

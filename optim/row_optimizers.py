@@ -9,7 +9,7 @@ import torch
 from devices import cpu_kernels
 from devices.gpu import triton_kernels
 from optim.loss_scale import NoScale
-from optim.row_gradients import make_row_gradients, without_non_finite
+from optim.row_gradients import DenseRowGradients, make_row_gradients, without_non_finite
 
 EPS = 1e-10
 Rate = float | torch.Tensor  # a tensor () on a GPU whose steps are recorded
@@ -21,9 +21,12 @@ class RowOptimizer:
     Args:
         weight: (R, D) float32, updated in place.
         triton: sgd is one Triton kernel.
+        is_shared: every rank holds the same rows. Their gradients are kept, to be summed over
+            ranks before `apply_kept`.
 
     Attributes:
         weight: as given.
+        is_shared: as given.
         state: tensors with a row for each row of `weight` that the rule remembers, by name; they
             begin with zeros.
         is_linear: the rule may be applied to each gradient of a row in turn, without their sum.
@@ -31,12 +34,12 @@ class RowOptimizer:
 
     is_linear = False
 
-    def __init__(self, weight: torch.Tensor, triton: bool = False) -> None:
-        self.weight = weight
+    def __init__(self, weight: torch.Tensor, triton: bool = False, is_shared: bool = False) -> None:
+        self.weight, self.is_shared = weight, is_shared
         shapes = self.state_shapes(weight.shape[1])
         self.state = {name: weight.new_zeros(len(weight), *shape) for name, shape in shapes.items()}
         self._triton = triton_kernels() if triton else None
-        self._kept = make_row_gradients(weight, distinct=not self.is_linear)
+        self._kept = make_row_gradients(weight, not self.is_linear, is_shared)
         self._on_cpu = weight.device.type == "cpu"
 
     @classmethod
@@ -67,6 +70,10 @@ class RowOptimizer:
             rows, sums = self._kept.take()
             loss_scale.zero_if_overflown([sums])
             self._update(rows, sums, lr)
+
+    def shared_gradients(self) -> list[torch.Tensor]:
+        """The tensors that have to be summed over ranks before `apply_kept`."""
+        return [self._kept.sums()] if isinstance(self._kept, DenseRowGradients) else []
 
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
         """Apply the rule to distinct rows (m,) and their sums (m, D).

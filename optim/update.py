@@ -1,5 +1,6 @@
 """How a training step's backward pass uses the gradients that it makes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from optim.loss_scale import NoScale
@@ -17,9 +18,12 @@ class Update:
         dense_now: the MLPs' backward pass takes the SGD step too, so that no gradients exist.
         scale: that of the loss. If it is on, gradients of rows are kept until the end of the step,
             when it is known whether anything has overflowed.
+        dense_is_ready: called in the backward pass when the gradients of all parameters that every
+            rank has are there, before the rows of tables are updated; None: nobody wants to know.
     """
 
     lr: Rate
     rows_now: bool = True
     dense_now: bool = False
     scale: NoScale = field(default_factory=NoScale)
+    dense_is_ready: Callable[[], None] | None = None

@@ -12,6 +12,8 @@ from types import TracebackType
 class Attendance:
     """How many collectives this rank has begun and ended; entered and left for each of them.
 
+    One that goes on while the rank does other work has begun and not ended: `begin` and `end`.
+
     One thread enters and leaves it, another one reads. Both take a fraction of a microsecond.
 
     Attributes:
@@ -25,9 +27,18 @@ class Attendance:
     def __init__(self) -> None:
         self.begun, self.ended, self.changed = 0, 0, time.monotonic()
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
+        """Note that a collective begins."""
         self.changed = time.monotonic()
         self.begun += 1
+
+    def end(self) -> None:
+        """Note that a collective has ended."""
+        self.changed = time.monotonic()
+        self.ended += 1
+
+    def __enter__(self) -> None:
+        self.begin()
 
     def __exit__(
         self,
@@ -36,8 +47,7 @@ class Attendance:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self.changed = time.monotonic()
-            self.ended += 1
+            self.end()
 
     @property
     def is_inside(self) -> bool:

@@ -6,6 +6,7 @@ All ranks call the same functions in the same order, and each call is counted on
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,19 +17,90 @@ from ranks.process import Process
 BLOCK_BYTES = 64 << 20
 
 
-def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all ranks, in one message.
+class Pending:
+    """A collective that goes on while this rank does other work.
+
+    Args:
+        process: this rank.
+        begin: begins it, and returns torch.distributed's handle.
+        tensors: what it reads and writes, which is kept until it has ended.
+    """
+
+    def __init__(
+        self, process: Process, begin: Callable[[], Any], tensors: Sequence[torch.Tensor]
+    ) -> None:
+        self._process, self._tensors = process, tensors
+        process.attendance.begin()
+        self._work = begin()
+
+    def wait(self) -> None:
+        """Wait until it has ended or, on a device that runs ahead, let the device wait."""
+        self._work.wait()
+        self._process.attendance.end()
+        self._work, self._tensors = None, ()  # gloo's threads live as long as what they worked on
+
+
+def begin_all_to_all(
+    process: Process,
+    received: torch.Tensor,
+    sent: torch.Tensor,
+    receive: Sequence[int],
+    send: Sequence[int],
+) -> Pending:
+    """Begin to send `send[r]` numbers to each rank r, and to receive `receive[r]` from each.
+
+    Args:
+        process: this rank.
+        received: flat, written rank by rank; not to be used before the collective has ended.
+        sent: flat and contiguous, read rank by rank; not to be changed before that.
+        receive: a number for each rank.
+        send: a number for each rank.
+    """
+
+    def begin() -> Any:
+        return dist.all_to_all_single(received, sent, list(receive), list(send), async_op=True)
+
+    return Pending(process, begin, (received, sent))
+
+
+def all_to_all(
+    process: Process, sent: torch.Tensor, send: Sequence[int], receive: Sequence[int]
+) -> torch.Tensor:
+    """Send `send[r]` numbers of a flat tensor to each rank r; returns what all ranks send here."""
+    received = sent.new_empty(sum(receive))
+    begin_all_to_all(process, received, sent.contiguous(), receive, send).wait()
+    return received
+
+
+class PendingSum:
+    """Tensors that become their sums over all ranks, in one message, during other work.
 
     In which order ranks are added depends on the place in the message, and so do the last bits.
+
+    Args:
+        process: this rank.
+        tensors: not to be used before `wait` has returned.
     """
-    if process.world_size == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    with process.attendance:
-        dist.all_reduce(flat)
-    sizes = [tensor.numel() for tensor in tensors]
-    for tensor, summed in zip(tensors, flat.split(sizes), strict=True):
-        tensor.copy_(summed.view_as(tensor))
+
+    def __init__(self, process: Process, tensors: Sequence[torch.Tensor]) -> None:
+        self._tensors = tensors if process.world_size > 1 else ()
+        if self._tensors:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            self._flat = flat
+            self._sum = Pending(process, lambda: dist.all_reduce(flat, async_op=True), (flat,))
+
+    def wait(self) -> None:
+        """Wait for the sums, and put them in the tensors' place."""
+        if self._tensors:
+            self._sum.wait()
+            sizes = [tensor.numel() for tensor in self._tensors]
+            for tensor, summed in zip(self._tensors, self._flat.split(sizes), strict=True):
+                tensor.copy_(summed.view_as(tensor))
+
+
+def sum_over_ranks(process: Process, tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks, in one message."""
+    PendingSum(process, tensors).wait()
 
 
 def sum_in_rank_order(process: Process, tensor: torch.Tensor) -> torch.Tensor:
@@ -92,29 +164,6 @@ def gather_on_first(
             dist.recv(received, rank)
             gathered.append(received)
         return gathered
-
-
-def send_to_first(
-    process: Process, tensor: torch.Tensor | None, like: torch.Tensor, owner: int
-) -> torch.Tensor | None:
-    """The host tensor of rank `owner`, on rank 0; None on other ranks.
-
-    Args:
-        process: this rank.
-        tensor: the owner's tensor; what other ranks pass is ignored.
-        like: a tensor of the same shape and type; rank 0 receives into it.
-        owner: the rank that has the tensor.
-    """
-    if owner == 0 or process.world_size == 1:
-        return tensor if process.is_first else None
-    with process.attendance:
-        if process.rank == owner:
-            assert tensor is not None
-            dist.send(tensor.contiguous(), 0)
-        if not process.is_first:
-            return None
-        dist.recv(like, owner)
-        return like
 
 
 def row_blocks_on_first(

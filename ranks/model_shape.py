@@ -38,12 +38,12 @@ class ModelShape:
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all parameters by their keys in model files, in the files' order."""
-        parts = [part for table in self.tables for part in table.parts]
+        matrices = [matrix for table in self.tables for matrix in table.matrices]
         shapes: dict[str, tuple[int, ...]] = {
-            f"emb_l.{part.key}": (part.num_rows, part.dim) for part in parts
+            f"emb_l.{matrix.key}": (matrix.num_rows, matrix.dim) for matrix in matrices
         }
         if self.learned_pooling:
-            shapes |= {f"v_W_l.{part.table}": (part.num_rows,) for part in parts}
+            shapes |= {f"v_W_l.{matrix.table}": (matrix.num_rows,) for matrix in matrices}
         for name, widths in (("bot_l", self.bottom), ("top_l", self.top)):
             for k, (n, m) in enumerate(itertools.pairwise(widths)):
                 shapes |= {f"{name}.{2 * k}.weight": (m, n), f"{name}.{2 * k}.bias": (m,)}

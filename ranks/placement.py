@@ -62,6 +62,11 @@ class Part:
         return self.end - self.begin
 
     @property
+    def num_values(self) -> int:
+        """Numbers in the rows."""
+        return self.num_rows * self.matrix.dim
+
+    @property
     def is_whole(self) -> bool:
         """Whether these are all rows of the matrix."""
         return self.num_rows == self.matrix.num_rows

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ranks.model_shape import ModelShape
-from ranks.placement import LogicalTable, Part, place_tables
+from ranks.placement import EVERY_RANK, LogicalTable, Matrix, Part, Placement
 from reporting.drawing import (
     GAP,
     Arrow,
@@ -58,29 +58,34 @@ class Network(ModelShape):
     Attributes:
         loss: mse, bce or wbce.
         loss_weights: those of label 0 and label 1, for wbce only.
-        num_ranks: ranks that train it.
+        placement: which of the ranks that train it hold the rows of its tables.
     """
 
     loss: str
     loss_weights: tuple[float, ...]
-    num_ranks: int
+    placement: Placement
 
     @classmethod
     def from_options(
-        cls, options: argparse.Namespace, shape: ModelShape, num_ranks: int
+        cls, options: argparse.Namespace, shape: ModelShape, placement: Placement
     ) -> "Network":
-        """The network that the flags and the model's shape make, on so many ranks."""
+        """The network that the flags and the model's shape make, placed on ranks."""
         return cls(
-            **vars(replace(shape, tables=place_tables(shape.tables, num_ranks))),
+            **vars(shape),
             loss=options.loss_function,
             loss_weights=tuple(options.loss_weights),
-            num_ranks=num_ranks,
+            placement=placement,
         )
 
     @property
     def dim(self) -> int:
         """Numbers in the vector that each table returns."""
         return self.tables[0].dim
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that train it."""
+        return self.placement.world_size
 
     @property
     def has_ranks(self) -> bool:
@@ -277,65 +282,89 @@ def _sparse_side(network: Network) -> Column:
 
 def _tables_box(network: Network) -> Box:
     """All tables, in a box for each rank that holds some if there are several ranks."""
-    tables = of_equal_width([_table_box(k, table) for k, table in enumerate(network.tables)])
-    num_columns = min(len(tables), max(NUM_COLUMNS, math.ceil(math.sqrt(len(tables)))))
+    count = len(network.tables)
+    num_columns = min(count, max(NUM_COLUMNS, math.ceil(math.sqrt(count))))
     lines = [
-        Line(f"{counted(len(tables), 'embedding table')}, D {network.dim:,}", 10, bold=True),
+        Line(f"{counted(count, 'embedding table')}, D {network.dim:,}", 10, bold=True),
         Line(_POOLING[network.pooling]),
     ]
+    of_ranks: dict[int, list[Part]] = {}
+    for part in network.placement.parts:
+        of_ranks.setdefault(part.rank, []).append(part)
+    boxes = {rank: _table_boxes(network.tables, parts) for rank, parts in of_ranks.items()}
     if not network.has_ranks:
-        return grid_box(lines, tables, num_columns, "frame")
-    of_ranks: dict[int, list[int]] = {}
-    for k, table in enumerate(network.tables):
-        of_ranks.setdefault(table.rank, []).append(k)
-    idle = network.num_ranks - len(of_ranks)
+        return grid_box(lines, of_equal_width(boxes[0]), num_columns, "frame")
+    idle = network.num_ranks - len(of_ranks.keys() - {EVERY_RANK})
     if idle:
         lines.append(Line(f"{idle:,} of {network.num_ranks:,} ranks hold no table"))
-    most = max(map(len, of_ranks.values()))
-    inner_columns = min(most, max(1, num_columns // len(of_ranks)))
+    width = max(box.width for of_rank in boxes.values() for box in of_rank)
+    most = max(map(len, boxes.values()))
+    inner_columns = min(most, max(1, num_columns // len(boxes)))
     cells = [
         grid_box(
-            _rank_lines(rank, [network.tables[k] for k in numbers]),
-            [tables[k] for k in numbers],
+            _rank_lines(rank, of_ranks[rank]),
+            [replace(box, width=width) for box in boxes[rank]],
             inner_columns,
             "rank",
         )
-        for rank, numbers in sorted(of_ranks.items())
+        for rank in sorted(boxes)
     ]
     height = max(cell.height for cell in cells)
     cells = [replace(cell, height=height) for cell in cells]
     return grid_box(lines, cells, min(len(cells), num_columns), "frame")
 
 
-def _rank_lines(rank: int, tables: Sequence[LogicalTable]) -> list[Line]:
-    size = size_text(sum(table.num_values for table in tables))
-    return [Line(f"rank {rank}", bold=True), Line(size, 8)]
+def _rank_lines(rank: int, parts: Sequence[Part]) -> list[Line]:
+    size = size_text(sum(part.num_values for part in parts))
+    name = "every rank" if rank == EVERY_RANK else f"rank {rank}"
+    return [Line(name, bold=True), Line(size, 8)]
 
 
-def _table_box(number: int, table: LogicalTable) -> Box:
-    name = Line(f"table {number}", bold=True)
+def _table_boxes(tables: Sequence[LogicalTable], parts: Sequence[Part]) -> list[Box]:
+    """A box for each table that has some of the parts, which are on one rank."""
+    of_tables: dict[int, list[Part]] = {}
+    for part in parts:
+        of_tables.setdefault(part.matrix.table, []).append(part)
+    return [_table_box(tables[number], found) for number, found in sorted(of_tables.items())]
+
+
+def _table_box(table: LogicalTable, parts: Sequence[Part]) -> Box:
+    first = table.matrices[0]
+    name = Line(f"table {first.table}", bold=True)
     if table.join == "plain":
-        return text_box([name, Line(_shape(table.num_rows, table.dim))], "table")
-    first = table.parts[0]
+        (part,) = parts
+        return text_box([name, Line(_shape(part.num_rows, first.dim)), *_rows_of(part)], "table")
     lines = [
         name,
         Line(f"{table.num_rows:,} rows, D {table.dim:,}"),
         Line(_JOINS.get(table.join, f"projection: {first.dim:,} → {table.dim:,}"), 8),
     ]
-    parts = [
-        text_box([Line(_part_name(part), 8), Line(_shape(part.num_rows, part.dim))], "part")
-        for part in table.parts
+    boxes = [
+        text_box(
+            [
+                Line(_matrix_name(part.matrix), 8),
+                Line(_shape(part.num_rows, part.matrix.dim)),
+                *_rows_of(part),
+            ],
+            "part",
+        )
+        for part in parts
     ]
-    return grid_box(lines, of_equal_width(parts), 1, "table", GAP / 2)
+    return grid_box(lines, of_equal_width(boxes), 1, "table", GAP / 2)
 
 
-def _part_name(part: Part) -> str:
-    """The part's key in model files, behind that of its table, and the row of an id."""
-    key = part.key.partition(".")[2]
-    if not part.is_looked_up:
+def _rows_of(part: Part) -> list[Line]:
+    """Which rows they are, if they are not all."""
+    return [] if part.is_whole else [Line(f"rows {part.begin:,} to {part.end - 1:,}", 8)]
+
+
+def _matrix_name(matrix: Matrix) -> str:
+    """The matrix's key in model files, behind that of its table, and the row of an id."""
+    key = matrix.key.partition(".")[2]
+    if not matrix.is_looked_up:
         return key
-    quotient = f"id // {part.divisor:,}" if part.divisor > 1 else "id"
-    return f"{key}: row {quotient}" + (f" % {part.modulus:,}" if part.modulus else "")
+    quotient = f"id // {matrix.divisor:,}" if matrix.divisor > 1 else "id"
+    return f"{key}: row {quotient}" + (f" % {matrix.modulus:,}" if matrix.modulus else "")
 
 
 def _shape(rows: int, columns: int) -> str:

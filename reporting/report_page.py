@@ -312,7 +312,7 @@ def _tables_section(tables: Sequence[TableFacts], num_ranks: int) -> str:
     total = sum(table.num_bytes for table in tables)
     rows = sum(table.num_rows for table in tables)
     text = f"{len(tables)} tables, {rows:,} rows, {bytes_text(total)} of weights in float32."
-    of_rank = [[t.num_bytes for t in tables if t.rank == rank] for rank in range(num_ranks)]
+    of_rank = [[t.bytes_on[rank] for t in tables if t.bytes_on[rank]] for rank in range(num_ranks)]
     sizes = [sum(sizes) for sizes in of_rank]
     by_rank = number_table(
         "Weights by rank",
@@ -322,14 +322,22 @@ def _tables_section(tables: Sequence[TableFacts], num_ranks: int) -> str:
     )
     by_table = number_table(
         "Tables",
-        ("Table", "Rows", "D", "Weights", "Rank"),
+        ("Table", "Rows", "D", "Weights", "Ranks"),
         [
-            (str(k), f"{t.num_rows:,}", str(t.dim), bytes_text(t.num_bytes), str(t.rank))
+            (str(k), f"{t.num_rows:,}", str(t.dim), bytes_text(t.num_bytes), _ranks_of(t))
             for k, t in enumerate(tables)
         ],
     )
     folded = f"<details><summary>All {len(tables)} tables</summary>{by_table}</details>"
     return section("Embedding tables", paragraph(text), by_rank, folded)
+
+
+def _ranks_of(table: TableFacts) -> str:
+    """The ranks that hold rows of a table: `3`, `0-7`, or `1, 4`."""
+    ranks = [rank for rank, size in enumerate(table.bytes_on) if size]
+    if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ", ".join(map(str, ranks))
 
 
 def _run_section(found: Collected) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from devices.card import device_name
 from ranks.model_shape import ModelShape
-from ranks.placement import place_tables
+from ranks.placement import Placement
 from ranks.process import Process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,12 +38,12 @@ class Flag:
 
 @dataclass(frozen=True)
 class TableFacts:
-    """An embedding table: its ids, numbers in a vector, bytes of its weights, and its rank."""
+    """An embedding table: its ids, numbers in a vector, bytes of its weights in all and by rank."""
 
     num_rows: int
     dim: int
     num_bytes: int
-    rank: int
+    bytes_on: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def find_facts(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     shape: ModelShape,
+    placement: Placement,
     rows: Mapping[str, int],
     process: Process,
     data_report: Mapping[str, Any],
@@ -82,6 +83,7 @@ def find_facts(
         parser: the parser of the command line.
         options: the parsed command line.
         shape: the model's shape.
+        placement: which ranks hold the rows of its tables.
         rows: number of rows of each split.
         process: this rank.
         data_report: report.json of prepared data; empty for other data.
@@ -92,7 +94,7 @@ def find_facts(
         versions=_versions(process.device),
         data=_data(options, rows, data_report),
         missing=data_report.get("missing_rate", {}),
-        tables=_tables(shape, process.world_size),
+        tables=_tables(shape, placement),
         num_ranks=process.world_size,
     )
 
@@ -190,8 +192,14 @@ def _data(
     return facts
 
 
-def _tables(shape: ModelShape, num_ranks: int) -> list[TableFacts]:
-    return [
-        TableFacts(table.num_rows, table.dim, _BYTES_OF_VALUE * table.num_values, table.rank)
-        for table in place_tables(shape.tables, num_ranks)
-    ]
+def _tables(shape: ModelShape, placement: Placement) -> list[TableFacts]:
+    found = []
+    for number, table in enumerate(shape.tables):
+        parts = [part for part in placement.parts if part.matrix.table == number]
+        bytes_on = tuple(
+            sum(_BYTES_OF_VALUE * part.num_values for part in parts if part.is_on(rank))
+            for rank in range(placement.world_size)
+        )
+        num_bytes = _BYTES_OF_VALUE * table.num_values
+        found.append(TableFacts(table.num_rows, table.dim, num_bytes, bytes_on))
+    return found
