@@ -53,7 +53,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What a rank takes: so many of the smallest and largest loads, and bytes of the next largest.
+    """What a rank takes: so many of the smallest and largest loads, and rows of the next largest.
 
     Attributes:
         smallest: number of smallest loads.
