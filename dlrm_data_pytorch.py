@@ -113,6 +113,15 @@ def describe_batches(data: BatchedDataset, max_batches: int) -> str:
 # ---------------------------------------------------------------- loading ahead
 
 
+def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
+    """Numbers of an epoch's batches in the order in which they are trained."""
+    if not options.mlperf_bin_shuffle:
+        return range(num_batches)
+    generator = np.random.default_rng([options.numpy_rand_seed, epoch])
+    order: list[int] = generator.permutation(num_batches).tolist()
+    return order
+
+
 def load_batches(
     data: BatchedDataset,
     numbers: Iterable[int],

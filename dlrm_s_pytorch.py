@@ -40,6 +40,7 @@ from checkpoints.options import CheckpointOptions, add_checkpoint_options
 from checkpoints.run_state import Place, RunState
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser
+from common.launch import Launch
 from common.phases import each_in_phase, phase
 from common.termination import ends_on_signals, skip_clean_up_if_ended
 from criteo.columns import NUM_DENSE
@@ -60,6 +61,7 @@ from dlrm_data_pytorch import (
     BatchedDataset,
     RandomSpec,
     RunData,
+    batch_order,
     describe_batches,
     load_batches,
     make_criteo_data,
@@ -84,6 +86,7 @@ from engine.options import (
     add_source_options,
     add_training_options,
     check_together,
+    evaluation_batch_size,
 )
 from engine.prediction import Prediction, predict
 from engine.prediction_options import ServedData, add_prediction_options, take_model_flags
@@ -101,18 +104,18 @@ from engine.serving_facts import ServingFacts, lacks_vocabulary, vocabulary_to_k
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_clock import StepClock
 from engine.step_graph import check_graphs
+from engine.table_layout import TableLayout, add_table_options, print_plan
 from model.batch import Batch, Features
 from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.interaction import CatInteraction, DotInteraction
+from model.interaction import make_interaction
 from model.mlp import MLP
 from model.routed_exchange import make_exchange
 from model.travel import Types
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
-from ranks.placement import place_tables
 from ranks.process import Process, joined, this_process
-from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
+from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, plot_if_asked
 from reporting.drawing import check_drawable
 from reporting.log_lines import StepPosition, speed_line
 from reporting.metrics import Metrics
@@ -136,10 +139,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = make_parser()
     options: argparse.Namespace = parser.parse_args(argv)
-    take_model_flags(options, parser.names_given(argv) if options.predict_file else set())
+    given = parser.names_given(argv)
+    take_model_flags(options, given if options.predict_file else set())
     _check_options(options)
     use_run_folder(options, parser)
-    if options.data_path:
+    plans_alone = options.print_plan is not None and "arch_embedding_size" in given
+    if options.data_path and not plans_alone:
         options.data_generation = "dataset"
     return options
 
@@ -152,9 +157,10 @@ def make_parser() -> ArgumentParser:
     model = (add_model_options, add_compression_options, add_loss_options)
     data = (add_source_options, add_data_options)
     training = (add_training_options, add_device_options, add_execution_options, add_gpu_options)
+    kept = (add_table_options, add_checkpoint_options)
     results = (add_reporting_options, add_model_file_options, add_prediction_options)
     last = (add_mlperf_options, add_run_options)
-    for add_options in (*model, *data, *training, add_checkpoint_options, *results, *last):
+    for add_options in (*model, *data, *training, *kept, *results, *last):
         add_options(parser)
     return parser
 
@@ -188,6 +194,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         process: this rank; it holds its share of the tables, and both MLPs.
         optimizer: what updates the rows of tables: sgd, adagrad or rwsadagrad.
         execution: how the device is used.
+        layout: of the tables on ranks; None: whole tables.
         draws: draw the tables' initial values, a minute for 15 GB; else they are 0, to be loaded.
     """
 
@@ -197,20 +204,19 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         process: Process,
         optimizer: str,
         execution: Execution = Execution(),  # noqa: B008 (it is frozen)
+        layout: TableLayout | None = None,
         draws: bool = True,
     ) -> None:
         super().__init__()
-        self.architecture = architecture
-        tables = architecture.tables
-        placement = place_tables(tables, process.world_size)
-        exchange = make_exchange(
-            process, tables, placement, Types(execution.lower or torch.float32)
-        )
+        self.architecture, tables = architecture, architecture.tables
+        layout = layout or TableLayout.of_whole_tables(architecture, process.world_size)
+        types = Types(execution.lower or torch.float32, layout.wire)
+        exchange = make_exchange(process, tables, layout.placement, types)
         self.emb_l = EmbeddingTables(
             tables, exchange, optimizer, architecture.learned_pooling, execution
         )
         if draws:
-            self.emb_l.initialise()
+            self.emb_l.initialise(layout.seed)
         if architecture.learned_pooling:
             self.v_W_l = PoolingWeights(self.emb_l)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
@@ -244,13 +250,6 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
     def dense_parameters(self) -> list[nn.Parameter]:
         """The parameters of both MLPs, which are the same on all ranks."""
         return [*self.bot_l.parameters(), *self.top_l.parameters()]
-
-
-def make_interaction(architecture: Architecture, device: torch.device, triton: bool) -> nn.Module:
-    """The module that combines the bottom MLP's output with the T pooled vectors."""
-    if architecture.interaction == "cat":
-        return CatInteraction()
-    return DotInteraction(len(architecture.tables) + 1, architecture.itself, device, triton)
 
 
 # ---------------------------------------------------------------- training
@@ -369,7 +368,8 @@ class Trainer:
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
         self.execution = Execution.from_options(options, process.device)
         name, draws = options.optimizer, not checkpoints.will_restore
-        self.model = DLRM_Net(architecture, process, name, self.execution, draws)
+        layout = TableLayout.from_options(options, architecture, process.world_size)
+        self.model = DLRM_Net(architecture, process, name, self.execution, layout, draws)
         self.num_batches = num_batches_of_epoch(options, data)
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
@@ -576,15 +576,6 @@ def rows_before(trainer: Trainer, num_batches: int) -> int:
     return min(trainer.data.train.num_rows, num_batches * trainer.options.mini_batch_size)
 
 
-def batch_order(options: argparse.Namespace, num_batches: int, epoch: int) -> list[int] | range:
-    """Numbers of an epoch's batches in the order in which they are trained."""
-    if not options.mlperf_bin_shuffle:
-        return range(num_batches)
-    generator = np.random.default_rng([options.numpy_rand_seed, epoch])
-    order: list[int] = generator.permutation(num_batches).tolist()
-    return order
-
-
 # ---------------------------------------------------------------- main
 
 
@@ -601,13 +592,6 @@ def make_process(options: argparse.Namespace) -> Process:
     set_product_precision(process.device, options.tf32)
     check_graphs(options, process)
     return process
-
-
-def evaluation_batch_size(options: argparse.Namespace) -> int:
-    """Rows of an evaluation batch, over all ranks."""
-    same = options.test_mini_batch_size < 0
-    size: int = options.mini_batch_size if same else options.test_mini_batch_size
-    return size
 
 
 def prepare_data(options: argparse.Namespace) -> Prepared | None:
@@ -675,14 +659,21 @@ def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
     trainer.reporter.note_facts(facts)
 
 
-def plot_if_asked(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> None:
-    """Draw the model into the current folder, on the first rank, with --plot-compute-graph."""
-    if not (options.plot_compute_graph and process.is_first):
-        return
-    shape = make_architecture(options, prepared)
-    placement = place_tables(shape.tables, process.world_size)
-    network = Network.from_options(options, shape, placement)
-    print(f"compute graph: {plot_compute_graph(network)}", flush=True)
+def show_plan(options: argparse.Namespace) -> int:
+    """Print where tables would be, for --print-plan, which needs no card; the exit status."""
+    launch = Launch.from_environment()
+    shape = make_architecture(options, prepare_data(options))
+    if launch.rank == 0:
+        print_plan(options, shape, launch.world_size)
+    return 0
+
+
+def draw_if_asked(options: argparse.Namespace, prepared: Prepared | None, process: Process) -> None:
+    """Draw the model, with --plot-compute-graph, or see that it can be made, with --dry-run."""
+    if options.plot_compute_graph or options.dry_run:
+        shape = make_architecture(options, prepared)
+        placement = TableLayout.from_options(options, shape, process.world_size).placement
+        plot_if_asked(options, shape, placement, process)
 
 
 def predict_rows(options: argparse.Namespace, process: Process) -> int:
@@ -690,7 +681,8 @@ def predict_rows(options: argparse.Namespace, process: Process) -> int:
     data = ServedData.from_options(options)
     execution = Execution.from_options(options, process.device)
     architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
-    model = DLRM_Net(architecture, process, "sgd", execution, draws=False)
+    layout = TableLayout.from_options(options, architecture, process.world_size)
+    model = DLRM_Net(architecture, process, "sgd", execution, layout, draws=False)
     load_parameters(options.load_model, model, model.emb_l)
     out = sys.stderr if process.is_first else io.StringIO()
     quantize(model, options, process, lambda text: print(text, file=out))
@@ -704,6 +696,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     if options.export_checkpoint:
         return export_checkpoint(options)
+    if options.print_plan is not None:
+        return show_plan(options)
     process = make_process(options)
     if options.self_check:
         return run_self_check(main, process, options)
@@ -714,9 +708,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, process: Process) -> int:
     """Prepare the data, then train or evaluate as one rank; returns the exit status."""
     prepared = prepare_data(options)
-    plot_if_asked(options, prepared, process)
+    draw_if_asked(options, prepared, process)
     if options.dry_run:
-        make_architecture(options, prepared)  # raises its errors
         return 0
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())

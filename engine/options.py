@@ -351,3 +351,10 @@ def _problems_of_patience(options: argparse.Namespace) -> tuple[tuple[bool, str]
             " between them",
         ),
     )
+
+
+def evaluation_batch_size(options: argparse.Namespace) -> int:
+    """Rows of an evaluation batch, over all ranks."""
+    same = options.test_mini_batch_size < 0
+    size: int = options.mini_batch_size if same else options.test_mini_batch_size
+    return size

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +12,7 @@ from devices.execution import Execution
 from model.batch import Bags, TablePick
 from model.embedding_matrix import EmbeddingMatrix
 from model.exchange import Exchange, Trip
+from model.initial_values import draw_in_order, draw_seeded
 from model.lookup_groups import LookupGroup
 from model.part_matrix import PartMatrix
 from model.rows_of_ids import SPARE_ROWS, RowsOfIds
@@ -20,8 +20,6 @@ from model.table_groups import TableGroup
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from optim.update import Update
 from ranks.placement import LogicalTable, Matrix, Part
-
-VALUES_PER_DRAW = 1 << 22  # initial values drawn at a time
 
 
 class Lookup(Protocol):
@@ -46,12 +44,10 @@ class _SharedLookup:
     Attributes:
         pick: picks the bags of their tables out of those of all tables.
         rows_of_ids: turns ids into rows.
-        num_matrices: how many.
     """
 
     pick: TablePick
     rows_of_ids: RowsOfIds
-    num_matrices: int
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class EmbeddingTables(nn.Module):
             return None
         numbers = [part.matrix.table for part in group.shared]
         pick = TablePick(numbers, len(self.tables), self._device)
-        return _SharedLookup(pick, RowsOfIds(group.shared, self._device), len(numbers))
+        return _SharedLookup(pick, RowsOfIds(group.shared, self._device))
 
     def _find_piece(self, matrices: Sequence[Matrix]) -> _Piece:
         """Where the vectors of matrices of one dimension are."""
@@ -218,16 +214,20 @@ class EmbeddingTables(nn.Module):
         ]
         with phase("exchange"):
             trip.depart(vectors)
-        num_rows = rows_per_rank[self.exchange.process.rank]
+        own_bags = bags.of_rank(self.exchange.process.rank)
         of_groups = [
-            None
-            if one is None
-            else self._look_up(next(shared), one.rows_of_ids(one.pick(bags)), update).view(
-                num_rows, one.num_matrices, -1
-            )
+            None if one is None else self._look_up_shared(next(shared), one, own_bags, update)
             for one in self._shared
         ]
         return PendingVectors(trip, of_groups, lambda found: self._join(found, update))
+
+    def _look_up_shared(
+        self, matrix: Lookup, shared: _SharedLookup, bags: Bags, update: Update | None
+    ) -> torch.Tensor:
+        """Bags of this rank's b rows in all tables -> vectors (b, matrices, d)."""
+        vectors = self._look_up(matrix, shared.rows_of_ids(shared.pick(bags)), update)
+        num_matrices = len(matrix.parts)
+        return vectors.view(len(vectors) // num_matrices, num_matrices, matrix.dim)
 
     def _look_up(self, matrix: Lookup, rows: Bags, update: Update | None) -> torch.Tensor:
         """Bags of rows -> their pooled vectors (bags, d), of the interaction's type."""
@@ -273,15 +273,20 @@ class EmbeddingTables(nn.Module):
         return [gradient for store in self._stores() for gradient in store.shared_gradients()]
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw all matrices, table by table, from numpy's global generator.
+    def initialise(self, seed: int | None = None) -> None:
+        """Draw the rows that this rank holds.
 
-        Every rank draws all of them and keeps its own rows, so the numbers are those of one
-        process.
+        Args:
+            seed: that of streams of the matrices' own; None: numpy's global generator, the stream
+                of one process for all matrices.
         """
-        for matrix in self.all_matrices:
-            views = [(part, self.part_view(part, "weight")) for part in self.parts_of(matrix)]
-            _draw_uniform(matrix, [(part, view) for part, view in views if view is not None])
+        held: dict[Matrix, list[tuple[Part, torch.Tensor]]] = {one: [] for one in self.all_matrices}
+        for part, view in self.held_parts("weight"):
+            held[part.matrix].append((part, view))
+        if seed is None:
+            draw_in_order(held.items())
+        else:
+            draw_seeded(held.items(), seed)
 
     @property
     def all_matrices(self) -> list[Matrix]:
@@ -336,24 +341,6 @@ def _vectors_of(piece: _Piece, of_groups: Sequence[torch.Tensor]) -> torch.Tenso
     if isinstance(piece.places, slice):
         return vectors[:, piece.places]
     return vectors.index_select(1, piece.places)
-
-
-def _draw_uniform(matrix: Matrix, held: Sequence[tuple[Part, torch.Tensor]]) -> None:
-    """Draw a matrix, some rows at a time.
-
-    Args:
-        matrix: which one.
-        held: (part, view of its rows) of the parts to keep; the other rows are forgotten.
-    """
-    rows_per_draw = max(1, VALUES_PER_DRAW // matrix.dim)
-    for begin in range(0, matrix.num_rows, rows_per_draw):
-        size = (min(rows_per_draw, matrix.num_rows - begin), matrix.dim)
-        values = np.random.uniform(low=-matrix.bound, high=matrix.bound, size=size)
-        for part, view in held:
-            first, last = max(begin, part.begin), min(begin + size[0], part.end)
-            if first < last:
-                drawn = torch.from_numpy(values[first - begin : last - begin].astype(np.float32))
-                view[first - part.begin : last - part.begin].copy_(drawn)
 
 
 class PoolingWeights(nn.Module):

@@ -7,6 +7,7 @@ from torch import nn
 
 from devices import cpu_kernels
 from devices.gpu import triton_kernels
+from ranks.model_shape import ModelShape
 
 
 def num_pairs(num_vectors: int, itself: bool) -> int:
@@ -135,3 +136,16 @@ class CatInteraction(nn.Module):
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """(B, D) and (B, T, D) -> (B, D + T * D)."""
         return torch.cat([dense, pooled.flatten(1)], dim=1)
+
+
+def make_interaction(shape: ModelShape, device: torch.device, triton: bool) -> nn.Module:
+    """The module that combines the bottom MLP's output with the T pooled vectors.
+
+    Args:
+        shape: the model's.
+        device: where it computes.
+        triton: one kernel does it each way.
+    """
+    if shape.interaction == "cat":
+        return CatInteraction()
+    return DotInteraction(len(shape.tables) + 1, shape.itself, device, triton)

@@ -150,7 +150,7 @@ class DenseRowGradients:
 
     def __len__(self) -> int:
         """The number of sums."""
-        return len(self._rows)
+        return len(self._sums)
 
 
 def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:

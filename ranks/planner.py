@@ -73,7 +73,7 @@ def plan_tables(
             raise UserError(
                 f"tables need {_gb(cost.bytes_held)} GB on rank {fullest},"
                 f" --card-memory={card_bytes / 1e9:g} GB:"
-                f" {_what_would_do(tables, sharding, workload, card_bytes)}"
+                f" {what_would_do(tables, sharding, workload, card_bytes)}"
             )
     return placement
 
@@ -200,10 +200,17 @@ def _excess(costs: Sequence[RankCost], ids: float) -> float:
     )  # fmt: skip
 
 
-def _what_would_do(
+def what_would_do(
     tables: Sequence[LogicalTable], sharding: Sharding, workload: Workload, card_bytes: float
 ) -> str:
-    """How many ranks would do, and if none would, how many with tables that are cut."""
+    """A few words on how many ranks would do, or would with tables that are cut if none does.
+
+    Args:
+        tables: all tables.
+        sharding: how tables are spread.
+        workload: of a step.
+        card_bytes: bytes that tables may take on a rank.
+    """
     enough = fewest_ranks(tables, sharding, workload, card_bytes)
     if enough:
         return f"{_ranks(enough)} would do"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ranks.model_shape import ModelShape
 from ranks.placement import EVERY_RANK, LogicalTable, Matrix, Part, Placement
+from ranks.process import Process
 from reporting.drawing import (
     GAP,
     Arrow,
@@ -96,6 +97,19 @@ class Network(ModelShape):
     def rows(self) -> str:
         """The letter for the rows of a batch that one rank computes."""
         return "b" if self.has_ranks else "B"
+
+
+def plot_if_asked(
+    options: argparse.Namespace, shape: ModelShape, placement: Placement, process: Process
+) -> None:
+    """Draw the model into the current folder, on the first rank, with --plot-compute-graph.
+
+    Raises:
+        RankError: the file cannot be written.
+    """
+    if options.plot_compute_graph and process.is_first:
+        network = Network.from_options(options, shape, placement)
+        print(f"compute graph: {plot_compute_graph(network)}", flush=True)
 
 
 def plot_compute_graph(network: Network) -> Path:

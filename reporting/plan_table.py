@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 
 from ranks.placement import LogicalTable, Placement
 from ranks.plan_costs import RankCost, Workload, fullest_rank, rank_costs
-from ranks.planner import Sharding
+from ranks.planner import Sharding, what_would_do
 
 _MOST_LINES = 64  # of ranks, and of cut tables
 _ENDS = 8  # ranks that are shown at either end where there are too many
@@ -165,5 +165,8 @@ def _memory(plan: Plan, costs: Sequence[RankCost]) -> str:
     needed = f"{cost.bytes_held / 1e9:.4g} GB"
     if plan.card_bytes is None:
         return f"a card needs {needed} for tables (rank {rank}), and more for the rest of a step"
-    verb = "fits" if cost.bytes_held <= plan.card_bytes else "does not fit"
-    return f"{verb} --card-memory={plan.card_bytes / 1e9:g} GB: tables take {needed} on rank {rank}"
+    given = f"--card-memory={plan.card_bytes / 1e9:g} GB: tables take {needed} on rank {rank}"
+    if cost.bytes_held <= plan.card_bytes:
+        return f"fits {given}"
+    more = what_would_do(plan.tables, plan.sharding, plan.workload, plan.card_bytes)
+    return f"does not fit {given}; {more}"
