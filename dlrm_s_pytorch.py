@@ -368,7 +368,7 @@ class Trainer:
         self.options, self.process, self.data, self.reporter = options, process, data, reporter
         self.execution = Execution.from_options(options, process.device)
         name, draws = options.optimizer, not checkpoints.will_restore
-        layout = TableLayout.from_options(options, architecture, process.world_size)
+        layout = TableLayout.from_options(options, architecture, process)
         self.model = DLRM_Net(architecture, process, name, self.execution, layout, draws)
         self.num_batches = num_batches_of_epoch(options, data)
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
@@ -378,7 +378,8 @@ class Trainer:
         chunking = Chunking.of_data(len(data.train), size, process, self.execution)
         self.step = TrainingStep(parts, process, self.execution, chunking, skips)
         self.evaluator = Evaluator(options, process, self.model, self.execution)
-        self.progress, self.losses, self.place = Progress(), LossMeter(process, skips), Place()
+        self.progress = Progress(is_seeded=layout.seed is not None)
+        self.losses, self.place = LossMeter(process, skips), Place()
         self.checkpoints = checkpoints
         self.state = make_model_state(options, process, data, self.model, parts)
         self.continues = False  # from a model file or a checkpoint: weights are not fresh
@@ -672,7 +673,7 @@ def draw_if_asked(options: argparse.Namespace, prepared: Prepared | None, proces
     """Draw the model, with --plot-compute-graph, or see that it can be made, with --dry-run."""
     if options.plot_compute_graph or options.dry_run:
         shape = make_architecture(options, prepared)
-        placement = TableLayout.from_options(options, shape, process.world_size).placement
+        placement = TableLayout.from_options(options, shape, process).placement
         plot_if_asked(options, shape, placement, process)
 
 
@@ -681,7 +682,7 @@ def predict_rows(options: argparse.Namespace, process: Process) -> int:
     data = ServedData.from_options(options)
     execution = Execution.from_options(options, process.device)
     architecture = Architecture.from_options(options, data.num_rows, NUM_DENSE)
-    layout = TableLayout.from_options(options, architecture, process.world_size)
+    layout = TableLayout.from_options(options, architecture, process)
     model = DLRM_Net(architecture, process, "sgd", execution, layout, draws=False)
     load_parameters(options.load_model, model, model.emb_l)
     out = sys.stderr if process.is_first else io.StringIO()

@@ -29,7 +29,8 @@ from engine.model_file import ModelState
 from engine.progress import Progress
 from engine.value_checks import LARGEST
 
-LATER_NAMES = ("since_best_accuracy", "since_best_auc")  # of Progress; old checkpoints lack them
+# of Progress; old checkpoints lack them
+LATER = {"since_best_accuracy": 0, "since_best_auc": 0, "is_seeded": False}
 
 
 class Seekable(Protocol):
@@ -170,7 +171,7 @@ def progress_of(values: dict[str, Any]) -> Progress:
         ValueError: it describes none.
     """
     readers: dict[type, Any] = {bool: bool_of, int: whole_of, float: number_of}
-    values = dict.fromkeys(LATER_NAMES, 0) | values
+    values = LATER | values
     kinds = {name: type(value) for name, value in vars(Progress()).items()}
     progress = Progress(**{name: readers[kind](values, name) for name, kind in kinds.items()})
     if progress.resume_iter > progress.iter:

@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that the process runs in, has left."""
+"""How much memory this machine, or the container that the process runs in, has, and has left."""
 
 import contextlib
 import re
@@ -7,6 +7,18 @@ from pathlib import Path
 
 MACHINE = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup")  # of this process, as containers mount it
+
+
+def whole_memory() -> int:
+    """Bytes of the machine or the container; as many as can be counted if nobody says."""
+    found = [sys.maxsize]
+    with contextlib.suppress(OSError):
+        machine = re.search(r"^MemTotal:\s*(\d+) kB", MACHINE.read_text(), re.M)
+        if machine:
+            found.append(1024 * int(machine[1]))
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int((CONTAINER / "memory.max").read_text()))  # "max" if there is no limit
+    return min(found)
 
 
 def free_memory() -> int:

@@ -21,6 +21,11 @@ def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device.type).get_device_name(device))
 
 
+def card_memory(device: torch.device) -> int:
+    """Bytes that an NVIDIA GPU has."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a card computes in bfloat16 itself, not through float32."""
     if device.type == "cuda":  # torch.cuda also counts what it emulates, unless asked not to

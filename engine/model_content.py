@@ -25,6 +25,8 @@ PROGRESS_NAMES = (
 SINCE_BEST = "since_best"
 WEIGHTS = ("weight", "pooling")  # names of row tensors that are parameters, not state
 SERVING = "serving"  # the key of the serving facts
+INITIAL_VALUES = "initial_values"
+SEEDED, ORIGINAL = "seeded", "original"  # what it may be; files without it are the original's
 Value = torch.Tensor | StreamedTensor
 
 
@@ -59,7 +61,7 @@ class RunFacts:
 def make_content(
     facts: RunFacts, parameters: Mapping[str, Value], states: Sequence[Mapping[str, Value]]
 ) -> dict[str, Any]:
-    """The content of a model file, whose keys are the original's and six of ours.
+    """The content of a model file, whose keys are the original's and seven of ours.
 
     Args:
         facts: what it tells beside tensors.
@@ -88,6 +90,7 @@ def make_content(
         "generators": dict(facts.generators),
         "loss_scale": list(facts.loss_scale),
         "joins": list(facts.joins),
+        INITIAL_VALUES: SEEDED if progress.is_seeded else ORIGINAL,
         **({SERVING: dict(facts.serving)} if facts.serving is not None else {}),
     }
 

@@ -1,9 +1,10 @@
 """Model files: one file with the original's keys, however many ranks there are.
 
-Six keys are ours: `progress` (batches done and best metrics), `since_best` (evaluations since the
+Seven keys are ours: `progress` (batches done and best metrics), `since_best` (evaluations since the
 best accuracy, the best AUC), `generators`, `loss_scale`, `joins` (how each table's matrices are
-joined: those of --qr-operation=mult look like those of add) and `serving` (what has to be known to
-score rows). A file of the original has none of them: a run continues from its epoch and iter.
+joined: those of --qr-operation=mult look like those of add), `initial_values` (the flag of that
+name, when tables were drawn) and `serving` (what has to be known to score rows). A file of the
+original has none of them: a run continues from its epoch and iter.
 The categories of the tables' rows are in a file of their own, `DLRM.vocabulary` beside `DLRM.pth`.
 """
 

@@ -26,6 +26,8 @@ class Progress:
         saved_epoch, saved_iter: epoch and iter of the model file that this run has written last;
             iter 0: it has written none.
         saved: whether this run has written a model file.
+        is_seeded: tables began with --initial-values=seeded, in this run or in the one that it
+            continues.
     """
 
     epoch: int = 0
@@ -46,6 +48,7 @@ class Progress:
     saved_epoch: int = field(default=0, compare=False)
     saved_iter: int = field(default=0, compare=False)
     saved: bool = field(default=False, compare=False)
+    is_seeded: bool = False
 
     def note_batch(self, epoch: int, it: int) -> None:
         """Note that batch `it` of an epoch, from 1, is done."""

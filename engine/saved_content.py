@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from engine.model_content import PROGRESS_NAMES, SERVING, SINCE_BEST
+from engine.model_content import (
+    INITIAL_VALUES,
+    ORIGINAL,
+    PROGRESS_NAMES,
+    SEEDED,
+    SERVING,
+    SINCE_BEST,
+)
 from engine.progress import Progress
 from engine.serving_facts import ServingFacts
 from engine.value_checks import LARGEST, ValueChecks, Wanted, is_number, is_plain, shown
@@ -127,7 +134,15 @@ class SavedContent:
             auc=number_or_nan("auc", 0, 1),
             since_best_accuracy=since_best[0],
             since_best_auc=since_best[1],
+            is_seeded=self._is_seeded(),
         )
+
+    def _is_seeded(self) -> bool:
+        """Whether the tables began with --initial-values=seeded."""
+        saved = self._content.get(INITIAL_VALUES, ORIGINAL)
+        if not isinstance(saved, str) or saved not in (SEEDED, ORIGINAL):
+            raise self._check.fault(INITIAL_VALUES, shown(saved), f"{ORIGINAL} or {SEEDED}")
+        return saved == SEEDED
 
     def _since_best(self) -> list[int]:
         """Evaluations since the best accuracy and the best AUC; files of before have none."""

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
+from common.errors import RankError
 from common.flags import number_in
+from common.free_memory import whole_memory
+from common.launch import Launch
+from devices.card import card_memory
 from devices.execution import LOWER_PRECISION
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from ranks.model_shape import ModelShape
 from ranks.placement import Matrix, Placement, place_tables
-from ranks.plan_costs import Workload
-from ranks.planner import plan_tables
+from ranks.plan_costs import Workload, rank_costs
+from ranks.planner import plan_tables, what_would_do
+from ranks.process import Process
 from reporting.plan_table import Plan, plan_lines
 
 _WIRES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,18 +83,45 @@ class TableLayout:
 
     @classmethod
     def from_options(
-        cls, options: argparse.Namespace, shape: ModelShape, world_size: int
+        cls, options: argparse.Namespace, shape: ModelShape, process: Process
     ) -> "TableLayout":
-        """How the flags want the tables of a model to be laid out on so many ranks.
+        """How the flags want the tables of a model to be laid out on the ranks.
 
         Raises:
             UserError: they need more than --card-memory.
+            RankError: they need more than this rank's card or machine has.
         """
         workload, card_bytes = workload_of(options, shape), _card_bytes(options)
         tables, sharding = shape.tables, options.sharding
-        placement = plan_tables(tables, world_size, sharding, workload, card_bytes)
+        placement = plan_tables(tables, process.world_size, sharding, workload, card_bytes)
+        _check_memory(Plan(tables, sharding, placement, workload), process)
         seed = options.numpy_rand_seed if options.initial_values == "seeded" else None
         return cls(placement, _WIRES[options.exchange_type], seed)
+
+
+def _check_memory(plan: Plan, process: Process) -> None:
+    """Raise a RankError if this rank's device cannot hold its tables, whatever else is there.
+
+    Ranks on CPUs share their machine's memory. How much an NPU has is not asked.
+    """
+    held, launch = rank_costs(plan.placement, plan.workload), Launch.from_environment()
+    if process.device.type == "cpu":
+        first = launch.rank - launch.local_rank
+        needed = sum(one.bytes_held for one in held[first : first + launch.local_world_size])
+        there = whole_memory()
+        total = sum(one.bytes_held for one in held)
+        where, more = "this machine", f"{math.ceil(total / there)} such machines would do"
+    elif process.device.type == "cuda":
+        needed, there = held[process.rank].bytes_held, card_memory(process.device)
+        more = what_would_do(plan.tables, plan.sharding, plan.workload, there)
+        where = f"{process.device}"
+    else:
+        return
+    if needed > there:
+        raise RankError(
+            f"tables need {needed / 1e9:.4g} GB on {where}, which has {there / 1e9:.4g} GB: {more};"
+            " smaller tables need less (--max-ind-range, --arch-sparse-feature-size)"
+        )
 
 
 def _card_bytes(options: argparse.Namespace) -> float | None:

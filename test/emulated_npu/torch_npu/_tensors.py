@@ -197,6 +197,13 @@ def _pin_memory(self, device=None):
     return pinned
 
 
+class _Generator(torch.Generator):
+    """A generator of any device, whose numbers the host draws."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu")
+
+
 def install():
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _empty, "PrivateUse1")
@@ -206,3 +213,4 @@ def install():
     library.impl("repeat_interleave.self_Tensor", _not_reached, "PrivateUse1")
     _kept.append(library)
     torch.Tensor.pin_memory, torch.Tensor.is_pinned = _pin_memory, is_pinned
+    torch.Generator = _Generator
