@@ -1,0 +1,213 @@
+"""Steps on several CPU ranks: time, bytes sent, and how much of the exchange other work hides.
+
+    python bench/ranks.py [--ranks 1,2,4,8] [--sharding table,auto,row] [--exchange-type float32]
+
+The scripts' network on the yardstick's rows and tables, in batches of 2048 over all ranks. Figures
+are medians over the steps of the rank that they are largest on:
+
+    sent      bytes that leave a rank in a step, by collective; a sum over ranks counts as on a ring
+    planned   what the planner says; of cut tables with ids spread evenly over rows
+    largest   most bytes that a rank sends, over the mean
+    waits     ms in which a rank waits for vectors, gradients and sums
+    at once   the same if it waits for each as soon as it has begun it
+    hidden    the share of `at once` that other work hides
+
+Ranks that share cores compute more slowly the more there are, and send through memory: ms a step
+say nothing about a cluster. Bytes, their balance and the hidden share do.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dlrm_s_pytorch as dlrm
+
+# isort: split
+import torch
+import torch.distributed as dist
+
+from bench.common import ROOT
+from bench.training import make_rows
+from common.launch import Launch
+from engine.step import TrainingStep
+from engine.table_layout import TableLayout, workload_of
+from ranks import collectives
+from ranks.plan_costs import rank_costs
+from ranks.process import Process
+
+MODEL = (
+    "--arch-sparse-feature-size=64 --arch-mlp-bot=13-512-256-64 --arch-mlp-top=512-512-256-1"
+    " --loss-function=bce --memory-map --tensor-board-filename= --print-freq=1000000"
+)
+WARM_UP = 5
+HEADER = (
+    f"{'ranks, sharding, type':<24} {'ms a step':>9} {'MB sent':>8} {'planned':>8} {'largest':>7}"
+    f" {'waits ms':>8} {'at once':>8} {'hidden':>7}"
+)
+
+
+class Counters:
+    """What a rank has sent and waited for since it was asked last.
+
+    Attributes:
+        sent: bytes to other ranks.
+        waited: seconds of waiting for vectors, gradients and sums.
+    """
+
+    def __init__(self) -> None:
+        self.sent = self.waited = 0.0
+
+    def take(self) -> tuple[float, float]:
+        """(sent, waited), which begin anew."""
+        found = self.sent, self.waited
+        self.sent = self.waited = 0.0
+        return found
+
+    def all_to_all(self, send: Any) -> Any:
+        """The collective, counted."""
+
+        def counted(received: Any, sent: Any, receive: Any, sizes: Any, **more: Any) -> Any:
+            self.sent += (sum(sizes) - sizes[dist.get_rank()]) * sent.element_size()
+            return send(received, sent, receive, sizes, **more)
+
+        return counted
+
+    def all_reduce(self, reduce: Any) -> Any:
+        """The collective, counted as on a ring."""
+
+        def counted(tensor: Any, *words: Any, **more: Any) -> Any:
+            ranks = dist.get_world_size()
+            self.sent += 2 * (ranks - 1) * tensor.numel() * tensor.element_size() / ranks
+            return reduce(tensor, *words, **more)
+
+        return counted
+
+    def pending(self, at_once: bool) -> type:
+        """A collective that measures how long it is waited for: those of floats alone."""
+        counters = self
+
+        class Measured(collectives.Pending):
+            def __init__(self, process: Any, begin: Any, tensors: Any) -> None:
+                super().__init__(process, begin, tensors)
+                self._is_over, self._counts = False, tensors[0].is_floating_point()
+                if at_once:
+                    self.wait()
+
+            def wait(self) -> None:
+                began = time.perf_counter()
+                if not self._is_over:
+                    super().wait()
+                    self._is_over = True
+                if self._counts:
+                    counters.waited += time.perf_counter() - began
+
+        return Measured
+
+
+def run_as_rank(file: str, at_once: bool, flags: list[str]) -> None:
+    """Train as one rank and leave its figures of all steps: seconds, bytes sent, seconds waited."""
+    counters, steps = Counters(), []
+    step = TrainingStep.run
+
+    def measured(self: TrainingStep, *words: Any) -> Any:
+        counters.take()
+        began = time.perf_counter()
+        found = step(self, *words)
+        steps.append((time.perf_counter() - began, *counters.take()))
+        return found
+
+    with (
+        mock.patch.object(TrainingStep, "run", measured),
+        mock.patch.object(collectives, "Pending", counters.pending(at_once)),
+        mock.patch.object(dist, "all_to_all_single", counters.all_to_all(dist.all_to_all_single)),
+        mock.patch.object(dist, "all_reduce", counters.all_reduce(dist.all_reduce)),
+    ):
+        dlrm.main(flags)
+    rank = Launch.from_environment().rank
+    Path(f"{file}.{rank}").write_text(json.dumps(steps[WARM_UP:]))
+
+
+def measure(ranks: int, flags: list[str], at_once: bool = False) -> list[list[float]]:
+    """For each rank, medians of a step: seconds, bytes sent, seconds waited.
+
+    Raises:
+        SystemExit: a rank has failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        own = [__file__, f"--as-rank={folder}/figures", f"--flags={' '.join(flags)}"]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command = [sys.executable, *launcher, *own, *(["--at-once"] if at_once else [])]
+        variables = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{ranks} ranks ended with {done.returncode}: {done.stderr[-2000:]}")
+        files = [Path(f"{folder}/figures.{rank}") for rank in range(ranks)]
+        of_ranks = [json.loads(file.read_text()) for file in files]
+    return [[statistics.median(column) for column in zip(*one, strict=True)] for one in of_ranks]
+
+
+def planned(ranks: int, flags: list[str]) -> float:
+    """Most bytes that a rank sends in a step, as the planner has it."""
+    options = dlrm.parse_options(flags)
+    shape = dlrm.make_architecture(options, dlrm.prepare_data(options))
+    process = Process(0, ranks, 0, torch.device("cpu"), "gloo")
+    placement = TableLayout.from_options(options, shape, process).placement
+    return max(cost.bytes_sent for cost in rank_costs(placement, workload_of(options, shape)))
+
+
+def line(ranks: int, sharding: str, wire: str, flags: list[str]) -> str:
+    """A line of the table."""
+    flags = [*flags, f"--sharding={sharding}", f"--exchange-type={wire}"]
+    found = measure(ranks, flags)
+    seconds, sent, waited = (max(column) for column in zip(*found, strict=True))
+    at_once = max(one[2] for one in measure(ranks, flags, at_once=True)) if ranks > 1 else 0.0
+    mean = statistics.mean(one[1] for one in found)
+    return (
+        f"{f'{ranks}, {sharding}, {wire}':<24} {1e3 * seconds:>9.1f} {1e-6 * sent:>8.3f}"
+        f" {1e-6 * planned(ranks, flags):>8.3f} {sent / mean if mean else 1:>7.2f}"
+        f" {1e3 * waited:>8.2f} {1e3 * at_once:>8.2f}"
+        + (f" {1 - waited / at_once:>7.0%}" if at_once else "")
+    )
+
+
+def main() -> int:
+    """Print the table, or run as a rank of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ranks", default="1,2,4,8", help="numbers of ranks")
+    parser.add_argument("--sharding", default="table,auto,row", help="ways to spread tables")
+    parser.add_argument("--exchange-type", default="float32", help="types on the wire")
+    parser.add_argument("--batch", type=int, default=2048, help="rows a step, over all ranks")
+    parser.add_argument("--steps", type=int, default=40, help=f"{WARM_UP} of them are not counted")
+    parser.add_argument("--flags", default="", help="more flags of all runs, or those of a rank")
+    parser.add_argument("--as-rank", help=argparse.SUPPRESS)
+    parser.add_argument("--at-once", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.as_rank:
+        run_as_rank(options.as_rank, options.at_once, options.flags.split())
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        make_rows(Path(folder), options.batch * options.steps)
+        sizes = [f"--data_path={folder}", f"--mini-batch-size={options.batch}"]
+        flags = [*MODEL.split(), *sizes, *options.flags.split()]
+        print(HEADER, flush=True)
+        for ranks in map(int, options.ranks.split(",")):
+            ways = options.sharding.split(",") if ranks > 1 else ["auto"]
+            types = options.exchange_type.split(",") if ranks > 1 else ["float32"]
+            for sharding, wire in itertools.product(ways, types):
+                print(line(ranks, sharding, wire, flags), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
