@@ -5,7 +5,10 @@ written into them, and the checksums of the zip file are put right. The file is 
 torch.save makes of the whole content, to the byte.
 """
 
+import math
+import mmap
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +23,7 @@ _ENTRY, _ENTRY_BYTES = struct.Struct("<HHH"), 46
 _LENGTHS_IN_HEADER, _LENGTHS_IN_ENTRY = 26, 28
 _CRC_IN_HEADER, _CRC_IN_ENTRY, _CRC_IN_DESCRIPTOR = 14, 16, 4
 _HAS_DESCRIPTOR = 1 << 3  # the checksum stands behind the bytes, not before them
+_UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _ID = ".data/serialization_id"
 _ID_DIGITS = 20
 
@@ -99,7 +103,7 @@ def _outlined(value: Any, tensors: list[tuple[torch.Tensor, Blocks | None]]) -> 
         tensors: all tensors are appended to it, in pickle's order, with the blocks of their rows.
     """
     if isinstance(value, StreamedTensor):
-        tensors.append((torch.empty(value.shape, dtype=value.dtype), value.blocks))
+        tensors.append((_without_memory(value), value.blocks))
         return tensors[-1][0]
     if isinstance(value, torch.Tensor):
         tensors.append((value, None))
@@ -108,6 +112,17 @@ def _outlined(value: Any, tensors: list[tuple[torch.Tensor, Blocks | None]]) -> 
     elif isinstance(value, list | tuple):
         return type(value)(_outlined(item, tensors) for item in value)
     return value
+
+
+def _without_memory(tensor: StreamedTensor) -> torch.Tensor:
+    """A tensor that takes addresses, but no memory, and that limits of memory do not count."""
+    num_bytes = math.prod(tensor.shape) * tensor.dtype.itemsize
+    if not hasattr(torch.serialization, "skip_data") or not num_bytes:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    pages = mmap.mmap(-1, num_bytes, flags=_UNTOUCHED, prot=mmap.PROT_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
 
 
 def _fill_in_memory(tensor: torch.Tensor, blocks: Blocks) -> None:
