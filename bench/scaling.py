@@ -35,7 +35,7 @@ ASSUMPTIONS = (
     ("cards", "cards in a host", 8, 8, "HGX H200; Atlas 800T A2"),
     ("gb", "GB of memory of a card", 141, 64, "data sheets"),
     ("memory", "TB/s, memory, reached", 2.8, 1.1,
-     "docs/gpu.md's estimates; 0.7 of 1.6 on the data sheet"),
+     "assumed by the models' estimates; 0.7 of 1.6 on the data sheet"),
     ("inside", "GB/s each way of a card in its host", 450, 196,
      "NVLink 4: 900 both ways; HCCS: 392 both ways"),
     ("outside", "GB/s each way of a card between hosts", 50, 25,
@@ -88,7 +88,7 @@ class Model:
     """A model and its estimated times on an H200 with --amp=bf16 --cuda-graphs.
 
     Attributes:
-        name, dim, bottom, top: as docs/gpu.md has them; Criteo's tables.
+        name, dim, bottom, top: its name, D, and the widths of its MLPs; Criteo's tables.
         fixed_us: of a step without its tables, whatever its rows.
         row_ns: more for each row of the card's share.
         forward_ns, backward_ns: of row_ns, those of the bottom MLP.
@@ -124,10 +124,10 @@ class Model:
         return sum((n + 1) * m for n, m in (*pairwise(widths), *pairwise(top)))
 
 
-# A: estimates of 1430 us at batch 32768 and of 350 at 2048, of which 205 and 19 are for tables,
-# give a line. B: 4640 us at 65536, 690 of them for tables; what is fixed is A's and 34 us more for
-# the update of more parameters. The bottom MLP has 20 % of A's products and 39 % of its
-# activations, 7 and 24 % of B's.
+# Sums of kernels, estimated one by one; real steps may take up to 1.4 times as long. A: 1430 us at
+# batch 32768 and 350 at 2048, of which 205 and 19 are for tables, give a line. B: 4640 us at 65536,
+# 690 of them for tables; what is fixed is A's and 34 us more for the update of more parameters.
+# The bottom MLP has 20 % of A's products and 39 % of its activations, 7 and 24 % of B's.
 MODELS = {
     "A": Model("A", 64, "13-512-256-64", "512-512-256-1", 271, 29.1, 2.0, 4.9, 0.088, 0.153),
     "B": Model("B", 128, "13-512-256-128", "1024-1024-512-256-1", 305, 55.6, 2.0, 4.5, 0.17, 0.235),
