@@ -3,10 +3,11 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, shell
 
-from bench import evaluation, gpu, random_data
+from bench import capacity, evaluation, gpu, random_data, scaling
 from bench.training import Case
 
 
@@ -103,3 +104,52 @@ def test_a_checkpoints_costs_are_told_beside_torchs(tmp_path):
     )
     assert found == ["save 0.002 GB", "read 0.002 GB", "first copy", "later copies"], printed
     assert list(tmp_path.iterdir()) == []
+
+
+H200, AMP = scaling.MACHINES["H200"], scaling.RUNS[0]
+
+
+@pytest.mark.parametrize("rows, microseconds", [(32768, 1430), (2048, 350)])
+def test_scaling_begins_with_the_estimates_of_one_card(rows, microseconds):
+    setting = scaling.Setting(scaling.MODELS["A"], H200, AMP)
+    assert scaling.step(setting, 1, rows).total == pytest.approx(microseconds, rel=0.02)
+
+
+def test_an_exchange_takes_as_long_as_its_slower_link():
+    """Of 15 MB to 15 ranks, 7 MB stay in the host, and 8 MB leave it by a port of 50 GB/s."""
+    assert scaling.all_to_all(H200, 15e6, 16) == pytest.approx(20 + 8 + 8e6 / 50e3 / 0.8)
+    assert scaling.all_to_all(H200, 7e6, 8) == pytest.approx(20 + 7e6 / 450e3 / 0.8)
+
+
+def test_a_sum_over_hosts_is_of_each_cards_share():
+    inside, outside = 2 * 8e6 * 7 / 8 / 450e3, 2 * 1e6 * 3 / 4 / 50e3
+    found = scaling.all_reduce(H200, 8e6, 32)
+    assert found == pytest.approx(20 + 2 * 2 * 10 + (inside + outside) / 0.8)
+
+
+def test_scaling_is_told_for_a_fixed_share_and_for_a_fixed_batch(capsys, monkeypatch):
+    flags = ["--model=B", "--machine=Ascend 910", "--cards=1,8,16"]
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *flags])
+    assert scaling.main() == 0
+    text = capsys.readouterr().out
+    form = r"^(\d+) cards, ([\d,]+) rows +([\d,]+) +([\d.]+) +[\d.]+%  card ([\d.]+) (.*)$"
+    lines = re.findall(form, text, re.M)
+    assert [(cards, rows) for cards, rows, *_ in lines] == 3 * [
+        ("8", "262,144"), ("16", "524,288"), ("8", "65,536"), ("16", "65,536"),
+    ]  # fmt: skip
+    assert text.count("96 GB of tables") == 6, "one card holds 64 GB"
+    for _, rows, speed, ms, card, parts in lines:
+        rows, speed = (int(number.replace(",", "")) for number in (rows, speed))
+        assert speed == pytest.approx(1e3 * rows / float(ms), rel=0.01)
+        *seen, hidden = (float(number) for number in re.findall(r"[\d.]+", parts))
+        assert float(ms) == pytest.approx(max(2.9, float(card) + sum(seen)), abs=0.05)
+        assert hidden > 0
+
+
+def test_shares_of_ids_on_the_parts_of_a_table():
+    ids = capacity.number_by_first_appearance(np.array([7, 7, 3, 9, 3, 5]))
+    assert ids.tolist() == [0, 0, 1, 2, 1, 3]
+    found = capacity.shares(ids // 2, 2, batch=3)
+    assert found.tolist() == [[1, 0], [pytest.approx(1 / 3), pytest.approx(2 / 3)]]
+    (line, *_) = capacity.column_lines("few", np.array([0, 0, 0, 1, 1, 1]), 3)
+    assert re.search(r"few, 2 rows, 2 parts .* 100.0% ", line), "in order, a batch has one id"
