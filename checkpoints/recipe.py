@@ -31,6 +31,7 @@ FREE = frozenset(
         # checkpoints
         "save_every", "save_minutes", "keep", "resume", "on_nan",
         # devices and ranks
+        "sharding", "card_memory", "print_plan",
         "use_npu", "use_gpu", "local_rank", "dist_backend", "dist_timeout", "world_size",
         "sync_dense_params", "fused_optimizer", "one_lookup", "static_shapes", "pin_memory",
         "copy_stream", "jit_compile", "cuda_graphs", "tf32", "triton",
@@ -38,6 +39,8 @@ FREE = frozenset(
         "dataset_multiprocessing", "max_bad_lines", "data_set",
     }
 )  # fmt: skip
+# what runs did that had no such flags yet
+BEFORE = {"exchange_type": "float32", "initial_values": "original"}
 ROWS_COMPARED = 1000  # first and last training rows
 Recipe = tuple[Mapping[str, Any], Mapping[str, Any]]  # flags_of, facts_of
 MOST_SHOWN = 100  # numbers of a flag in a message
@@ -71,6 +74,7 @@ def check_same(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> N
         then: the checkpoint's flags.
         now: those of this run.
     """
+    then = {name: value for name, value in BEFORE.items() if name in now} | dict(then)
     different = [
         f"--{readable(name).replace('_', '-')} was {_then_and_now(name, then, now, ', is ')}"
         for name in sorted({*then, *now})

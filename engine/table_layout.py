@@ -52,7 +52,8 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         "--exchange-type",
         choices=tuple(_WIRES),
         default="float32",
-        help="how vectors and their gradients travel; 16 bits: half the bytes, rounded",
+        help="how vectors and their gradients travel; 16 bits: half the bytes, rounded; vectors of"
+        " --amp have 16 bits already",
     )
     flag(
         "--initial-values",

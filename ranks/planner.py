@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.shares import share_of_rows
 from ranks.placement import EVERY_RANK, LogicalTable, Matrix, Part, Placement, place_tables
 from ranks.plan_costs import FLOAT_BYTES, ID_BYTES, RankCost, Workload, fullest_rank, rank_costs
-from ranks.rank_filling import Load, Rule, cut_rows, whole_ranks
+from ranks.rank_filling import Load, Rule, cut_rows, one_part_each, whole_ranks
 
 # How tables are spread over ranks:
 #   auto   tiny ones are shared, others are whole or cut so that ranks have equal loads
@@ -146,12 +146,24 @@ def _candidates(
         for load, rank in zip(loads, whole_ranks(loads, world_size), strict=True)
     }
     yield _Shares(matrices, common | whole).placement(world_size)
+    if len(loads) <= world_size:
+        yield _with_cuts(matrices, common, one_part_each(loads, world_size), world_size)
     # ranks may have equal numbers of parts, or of lookups, which differ where ids are routed
     for ways in product(_TOLERANCES, _MORE_LOOKUPS, sorted({False, workload.is_routed})):
-        rows = defaultdict(list, common)
-        for matrix, rank, num_rows in cut_rows(loads, world_size, Rule(*ways)):
-            rows[matrix.key].append((rank, num_rows))
-        yield _Shares(matrices, rows).placement(world_size)
+        yield _with_cuts(matrices, common, cut_rows(loads, world_size, Rule(*ways)), world_size)
+
+
+def _with_cuts(
+    matrices: Sequence[Matrix],
+    common: Mapping[str, list[tuple[int, int]]],
+    cuts: Sequence[tuple[Matrix, int, int]],
+    world_size: int,
+) -> Placement:
+    """The placement of shared matrices, and of (matrix, rank, rows) of all others."""
+    rows = defaultdict(list, common)
+    for matrix, rank, num_rows in cuts:
+        rows[matrix.key].append((rank, num_rows))
+    return _Shares(matrices, rows).placement(world_size)
 
 
 def _shares_of_all(matrices: Sequence[Matrix]) -> dict[str, list[tuple[int, int]]]:

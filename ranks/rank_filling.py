@@ -3,8 +3,10 @@
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heapreplace
 from itertools import accumulate
 
+from common.shares import split_evenly
 from ranks.placement import Matrix
 
 
@@ -88,6 +90,31 @@ def whole_ranks(loads: Sequence[Load], world_size: int) -> list[int]:
         held[rank] += loads[k].num_bytes
         lookups[rank] += ids
     return rank_of
+
+
+def one_part_each(loads: Sequence[Load], world_size: int) -> list[tuple[Matrix, int, int]]:
+    """Cut loads into as many parts as there are ranks, so that the largest part is small.
+
+    A rank with one part sends the fewest bytes; the loads are not quite even.
+
+    Args:
+        loads: whole matrices, at most as many as there are ranks.
+        world_size: number of ranks.
+
+    Returns:
+        (matrix, rank, rows); the rows of a matrix follow one another in the order of the ranks.
+    """
+    largest = [(-load.num_bytes, k, 1) for k, load in enumerate(loads)]  # of parts; their number
+    heapify(largest)
+    for _ in range(world_size - len(loads)):
+        _, k, count = largest[0]
+        heapreplace(largest, (-loads[k].num_bytes / (count + 1), k, count + 1))
+    parts = [
+        (loads[k].matrix, num_rows)
+        for _, k, count in sorted(largest, key=lambda one: one[1])
+        for num_rows in split_evenly(loads[k].num_rows, count)
+    ]
+    return [(matrix, rank, num_rows) for rank, (matrix, num_rows) in enumerate(parts) if num_rows]
 
 
 def cut_rows(loads: Sequence[Load], world_size: int, rule: Rule) -> list[tuple[Matrix, int, int]]:

@@ -24,7 +24,7 @@ num_indices_per_lookup num_indices_per_lookup_fixed rand_data_dist rand_data_min
 rand_data_mu rand_data_sigma data_trace_file data_trace_enable_padding data_randomize
 max_ind_range data_sub_sample_rate memory_map mlperf_bin_loader mlperf_bin_shuffle numpy_rand_seed
 mini_batch_size learning_rate optimizer lr_num_warmup_steps lr_decay_start_step lr_num_decay_steps
-mlperf_grad_accum_iter amp
+mlperf_grad_accum_iter amp exchange_type initial_values
 """.split()
 
 
@@ -84,6 +84,14 @@ def test_each_of_them_is_compared(name):
 
 def test_a_free_flag_may_change_even_if_an_earlier_version_compared_it():
     check_same("here", {"seed": 1, "nepochs": 3, "save_every": 5}, {"seed": 1, "nepochs": 4})
+
+
+def test_a_checkpoint_from_before_a_flag_did_what_is_its_default():
+    now = flags_of(dlrm.parse_options([]))
+    then = {name: now[name] for name in now if name not in ("exchange_type", "initial_values")}
+    check_same("here", then, now)
+    with pytest.raises(UserError, match="--exchange-type was float32, is bf16"):
+        check_same("here", then, now | {"exchange_type": "bf16"})
 
 
 def test_a_flag_that_one_version_does_not_have_is_named():

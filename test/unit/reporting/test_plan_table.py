@@ -76,7 +76,7 @@ def test_whether_it_fits_the_memory_of_a_card():
     assert plan_lines(fits)[-1] == "fits --card-memory=0.6 GB: tables take 0.5121 GB on rank 0"
     too_large = Plan(SMALL.tables, "auto", SMALL.placement, SMALL.workload, card_bytes=0.5e9)
     assert plan_lines(too_large)[-1] == (
-        "does not fit --card-memory=0.5 GB: tables take 0.5121 GB on rank 0"
+        "does not fit --card-memory=0.5 GB: tables take 0.5121 GB on rank 0; 3 ranks would do"
     )
 
 
