@@ -125,7 +125,7 @@ from reporting.records import EvaluationRecord, TrainingRecord
 from reporting.report import check_report_options
 from reporting.reporter import Reporter
 from reporting.reporters import make_reporter
-from reporting.run_facts import find_facts
+from reporting.run_facts import facts_of_tables, find_facts
 from reporting.run_folder import add_run_options, run_folder, use_run_folder
 
 # ---------------------------------------------------------------- options
@@ -655,8 +655,8 @@ def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
         return
     rows = {"train": data.train.num_rows, options.eval_split: data.test.num_rows}
     report = prepared.report() if prepared is not None else {}
-    placement = trainer.model.emb_l.exchange.placement
-    facts = find_facts(make_parser(), options, shape, placement, rows, trainer.process, report)
+    tables = facts_of_tables(shape.tables, trainer.model.emb_l.exchange.placement)
+    facts = find_facts(make_parser(), options, tables, rows, trainer.process, report)
     trainer.reporter.note_facts(facts)
 
 

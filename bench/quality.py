@@ -1,14 +1,16 @@
 """What speed costs in quality: AUC of the fast flags beside float32's, in pairs of equal seeds.
 
-    python bench/quality.py [--seeds 5] [--rows 6000000] [--device cuda]
+    python bench/quality.py [--seeds 5] [--rows 6000000] [--device cuda] [--ranks 1]
+    python bench/quality.py --device=cpu --ranks=2 --fast=--exchange-type=bf16
 
 Both train on the same demo data (a planted click model) from the same initial values; the rows are
 those of the last day's first half. What counts is the mean difference and its standard error.
 """
 
 import argparse
-import re
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import output, row  # noqa: E402
+from bench.common import ROOT, output, row  # noqa: E402
 
 FAST = {"cuda": "--amp=bf16 --cuda-graphs", "cpu": "--amp=bf16"}
 DAYS = 3
@@ -30,11 +32,19 @@ MODEL = (
 MOST_DIFFERENCE, MOST_ERRORS = 5e-4, 2
 
 
-def auc(folder: Path, seed: int, flags: str) -> float:
-    """Of a run."""
-    words = f"{MODEL} {flags} --numpy-rand-seed={seed} --data_path={folder}".split()
-    text = output("dlrm_s_pytorch.py", *words)
-    return float(re.findall(r" auc ([\d.]+),", text)[-1])
+def auc(folder: Path, seed: int, flags: str, ranks: int) -> float:
+    """Of a run on so many ranks."""
+    file = folder / "metrics.jsonl"
+    file.unlink(missing_ok=True)
+    words = f"{MODEL} {flags} --numpy-rand-seed={seed} --data_path={folder} --metrics-file={file}"
+    if ranks == 1:
+        output("dlrm_s_pytorch.py", *words.split())
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        program = [str(ROOT / "dlrm_s_pytorch.py"), *words.split()]
+        subprocess.run([sys.executable, *launcher, *program], check=True, capture_output=True)
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return float([one["auc"] for one in found if one["kind"] == "evaluation"][-1])
 
 
 def lines(folder: Path, options: argparse.Namespace) -> Iterator[str]:
@@ -43,9 +53,11 @@ def lines(folder: Path, options: argparse.Namespace) -> Iterator[str]:
     fast = options.fast or FAST[options.device]
     differences = []
     for seed in range(1, options.seeds + 1):
-        plain, found = (auc(folder, seed, f"{device}{flags}") for flags in ("", fast))
+        plain, found = (
+            auc(folder, seed, f"{device}{flags}", options.ranks) for flags in ("", fast)
+        )
         differences.append(found - plain)
-        yield row(f"seed {seed}, AUC", f"{found:.4f}", f"{plain:.4f}", "", f"{found - plain:+.1e}")
+        yield row(f"seed {seed}, AUC", f"{found:.6f}", f"{plain:.6f}", "", f"{found - plain:+.1e}")
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     right = abs(mean) < MOST_DIFFERENCE and abs(mean) <= MOST_ERRORS * error
@@ -65,6 +77,7 @@ def main() -> int:
     flag("--seeds", type=int, default=5, help="pairs, at least 2")
     flag("--rows", type=int, default=6_000_000, help="of all days; a sixth is evaluated")
     flag("--device", choices=tuple(FAST), default="cuda", help="what trains")
+    flag("--ranks", type=int, default=1, help="that train together")
     flag("--fast", default="", help="the flags to compare with none; default: by device")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -122,6 +122,8 @@ class SavedContent:
             expected = f"{self.epoch} and {self.iter}, as the file's epoch and iter"
             raise self._check.fault("progress.epoch and .iter", f"{epoch} and {it}", expected)
         since_best = self._since_best()
+        initial = self._content.get(INITIAL_VALUES, ORIGINAL)
+        self._check.one_of(INITIAL_VALUES, initial, (ORIGINAL, SEEDED))
         return Progress(
             epoch=epoch,
             iter=it,
@@ -134,15 +136,8 @@ class SavedContent:
             auc=number_or_nan("auc", 0, 1),
             since_best_accuracy=since_best[0],
             since_best_auc=since_best[1],
-            is_seeded=self._is_seeded(),
+            is_seeded=initial == SEEDED,
         )
-
-    def _is_seeded(self) -> bool:
-        """Whether the tables began with --initial-values=seeded."""
-        saved = self._content.get(INITIAL_VALUES, ORIGINAL)
-        if not isinstance(saved, str) or saved not in (SEEDED, ORIGINAL):
-            raise self._check.fault(INITIAL_VALUES, shown(saved), f"{ORIGINAL} or {SEEDED}")
-        return saved == SEEDED
 
     def _since_best(self) -> list[int]:
         """Evaluations since the best accuracy and the best AUC; files of before have none."""

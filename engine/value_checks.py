@@ -58,6 +58,11 @@ class ValueChecks:
         for name in sorted(set(found) - set(names), key=shown):
             raise self.fault(f"{key}[{shown(name)}]", shown(found[name]), "no value of this name")
 
+    def one_of(self, key: str, value: Any, texts: Sequence[str]) -> None:
+        """The value must be one of the texts."""
+        if not isinstance(value, str) or value not in texts:
+            raise self.fault(key, shown(value), " or ".join(texts))
+
     def whole(self, key: str, value: Any, highest: int, lowest: int = 0) -> int:
         """The value, which must be a whole number in that range."""
         is_whole = isinstance(value, int) and not isinstance(value, bool)

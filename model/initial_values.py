@@ -42,13 +42,11 @@ def draw_seeded(matrices: Iterable[tuple[Matrix, Held]], seed: int) -> None:
         place, table = (place + 1 if matrix.table == table else 0), matrix.table
         for number, (begin, size) in enumerate(_pieces(matrix)):
             for own, rows in _overlaps(held, begin, size[0]):
+                piece = own if len(own) == size[0] else own.new_empty(size)
                 generator = torch.Generator(device=own.device)
                 generator.manual_seed(_seed_of(seed, table, place, number))
-                is_whole = len(own) == size[0]
-                piece = own if is_whole else own.new_empty(size)
                 piece.uniform_(-matrix.bound, matrix.bound, generator=generator)
-                if not is_whole:
-                    own.copy_(piece[rows])
+                own.copy_(piece[rows])  # which are the same if it holds all of them
 
 
 def _seed_of(*numbers: int) -> int:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from devices.card import device_name
-from ranks.model_shape import ModelShape
-from ranks.placement import Placement
+from ranks.placement import LogicalTable, Placement
 from ranks.process import Process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,8 +70,7 @@ class RunFacts:
 def find_facts(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
-    shape: ModelShape,
-    placement: Placement,
+    tables: Sequence[TableFacts],
     rows: Mapping[str, int],
     process: Process,
     data_report: Mapping[str, Any],
@@ -82,8 +80,7 @@ def find_facts(
     Args:
         parser: the parser of the command line.
         options: the parsed command line.
-        shape: the model's shape.
-        placement: which ranks hold the rows of its tables.
+        tables: all embedding tables.
         rows: number of rows of each split.
         process: this rank.
         data_report: report.json of prepared data; empty for other data.
@@ -94,7 +91,7 @@ def find_facts(
         versions=_versions(process.device),
         data=_data(options, rows, data_report),
         missing=data_report.get("missing_rate", {}),
-        tables=_tables(shape, placement),
+        tables=tables,
         num_ranks=process.world_size,
     )
 
@@ -192,9 +189,10 @@ def _data(
     return facts
 
 
-def _tables(shape: ModelShape, placement: Placement) -> list[TableFacts]:
+def facts_of_tables(tables: Sequence[LogicalTable], placement: Placement) -> list[TableFacts]:
+    """The facts of a model's tables, whose rows are placed on ranks."""
     found = []
-    for number, table in enumerate(shape.tables):
+    for number, table in enumerate(tables):
         parts = [part for part in placement.parts if part.matrix.table == number]
         bytes_on = tuple(
             sum(_BYTES_OF_VALUE * part.num_values for part in parts if part.is_on(rank))

@@ -61,7 +61,7 @@ def test_steps_that_load_random_data_are_told_beside_those_that_do_not(tmp_path)
 @pytest.mark.slow
 def test_quality_is_told_in_pairs():
     text = bench("quality.py", "--device=cpu", "--rows=3000", "--seeds=2", "--fast=--amp=bf16")
-    pairs = re.findall(r"^seed \d, AUC +(0\.\d{4}) +(0\.\d{4}) +([-+][\d.e-]+)", text, re.M)
+    pairs = re.findall(r"^seed \d, AUC +(0\.\d{6}) +(0\.\d{6}) +([-+][\d.e-]+)", text, re.M)
     assert len(pairs) == 2
     differences = [float(fast) - float(plain) for fast, plain, _ in pairs]
     assert [float(told) for *_, told in pairs] == pytest.approx(differences, rel=0.06, abs=2e-6)
