@@ -89,7 +89,7 @@ def test_replayed_steps_are_the_steps(name, found):
     else:
         assert_same_losses(losses_of(got["out"]), losses_of(want["out"]))
     for one, other in zip(metrics_of(got["out"]), metrics_of(want["out"]), strict=True):
-        assert one == pytest.approx(other, abs=2e-4)
+        assert one == pytest.approx(other, abs=2.1e-4)  # four digits are printed
 
 
 @emulated
