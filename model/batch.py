@@ -34,6 +34,12 @@ class Bags:
     lengths: torch.Tensor | None = None
     ids_per_rank: npt.NDArray[np.int64] | None = None
 
+    def of_rank(self, rank: int) -> "Bags":
+        """These bags, if they are those of one rank's rows alone: other ranks' do not count."""
+        if self.ids_per_rank is None:
+            return self
+        return replace(self, ids_per_rank=self.ids_per_rank[rank : rank + 1])
+
     def begins(self) -> torch.Tensor:
         """(B, T) position of each bag's first id; for bags with lengths only."""
         assert self.lengths is not None

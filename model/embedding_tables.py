@@ -1,5 +1,6 @@
 """Embedding bags of all tables, whichever ranks hold them, under the original's names."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -44,11 +45,13 @@ class _SharedLookup:
     """The matrices of a group that every rank has.
 
     Attributes:
+        place: where they are among the lookups.
         pick: picks the bags of their tables out of those of all tables.
         rows_of_ids: turns ids into rows.
         num_matrices: how many.
     """
 
+    place: int
     pick: TablePick
     rows_of_ids: RowsOfIds
     num_matrices: int
@@ -147,7 +150,10 @@ class EmbeddingTables(nn.Module):
         self.matrices = [self._make_matrix(parts) for parts in (*own, *shared)]
         self.lookups: list[Lookup] = list(self.matrices)
         self._num_own = len(own)
-        self._shared = [self._find_shared(group) for group in groups]
+        places = itertools.count(len(own))
+        self._shared = [
+            self._make_shared(group, next(places)) if group.shared else None for group in groups
+        ]
         self._pieces = [
             [self._find_piece(matrices) for matrices in group.looked_up] for group in self._groups
         ]
@@ -162,12 +168,10 @@ class EmbeddingTables(nn.Module):
             parts, self._device, self._optimizer, self.learned_pooling, execution, num_spare
         )
 
-    def _find_shared(self, group: LookupGroup) -> _SharedLookup | None:
-        if not group.shared:
-            return None
+    def _make_shared(self, group: LookupGroup, place: int) -> _SharedLookup:
         numbers = [part.matrix.table for part in group.shared]
         pick = TablePick(numbers, len(self.tables), self._device)
-        return _SharedLookup(pick, RowsOfIds(group.shared, self._device), len(numbers))
+        return _SharedLookup(place, pick, RowsOfIds(group.shared, self._device), len(numbers))
 
     def _find_piece(self, matrices: Sequence[Matrix]) -> _Piece:
         """Where the vectors of matrices of one dimension are."""
@@ -212,22 +216,27 @@ class EmbeddingTables(nn.Module):
         """
         with phase("exchange"):
             trip = self.exchange.begin(bags, rows_per_rank, update)
-        own, shared = self.lookups[: self._num_own], iter(self.lookups[self._num_own :])
+        own = self.lookups[: self._num_own]
         vectors = [
             self._look_up(matrix, rows, update) for matrix, rows in zip(own, trip.bags, strict=True)
         ]
         with phase("exchange"):
             trip.depart(vectors)
-        num_rows = rows_per_rank[self.exchange.process.rank]
-        of_groups = [
-            None
-            if one is None
-            else self._look_up(next(shared), one.rows_of_ids(one.pick(bags)), update).view(
-                num_rows, one.num_matrices, -1
-            )
+        rank = self.exchange.process.rank
+        bags, num_rows = bags.of_rank(rank), rows_per_rank[rank]
+        shared = [
+            None if one is None else self._look_up_shared(one, bags, num_rows, update)
             for one in self._shared
         ]
-        return PendingVectors(trip, of_groups, lambda found: self._join(found, update))
+        return PendingVectors(trip, shared, lambda found: self._join(found, update))
+
+    def _look_up_shared(
+        self, shared: _SharedLookup, bags: Bags, num_rows: int, update: Update | None
+    ) -> torch.Tensor:
+        """Bags of this rank's b rows -> the vectors (b, matrices, d) of matrices all ranks have."""
+        rows = shared.rows_of_ids(shared.pick(bags))
+        vectors = self._look_up(self.lookups[shared.place], rows, update)
+        return vectors.unflatten(0, (num_rows, shared.num_matrices))
 
     def _look_up(self, matrix: Lookup, rows: Bags, update: Update | None) -> torch.Tensor:
         """Bags of rows -> their pooled vectors (bags, d), of the interaction's type."""

@@ -24,14 +24,13 @@ from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
 from optim.dense import make_dense_optimizer
-from ranks.placement import place_tables
 from ranks.process import joined, this_process
 
 NUM_ROWS, DIM = (600_000, 580_000), 64  # 154 and 148 MB; a block has 64
 
 
 def make_state(process):
-    tables = place_tables(NoCompression(DIM).make_tables(NUM_ROWS), process.world_size)
+    tables = NoCompression(DIM).make_tables(NUM_ROWS)
     model = torch.nn.Linear(3, 2)
     own = EmbeddingTables(tables, Exchange(process, tables), "rwsadagrad", False)
     for part, view in own.part_views("weight"):

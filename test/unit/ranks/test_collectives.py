@@ -11,8 +11,8 @@ import dlrm_s_pytorch as dlrm
 import torch
 from forked_ranks import run_ranks
 from ranks.collectives import (
-    any_rank, texts_of_all, largest_numbers, numbers_from_first, send_to_first, sum_in_rank_order,
-    text_from_first,
+    PendingSum, all_to_all, any_rank, begin_all_to_all, gather_on_first, largest_numbers,
+    numbers_from_first, row_blocks_on_first, sum_in_rank_order, text_from_first, texts_of_all,
 )
 from ranks.process import joined, this_process
 
