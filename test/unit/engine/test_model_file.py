@@ -87,12 +87,12 @@ def test_a_file_is_as_torch_writes_it(tmp_path, optimizer):
     assert path.read_bytes() == (tmp_path / "again.pth").read_bytes()
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks):
+@pytest.mark.parametrize("num_ranks, placement", [(1, "whole"), (2, "whole"), (3, "cut")])
+def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks, placement):
     """Each rank's memory grows by less than 100 MB, while the tables have 300."""
     path = tmp_path / "model.pth"
     program = ROOT / "test" / "unit" / "saving_program.py"
-    done = shell(sys.executable, program, num_ranks, path)
+    done = shell(sys.executable, program, num_ranks, path, placement)
     assert done.returncode == 0, done.stderr
     assert path.stat().st_size > 290e6
     path.unlink()
@@ -102,7 +102,7 @@ def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks):
 
 def test_a_rank_that_has_gone_is_not_told_as_a_fault_of_the_file(tmp_path):
     program = ROOT / "test" / "unit" / "saving_program.py"
-    done = shell(sys.executable, program, 2, tmp_path / "model.pth", 1)
+    done = shell(sys.executable, program, 2, tmp_path / "model.pth", "whole", 1)
     assert "RankGoneError: rank 1 has ended" in done.stderr
     assert "cannot write" not in done.stderr and os.listdir(tmp_path) == []
 
