@@ -1,6 +1,15 @@
-"""Placements of all kinds, for tests of what must not depend on where rows are."""
+"""Placements of all kinds, and models placed so, for what must not depend on where rows are."""
+
+import common.compiled  # noqa: F401  (before torch: both use the same threads)
+
+# isort: split
+import torch
 
 from common.shares import split_evenly
+from engine.model_file import ModelState
+from model.embedding_tables import EmbeddingTables, PoolingWeights
+from model.exchange import Exchange
+from optim.dense import make_dense_optimizer
 from ranks.placement import EVERY_RANK, Part, Placement, place_tables
 
 
@@ -85,3 +94,57 @@ def odd(tables, world_size):
 
 
 PLACEMENTS = {"whole": whole, "cut": cut, "shared": shared, "mixed": mixed, "odd": odd}
+MOVES = [  # from a placement to another one
+    ("whole", "cut"),
+    ("cut", "odd"),
+    ("odd", "shared"),
+    ("shared", "mixed"),
+    ("mixed", "whole"),
+]
+
+
+class Model(torch.nn.Module):
+    """Tables and a dense layer under the names of the program's model."""
+
+    def __init__(self, tables):
+        super().__init__()
+        self.emb_l, self.top_l = tables, torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(self.top_l.weight, 0.5)  # threads would share a generator
+        torch.nn.init.constant_(self.top_l.bias, 0.25)
+        if tables.learned_pooling:
+            self.v_W_l = PoolingWeights(tables)
+
+
+def state_on(process, place, tables, optimizer, learned=False):
+    """What a rank saves of a model with such tables, which are placed so; it is not trained."""
+    exchange = Exchange(process, tables, place(tables, process.world_size))
+    own = EmbeddingTables(tables, exchange, optimizer, learned)
+    model = Model(own)
+    return ModelState(
+        process=process,
+        model=model,
+        tables=own,
+        dense_optimizer=make_dense_optimizer(optimizer, list(model.parameters()), 0.1, False),
+        optimizer_name=optimizer,
+        num_epochs=1,
+        num_batches=10,
+        num_test_batches=0,
+    )
+
+
+def fill(tables):
+    """Give all rows of a rank numbers that tell their matrix, tensor and row."""
+    for name in ("weight", "sum", "momentum", "pooling", "pooling.sum"):
+        for part, view in tables.held_parts(name):
+            own = sum(map(ord, part.matrix.key + name)) * 1000
+            rows = torch.arange(own + part.begin, own + part.end)
+            view.copy_(rows.view(-1, *[1] * (view.dim() - 1)))
+
+
+def held(tables):
+    """{(key of the matrix, name of the tensor, first row): a rank's rows of it}."""
+    return {
+        (part.matrix.key, name, part.begin): view.clone()
+        for name in ("weight", "sum", "momentum", "pooling", "pooling.sum")
+        for part, view in tables.held_parts(name)
+    }

@@ -17,14 +17,11 @@ import common.compiled  # noqa: F401  (before torch: both use the same threads)
 # isort: split
 import torch
 from forked_ranks import run_ranks
-from placements import PLACEMENTS
+from placements import PLACEMENTS, state_on
 
-from engine.model_file import ModelState, full_state_dict, save_model_file
+from engine.model_file import full_state_dict, save_model_file
 from engine.progress import Progress
 from model.compression import NoCompression
-from model.embedding_tables import EmbeddingTables
-from model.exchange import Exchange
-from optim.dense import make_dense_optimizer
 from ranks.process import joined, this_process
 
 NUM_ROWS, DIM = (600_000, 580_000), 64  # 154 and 148 MB; a block has 64
@@ -32,24 +29,12 @@ NUM_ROWS, DIM = (600_000, 580_000), 64  # 154 and 148 MB; a block has 64
 
 def make_state(process):
     tables = NoCompression(DIM).make_tables(NUM_ROWS)
-    model = torch.nn.Linear(3, 2)
-    placement = PLACEMENTS[sys.argv[3]](tables, process.world_size)
-    own = EmbeddingTables(tables, Exchange(process, tables, placement), "rwsadagrad", False)
-    for part, view in own.held_parts("weight"):
+    state = state_on(process, PLACEMENTS[sys.argv[3]], tables, "rwsadagrad")
+    for part, view in state.tables.held_parts("weight"):
         rows = torch.arange(float(part.begin), float(part.end))
         view.copy_(rows[:, None]).add_(torch.arange(DIM) / DIM)
-        own.part_view(part, "momentum").copy_(rows).add_(part.matrix.table)
-    optimizer = make_dense_optimizer("rwsadagrad", list(model.parameters()), 0.1, False)
-    return ModelState(
-        process=process,
-        model=model,
-        tables=own,
-        dense_optimizer=optimizer,
-        optimizer_name="rwsadagrad",
-        num_epochs=1,
-        num_batches=10,
-        num_test_batches=0,
-    )
+        state.tables.part_view(part, "momentum").copy_(rows).add_(part.matrix.table)
+    return state
 
 
 def most_memory():

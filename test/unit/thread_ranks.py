@@ -3,6 +3,8 @@
 forked_ranks.py and test_ranks.py have real processes.
 """
 
+import collections
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +22,7 @@ class OthersFailedError(Exception):
 
 
 class ThreadRanks:
-    """torch.distributed's asynchronous collectives between threads.
+    """torch.distributed's asynchronous collectives, sends and receives between threads.
 
     What is received is nan until it is waited for, and what is sent must not change before that.
 
@@ -35,6 +37,7 @@ class ThreadRanks:
         self._world_size, self._own = world_size, threading.local()
         self._calls, self._changed = {}, threading.Condition()
         self._has_failed, self.events = False, []
+        self._letters = collections.defaultdict(queue.Queue)
 
     def run(self, work):
         """What `work(process)` returns on each rank, each of them a thread."""
@@ -50,7 +53,7 @@ class ThreadRanks:
                 raise
 
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("all_to_all_single", "all_reduce"):
+            for name in ("all_to_all_single", "all_reduce", "send", "recv"):
                 patch.setattr(dist, name, getattr(self, name))
             with ThreadPoolExecutor(self._world_size) as pool:
                 done = [pool.submit(on_rank, rank) for rank in range(self._world_size)]
@@ -83,6 +86,14 @@ class ThreadRanks:
             values.copy_(sum(sent[1:], sent[0]))
 
         return Handle(self._post("all_reduce", values, None), self._own.rank, values, finish)
+
+    def send(self, values, to):
+        """Send a tensor to a rank."""
+        self._letters[self._own.rank, to].put(values.clone())
+
+    def recv(self, output, sender):
+        """Receive a rank's tensor."""
+        output.copy_(self._letters[sender, self._own.rank].get(timeout=SECONDS))
 
     def _post(self, what, values, sizes):
         """Give what this rank sends to the collective that is its next one."""

@@ -14,7 +14,7 @@ import torch
 from conftest import at
 from naive_compression import KINDS
 from naive_embedding import bags_of, draw_bags
-from placements import PLACEMENTS, cut, mixed, odd, shared, whole
+from placements import PLACEMENTS, cut, held, mixed, odd, shared, whole
 from thread_ranks import ThreadRanks
 
 from common.shares import split_evenly
@@ -80,15 +80,6 @@ def fill(tables):
                 view = tables.part_view(part, name) if name in tables.row_shapes(matrix) else None
                 if view is not None:
                     view.copy_(wanted[part.begin : part.end])
-
-
-def held(tables):
-    """{(key of the matrix, name of the tensor, first row): the rows} of a rank."""
-    return {
-        (part.matrix.key, name, part.begin): view.clone()
-        for name in ("weight", "sum", "momentum", "pooling", "pooling.sum")
-        for part, view in tables.held_parts(name)
-    }
 
 
 def train(process, run, place, exchange):
