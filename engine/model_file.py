@@ -384,11 +384,10 @@ def _load_states(states: dict[int, dict[str, torch.Tensor]], model_state: ModelS
     """Copy optimiser states, numbered as in the file, to the optimisers."""
     tables, row_states = model_state.tables, _row_states(model_state)
     for number, (matrix, names) in enumerate(row_states):
-        for part in tables.parts_of(matrix):
-            for key, name in names.items():
-                view = tables.part_view(part, name)
-                if view is not None:
-                    view.copy_(states[number][key][part.begin : part.end])
+        for part, (key, name) in itertools.product(tables.parts_of(matrix), names.items()):
+            view = tables.part_view(part, name)
+            if view is not None:
+                view.copy_(states[number][key][part.begin : part.end])
     offset = len(row_states)
     dense = {number - offset: state for number, state in states.items() if number >= offset}
     model_state.dense_optimizer.load_state_dict(dense)

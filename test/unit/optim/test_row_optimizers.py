@@ -136,7 +136,7 @@ def test_no_rows_change_nothing(rule, on_cpu):
 
 
 def test_batches_without_ids_are_not_kept():
-    """A rank without tables sees many of them."""
+    """A rank whose tables are in no bag sees many of them."""
     optimizer = make("sgd", 3, on_cpu=False)
     optimizer.keep(torch.empty(0, dtype=torch.int64), torch.empty(0, 3))
     assert not optimizer._kept._kept
