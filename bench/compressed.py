@@ -43,14 +43,14 @@ HEADER = f"{'tables':<16} {'rows':>10} {'MB':>7} {'of plain':>8} {'ms a step':>9
 
 
 def measure(flags: list[str]) -> tuple[int, int, float, float]:
-    """(rows of all parts, numbers in them, median ms a step, AUC) of a run."""
+    """(rows of all matrices, numbers in them, median ms a step, AUC) of a run."""
     text = output("dlrm_s_pytorch.py", *flags)
     times = [float(time) for time in re.findall(r", ([\d.]+) ms/it", text)]
     auc = float(re.findall(r" auc ([\d.]+),", text)[-1])
     options = dlrm.parse_options(flags)
     prepared = find_prepared(DataSpec.from_options(options))
     tables = compression_from_options(options).make_tables(prepared.counts)
-    rows = sum(part.num_rows for table in tables for part in table.parts)
+    rows = sum(matrix.num_rows for table in tables for matrix in table.matrices)
     numbers = sum(table.num_values for table in tables)
     return rows, numbers, statistics.median(times[1:]), auc
 

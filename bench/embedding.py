@@ -20,6 +20,7 @@ from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables
 from model.exchange import Exchange
 from optim.update import Update
+from ranks.placement import place_tables
 from ranks.process import Process
 
 # isort: split
@@ -34,8 +35,9 @@ Step = Callable[[torch.Tensor, torch.Tensor], None]
 def engine(rows: int, dim: int) -> Step:
     """The engine of this project."""
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
-    placed = NoCompression(dim).make_tables([rows] * NUM_TABLES)
-    tables = EmbeddingTables(placed, Exchange(process, placed), "sgd", learned_pooling=False)
+    plain = NoCompression(dim).make_tables([rows] * NUM_TABLES)
+    exchange = Exchange(process, plain, place_tables(plain, 1))
+    tables = EmbeddingTables(plain, exchange, "sgd", learned_pooling=False)
 
     def step(ids: torch.Tensor, gradient: torch.Tensor) -> None:
         tables(Bags(ids.view(-1)), (len(ids),), Update(LR)).backward(gradient)

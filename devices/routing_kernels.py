@@ -60,7 +60,7 @@ class Requests(NamedTuple):
 
 @compiled
 def _place(ids: Ints, k: int, c: int, matrices: RoutedMatrices) -> tuple[int, int]:
-    """The row of id k in matrix c, and its part."""
+    """The row in matrix c of the id at position k, and the number of its part."""
     row = ids[k]
     if matrices.divisor[c] > 1:
         row //= matrices.divisor[c]
@@ -85,9 +85,9 @@ def _count(
     seen = np.full(len(matrices.begin), -1)
     num_matrices = len(matrices.table)
     for bag in range(len(lengths) * num_matrices):
-        i, c = bag // num_matrices, bag % num_matrices
-        first = begins[i, matrices.table[c]]
-        for k in range(first, first + lengths[i, matrices.table[c]]):
+        i, c = divmod(bag, num_matrices)
+        table = matrices.table[c]
+        for k in range(begins[i, table], begins[i, table] + lengths[i, table]):
             part = _place(ids, k, c, matrices)[1]
             key = matrices.rank[part] * num_groups + matrices.group[c]
             num_rows[key] += 1
@@ -117,23 +117,23 @@ def route(
     num_parts, num_matrices = len(matrices.begin), len(matrices.table)
     counted, placed = np.full(num_parts, -1), np.full(num_parts, -1)  # the last bag that was
     bag_of_part, row_of_part = np.zeros(num_parts, np.int64), np.zeros(num_parts, np.int64)
-    for bag in range(len(lengths) * num_matrices):
-        i, c = bag // num_matrices, bag % num_matrices
-        first = begins[i, matrices.table[c]]
-        last = first + lengths[i, matrices.table[c]]
+    for number in range(len(lengths) * num_matrices):
+        i, c = divmod(number, num_matrices)
+        table = matrices.table[c]
+        first, last = begins[i, table], begins[i, table] + lengths[i, table]
         for k in range(first, last):
             part = _place(ids, k, c, matrices)[1]
-            if counted[part] != bag:
+            if counted[part] != number:
                 key = matrices.rank[part] * num_groups + matrices.group[c]
-                counted[part], bag_of_part[part] = bag, next_bag[key]
+                counted[part], bag_of_part[part] = number, next_bag[key]
                 targets[next_bag[key]] = i * matrices.num_slots[c] + matrices.slot[c]
                 next_bag[key] += 1
             new_lengths[bag_of_part[part]] += 1
         for k in range(first, last):
             row, part = _place(ids, k, c, matrices)
-            if placed[part] != bag:
+            if placed[part] != number:
                 key = matrices.rank[part] * num_groups + matrices.group[c]
-                placed[part], row_of_part[part] = bag, next_row[key]
+                placed[part], row_of_part[part] = number, next_row[key]
                 next_row[key] += new_lengths[bag_of_part[part]]
             rows[row_of_part[part]] = row + matrices.shift[part]
             row_of_part[part] += 1

@@ -385,8 +385,8 @@ def _load_states(states: dict[int, dict[str, torch.Tensor]], model_state: ModelS
     """Copy optimiser states, numbered as in the file, to the optimisers."""
     tables, row_states = model_state.tables, _row_states(model_state)
     for number, (matrix, names) in enumerate(row_states):
-        for part, key in itertools.product(tables.parts_of(matrix), names):
-            view = tables.part_view(part, names[key])
+        for part, (key, name) in itertools.product(tables.parts_of(matrix), names.items()):
+            view = tables.part_view(part, name)
             if view is not None:
                 view.copy_(states[number][key][part.begin : part.end])
     offset = len(row_states)

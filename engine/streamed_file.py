@@ -192,6 +192,7 @@ def _fill(file: BinaryIO, record: _Record, blocks: Blocks) -> None:
         file.write(content)
         crc = zlib.crc32(content, crc)
         place += len(content)
+        del block, content  # the next one may come from another rank, into memory of its own
     assert place == record.begin + record.num_bytes, f"{record.name} gets other rows than it has"
     _note_crc(file, record, crc)
 

@@ -35,7 +35,7 @@ class Bags:
     ids_per_rank: npt.NDArray[np.int64] | None = None
 
     def of_rank(self, rank: int) -> "Bags":
-        """The same bags, which are those of that rank's rows alone."""
+        """These bags, if they are those of one rank's rows alone: other ranks' do not count."""
         if self.ids_per_rank is None:
             return self
         return replace(self, ids_per_rank=self.ids_per_rank[rank : rank + 1])

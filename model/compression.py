@@ -1,4 +1,4 @@
-"""What a model's tables are made of: one matrix each, or parts that need less memory.
+"""What a model's tables are made of: a matrix with all rows, or two that need less memory.
 
 Quotient-remainder tables: Shi et al., Compositional Embeddings Using Complementary Partitions,
 arXiv 1909.02107. Mixed dimensions: Ginart et al., Mixed Dimension Embeddings, arXiv 1909.11810.
@@ -101,12 +101,12 @@ class NoCompression(Compression):
 
 @dataclass(frozen=True)
 class QuotientRemainder(Compression):
-    """Id i of a large table is looked up as i // collisions in one part, i % collisions in another.
+    """Id i of a large table is row i // collisions of one matrix and i % collisions of another one.
 
     Attributes:
         threshold: tables of at most that many rows are plain.
         operation: how the two vectors are joined.
-        collisions: ids that share a quotient; rows of the remainders' part.
+        collisions: ids that share a quotient; rows of the remainders' matrix.
     """
 
     threshold: int

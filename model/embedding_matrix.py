@@ -76,7 +76,7 @@ class EmbeddingMatrix(PartMatrix):
         def make_optimizer(weight: torch.Tensor) -> RowOptimizer:
             return TABLE_OPTIMIZERS[optimizer](weight, execution.triton, is_shared)
 
-        super().__init__(parts, parts[0].matrix.dim, device, make_optimizer, num_spare)
+        super().__init__(parts, device, make_optimizer, num_spare)
         self._execution, self._num_parts = execution, len(parts)
         self.pooling: torch.Tensor | None = None
         self.pooling_optimizer: RowOptimizer | None = None

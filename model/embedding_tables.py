@@ -1,5 +1,6 @@
 """Embedding bags of all tables, whichever ranks hold them, under the original's names."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from model.initial_values import draw_in_order, draw_seeded
 from model.lookup_groups import LookupGroup
 from model.part_matrix import PartMatrix
 from model.rows_of_ids import SPARE_ROWS, RowsOfIds
-from model.table_groups import TableGroup
+from model.table_groups import TableVectors
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from optim.update import Update
 from ranks.placement import LogicalTable, Matrix, Part
@@ -42,25 +43,16 @@ class _SharedLookup:
     """The matrices of a group that every rank has.
 
     Attributes:
+        place: where they are among the lookups.
         pick: picks the bags of their tables out of those of all tables.
         rows_of_ids: turns ids into rows.
+        num_matrices: how many.
     """
 
+    place: int
     pick: TablePick
     rows_of_ids: RowsOfIds
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Where a forward pass finds the vectors of a stretch of matrices that are joined.
-
-    Attributes:
-        group: number of the group that they are looked up in.
-        places: their places among the group's vectors, as (n,) if they do not lie side by side.
-    """
-
-    group: int
-    places: torch.Tensor | slice
+    num_matrices: int
 
 
 class PendingVectors:
@@ -129,25 +121,23 @@ class EmbeddingTables(nn.Module):
         self.tables = tuple(tables)
         self.joins = tuple(table.join for table in tables)
         self._device = exchange.process.device
-        structures = dict.fromkeys(table.structure for table in tables)
-        self._alike = [
-            [table for table in tables if table.structure == structure] for structure in structures
-        ]
-        self._groups = [
-            TableGroup(alike, exchange.placement, self._device, optimizer, execution)
-            for alike in self._alike
-        ]
         rank, groups = exchange.process.rank, exchange.groups
         own = [group.parts[rank] for group in groups if group.parts[rank]]
         shared = [group.shared for group in groups if group.shared]
         self.matrices = [self._make_matrix(parts) for parts in (*own, *shared)]
         self.lookups: list[Lookup] = list(self.matrices)
         self._num_own = len(own)
-        self._shared = [self._find_shared(group) for group in groups]
-        self._pieces = [
-            [self._find_piece(matrices) for matrices in group.looked_up] for group in self._groups
+        places = itertools.count(len(own))
+        self._shared = [
+            self._make_shared(group, next(places)) if group.shared else None for group in groups
         ]
-        self._order = self._find_order()
+        columns = [
+            (*slots, *(part.matrix for part in group.shared))
+            for slots, group in zip(exchange.slots, groups, strict=True)
+        ]
+        self._vectors = TableVectors(
+            tables, columns, exchange.placement, self._device, optimizer, execution
+        )
 
     def _make_matrix(self, parts: Sequence[Part]) -> EmbeddingMatrix:
         execution, is_cut = self._execution, not all(part.is_whole for part in parts)
@@ -158,31 +148,10 @@ class EmbeddingTables(nn.Module):
             parts, self._device, self._optimizer, self.learned_pooling, execution, num_spare
         )
 
-    def _find_shared(self, group: LookupGroup) -> _SharedLookup | None:
-        if not group.shared:
-            return None
+    def _make_shared(self, group: LookupGroup, place: int) -> _SharedLookup:
         numbers = [part.matrix.table for part in group.shared]
         pick = TablePick(numbers, len(self.tables), self._device)
-        return _SharedLookup(pick, RowsOfIds(group.shared, self._device))
-
-    def _find_piece(self, matrices: Sequence[Matrix]) -> _Piece:
-        """Where the vectors of matrices of one dimension are."""
-        groups = self.exchange.groups
-        (number,) = (k for k, group in enumerate(groups) if group.dim == matrices[0].dim)
-        shared = [part.matrix for part in groups[number].shared]
-        slots = [*self.exchange.slots[number], *shared]
-        places = [slots.index(matrix) for matrix in matrices]
-        if places == list(range(places[0], places[0] + len(places))):
-            return _Piece(number, slice(places[0], places[-1] + 1))
-        return _Piece(number, torch.tensor(places, device=self._device))
-
-    def _find_order(self) -> torch.Tensor | None:
-        """(T,) position of each table among those that were joined; None: they are in order."""
-        joined = [table for alike in self._alike for table in alike]
-        positions = [joined.index(table) for table in self.tables]
-        if positions == list(range(len(positions))):
-            return None
-        return torch.tensor(positions, device=self._device)
+        return _SharedLookup(place, pick, RowsOfIds(group.shared, self._device), len(numbers))
 
     def forward(
         self, bags: Bags, rows_per_rank: Sequence[int], update: Update | None = None
@@ -208,40 +177,32 @@ class EmbeddingTables(nn.Module):
         """
         with phase("exchange"):
             trip = self.exchange.begin(bags, rows_per_rank, update)
-        own, shared = self.lookups[: self._num_own], iter(self.lookups[self._num_own :])
+        own = self.lookups[: self._num_own]
         vectors = [
             self._look_up(matrix, rows, update) for matrix, rows in zip(own, trip.bags, strict=True)
         ]
         with phase("exchange"):
             trip.depart(vectors)
-        own_bags = bags.of_rank(self.exchange.process.rank)
-        of_groups = [
-            None if one is None else self._look_up_shared(next(shared), one, own_bags, update)
+        rank = self.exchange.process.rank
+        bags, num_rows = bags.of_rank(rank), rows_per_rank[rank]
+        shared = [
+            None if one is None else self._look_up_shared(one, bags, num_rows, update)
             for one in self._shared
         ]
-        return PendingVectors(trip, of_groups, lambda found: self._join(found, update))
+        return PendingVectors(trip, shared, lambda found: self._vectors.join(found, update))
 
     def _look_up_shared(
-        self, matrix: Lookup, shared: _SharedLookup, bags: Bags, update: Update | None
+        self, shared: _SharedLookup, bags: Bags, num_rows: int, update: Update | None
     ) -> torch.Tensor:
-        """Bags of this rank's b rows in all tables -> vectors (b, matrices, d)."""
-        vectors = self._look_up(matrix, shared.rows_of_ids(shared.pick(bags)), update)
-        num_matrices = len(matrix.parts)
-        return vectors.view(len(vectors) // num_matrices, num_matrices, matrix.dim)
+        """Bags of this rank's b rows -> the vectors (b, matrices, d) of matrices all ranks have."""
+        rows = shared.rows_of_ids(shared.pick(bags))
+        vectors = self._look_up(self.lookups[shared.place], rows, update)
+        return vectors.unflatten(0, (num_rows, shared.num_matrices))
 
     def _look_up(self, matrix: Lookup, rows: Bags, update: Update | None) -> torch.Tensor:
         """Bags of rows -> their pooled vectors (bags, d), of the interaction's type."""
         vectors = matrix.look_up(rows, update)
         return vectors if self._execution.lower is None else vectors.to(self._execution.lower)
-
-    def _join(self, of_groups: Sequence[torch.Tensor], update: Update | None) -> torch.Tensor:
-        """Vectors of matrices (b, matrices, d) for each group -> the tables' vectors (b, T, D)."""
-        joined = [
-            group.join([_vectors_of(piece, of_groups) for piece in pieces], update)
-            for group, pieces in zip(self._groups, self._pieces, strict=True)
-        ]
-        vectors = joined[0] if len(joined) == 1 else torch.cat(joined, dim=1)
-        return vectors if self._order is None else vectors.index_select(1, self._order)
 
     def replace_matrices(self, make_twin: Callable[[EmbeddingMatrix], Lookup]) -> None:
         """Look up in twins of the matrices, which are freed: no part can be trained or saved then.
@@ -255,8 +216,7 @@ class EmbeddingTables(nn.Module):
 
     def _stores(self) -> list[PartMatrix]:
         """The matrices of all parts of this rank, with those of projections."""
-        projections = [group.projections for group in self._groups if group.projections is not None]
-        return [*self.matrices, *projections]
+        return [*self.matrices, *self._vectors.projections]
 
     def apply_kept(self, update: Update) -> None:
         """Apply the gradients that are kept, if there are any, unless the step has overflowed.
@@ -333,14 +293,6 @@ class EmbeddingTables(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for part, view in self.held_parts("weight"):
             view.copy_(state_dict[f"{prefix}{part.matrix.key}"][part.begin : part.end])
-
-
-def _vectors_of(piece: _Piece, of_groups: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The vectors (b, n, d) of a piece out of those of all groups (b, matrices, d)."""
-    vectors = of_groups[piece.group]
-    if isinstance(piece.places, slice):
-        return vectors[:, piece.places]
-    return vectors.index_select(1, piece.places)
 
 
 class PoolingWeights(nn.Module):

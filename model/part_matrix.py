@@ -14,8 +14,7 @@ class PartMatrix:
     """The parts of one dimension that this rank holds, in one matrix.
 
     Args:
-        parts: the parts, in the order of their rows.
-        dim: d, which a rank without parts needs too.
+        parts: the parts, one at least, in the order of their rows.
         device: where the matrix is.
         make_optimizer: makes the optimiser of the rows of (R, d).
         num_spare: rows of zeros at the matrix's end, which stay zeros.
@@ -30,18 +29,17 @@ class PartMatrix:
     def __init__(
         self,
         parts: Sequence[Part],
-        dim: int,
         device: torch.device,
         make_optimizer: Callable[[torch.Tensor], RowOptimizer],
         num_spare: int = 0,
     ) -> None:
-        self.parts, self.dim, self._num_spare = tuple(parts), dim, num_spare
+        self.parts, self.dim, self._num_spare = tuple(parts), parts[0].matrix.dim, num_spare
         self._rows_of: dict[Part, slice] = {}
         num_rows = 0
         for part in parts:
             self._rows_of[part] = slice(num_rows, num_rows + part.num_rows)
             num_rows += part.num_rows
-        self.weight = _zeros(num_rows + num_spare, dim, device)
+        self.weight = _zeros(num_rows + num_spare, self.dim, device)
         self.optimizer = make_optimizer(self.weight)
 
     def part_view(self, name: str, part: Part) -> torch.Tensor:

@@ -63,7 +63,7 @@ class Projections(PartMatrix):
             rule = ELEMENT_OPTIMIZERS[optimizer]
             return rule(weight, execution.triton, parts[0].is_shared)
 
-        super().__init__(parts, parts[0].matrix.dim, device, make_optimizer)
+        super().__init__(parts, device, make_optimizer)
         self._rows = torch.arange(len(self.weight), device=device)
 
     def project(self, vectors: torch.Tensor, update: Update | None) -> torch.Tensor:

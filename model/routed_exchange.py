@@ -1,6 +1,5 @@
 """The exchange of a CPU: an id goes to the rank that has its row, and to no other."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,11 @@ from devices.routing_kernels import Requests, RoutedMatrices, route
 from model.batch import Bags
 from model.exchange import Exchange, Trip
 from model.lookup_groups import LookupGroup
+from model.rows_of_ids import shifts_of
 from model.travel import Travel, Types
 from optim.update import Update
 from ranks.collectives import all_to_all
-from ranks.placement import LogicalTable, Part, Placement
+from ranks.placement import LogicalTable, Placement
 from ranks.process import Process
 
 Counts = npt.NDArray[np.int64]  # (ranks, groups)
@@ -89,7 +89,7 @@ class RoutedExchange(Exchange):
         """What this rank asks of all ranks."""
         shape = num_rows, self._num_tables
         lengths = torch.ones(shape, dtype=torch.int64) if bags.lengths is None else bags.lengths
-        begins = lengths.reshape(-1).cumsum(0).view(shape) - lengths
+        begins = Bags(bags.ids, lengths).begins()
         arrays = [tensor.numpy() for tensor in (bags.ids.long(), begins, lengths)]
         num_keys = self.process.world_size * len(self.groups)
         return route(*arrays, self._matrices, len(self.groups), num_keys)
@@ -173,7 +173,11 @@ def _as_arrays(groups: Sequence[LookupGroup]) -> RoutedMatrices:
     columns, parts = [], []
     first_part = [0]
     for number, group in enumerate(groups):
-        shifts = _shifts(group)
+        shifts = {
+            part: shift
+            for parts in group.parts
+            for part, shift in zip(parts, shifts_of(parts), strict=True)
+        }
         for slot, matrix in enumerate(group.travelling):
             places = matrix.table, matrix.divisor, matrix.modulus, number, slot
             columns.append((*places, len(group.travelling)))
@@ -189,12 +193,3 @@ def _as_arrays(groups: Sequence[LookupGroup]) -> RoutedMatrices:
     of_parts = np.array(parts, np.int64).reshape(-1, 3).T.copy()
     arrays = [*of_matrices, np.array(first_part, np.int64), *of_parts]
     return RoutedMatrices(**dict(zip(RoutedMatrices._fields, arrays, strict=True)))
-
-
-def _shifts(group: LookupGroup) -> dict[Part, int]:
-    """What leads from a row of a part's matrix to the row of its rank's own matrix."""
-    found: dict[Part, int] = {}
-    for parts in group.parts:
-        ends = itertools.accumulate(part.num_rows for part in parts)
-        found |= {part: end - part.end for part, end in zip(parts, ends, strict=True)}
-    return found

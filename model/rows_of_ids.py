@@ -13,8 +13,14 @@ from ranks.placement import Part
 SPARE_ROWS = 256
 
 
+def shifts_of(parts: Sequence[Part]) -> list[int]:
+    """What leads from a row of each part's matrix to its row if the parts lie below one another."""
+    ends = itertools.accumulate(part.num_rows for part in parts)
+    return [end - part.end for end, part in zip(ends, parts, strict=True)]
+
+
 class RowsOfIds:
-    """Turns ids of tables into rows of a matrix: (id // divisor) % modulus - begin + offset.
+    """Turns ids of tables into rows of a matrix: (id // divisor) % modulus + shift.
 
     Args:
         parts: the P parts that the matrix holds, one below the other. If one of them is not whole,
@@ -23,20 +29,18 @@ class RowsOfIds:
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
-        ends = list(itertools.accumulate(part.num_rows for part in parts))
-        offsets = [end - part.end for end, part in zip(ends, parts, strict=True)]
         matrices = [part.matrix for part in parts]
 
         def tensor(numbers: Sequence[int]) -> torch.Tensor:
             return torch.tensor(numbers, dtype=torch.int64, device=device)
 
         self._num_parts = len(parts)
-        self._numbers = {"offset": tensor(offsets)}
+        self._numbers = {"shift": tensor(shifts_of(parts))}
         if any(matrix.divisor > 1 or matrix.modulus for matrix in matrices):
             most = torch.iinfo(torch.int64).max
             self._numbers["divisor"] = tensor([matrix.divisor for matrix in matrices])
             self._numbers["modulus"] = tensor([matrix.modulus or most for matrix in matrices])
-        self._first_spare = ends[-1] if ends else 0
+        self._first_spare = sum(part.num_rows for part in parts)
         if not all(part.is_whole for part in parts):
             self._numbers["begin"] = tensor([part.begin for part in parts])
             self._numbers["end"] = tensor([part.end for part in parts])
@@ -58,7 +62,7 @@ class RowsOfIds:
         """Ids (n, P), or (n,) with numbers of each id -> rows of the same shape."""
         if "divisor" in numbers:
             ids = ids.div(numbers["divisor"], rounding_mode="floor").remainder(numbers["modulus"])
-        rows = ids + numbers["offset"]
+        rows = ids + numbers["shift"]
         if "begin" not in numbers:
             return rows
         is_here = (ids >= numbers["begin"]) & (ids < numbers["end"])

@@ -149,8 +149,8 @@ class DenseRowGradients:
         return self._rows, self._sums
 
     def __len__(self) -> int:
-        """The number of sums."""
-        return len(self._sums)
+        """The number of sums; none if they have been taken."""
+        return 0 if self._is_taken else len(self._sums)
 
 
 def _with_room(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:

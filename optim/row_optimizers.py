@@ -56,7 +56,7 @@ class RowOptimizer:
 
     def keep(self, rows: torch.Tensor, gradients: torch.Tensor) -> None:
         """Keep gradients (n, D) of rows (n,) for the next `apply`."""
-        if len(rows):  # a rank without tables has none
+        if len(rows):  # a rank whose tables are in no bag of the batch has none
             self._kept.add(rows, gradients.float())
 
     def apply(self, rows: torch.Tensor, gradients: torch.Tensor, lr: Rate) -> None:

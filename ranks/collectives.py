@@ -85,8 +85,7 @@ class PendingSum:
     def __init__(self, process: Process, tensors: Sequence[torch.Tensor]) -> None:
         self._tensors = tensors if process.world_size > 1 else ()
         if self._tensors:
-            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            self._flat = flat
+            flat = self._flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             self._sum = Pending(process, lambda: dist.all_reduce(flat, async_op=True), (flat,))
 
     def wait(self) -> None:
@@ -196,6 +195,10 @@ def row_blocks_on_first(
             with process.attendance:
                 dist.recv(received[:size], owner)
             yield received[:size]
+    elif owner != 0:
+        for _ in sizes:
+            with process.attendance:  # counted here too: a rank that has begun fewer is late
+                pass
 
 
 def numbers_from_first(process: Process, numbers: Sequence[float]) -> list[float]:

@@ -120,6 +120,7 @@ class Placement:
 
     Attributes:
         parts: those of each matrix in the order of their rows, the matrices in that of the tables.
+            A rank has one part of a matrix at most. If it is alone, no part is on EVERY_RANK.
         world_size: number of ranks.
     """
 

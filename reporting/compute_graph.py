@@ -309,7 +309,7 @@ def _tables_box(network: Network) -> Box:
     if not network.has_ranks:
         return grid_box(lines, of_equal_width(boxes[0]), num_columns, "frame")
     idle = network.num_ranks - len(of_ranks.keys() - {EVERY_RANK})
-    if idle:
+    if idle and not any(part.matrix.is_looked_up for part in of_ranks.get(EVERY_RANK, ())):
         lines.append(Line(f"{idle:,} of {network.num_ranks:,} ranks hold no table"))
     width = max(box.width for of_rank in boxes.values() for box in of_rank)
     most = max(map(len, boxes.values()))

@@ -1,6 +1,6 @@
 """Ranks that save a checkpoint of 300 MB and read it back; see saving_program.py.
 
-    python checkpoint_program.py num_ranks FOLDER
+    python checkpoint_program.py num_ranks FOLDER whole|cut
 
 Each rank prints by how many MB its memory has grown at the most, first by the save, then by
 reading.

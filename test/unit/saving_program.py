@@ -1,6 +1,6 @@
-"""Ranks that save a model of 300 MB, nearly all of it two tables.
+"""Ranks that save a model of 300 MB, nearly all of it two tables, which are whole or cut by rows.
 
-    python saving_program.py num_ranks PATH [rank that ends instead]
+    python saving_program.py num_ranks PATH whole|cut [rank that ends instead]
 
 Each rank prints by how many MB its memory has grown at the most while the file was written.
 """
@@ -17,38 +17,24 @@ import common.compiled  # noqa: F401  (before torch: both use the same threads)
 # isort: split
 import torch
 from forked_ranks import run_ranks
+from placements import PLACEMENTS, state_on
 
-from engine.model_file import ModelState, full_state_dict, save_model_file
+from engine.model_file import full_state_dict, save_model_file
 from engine.progress import Progress
 from model.compression import NoCompression
-from model.embedding_tables import EmbeddingTables
-from model.exchange import Exchange
-from optim.dense import make_dense_optimizer
-from ranks.placement import place_tables
 from ranks.process import joined, this_process
 
 NUM_ROWS, DIM = (600_000, 580_000), 64  # 154 and 148 MB; a block has 64
 
 
 def make_state(process):
-    tables = place_tables(NoCompression(DIM).make_tables(NUM_ROWS), process.world_size)
-    model = torch.nn.Linear(3, 2)
-    own = EmbeddingTables(tables, Exchange(process, tables), "rwsadagrad", False)
-    for part, view in own.part_views("weight"):
-        if view is not None:
-            view.copy_(torch.arange(float(part.num_rows))[:, None]).add_(torch.arange(DIM) / DIM)
-            own.part_view(part, "momentum").fill_(part.table + 0.5)
-    optimizer = make_dense_optimizer("rwsadagrad", list(model.parameters()), 0.1, False)
-    return ModelState(
-        process=process,
-        model=model,
-        tables=own,
-        dense_optimizer=optimizer,
-        optimizer_name="rwsadagrad",
-        num_epochs=1,
-        num_batches=10,
-        num_test_batches=0,
-    )
+    tables = NoCompression(DIM).make_tables(NUM_ROWS)
+    state = state_on(process, PLACEMENTS[sys.argv[3]], tables, "rwsadagrad")
+    for part, view in state.tables.held_parts("weight"):
+        rows = torch.arange(float(part.begin), float(part.end))
+        view.copy_(rows[:, None]).add_(torch.arange(DIM) / DIM)
+        state.tables.part_view(part, "momentum").copy_(rows).add_(part.matrix.table)
+    return state
 
 
 def most_memory():
@@ -60,7 +46,7 @@ def work():
     process = this_process("cpu", -1, "")
     with joined(process):
         state = make_state(process)
-        if sys.argv[3:] == [str(process.rank)]:
+        if sys.argv[4:] == [str(process.rank)]:
             os._exit(1)
         before = most_memory()
         save_model_file(sys.argv[2], state, Progress(iter=10, num_steps=10))
@@ -78,7 +64,7 @@ def check_file(parameters):
     states = content["opt_state_dict"]["state"]
     for number, num_rows in enumerate(NUM_ROWS):
         assert states[number]["momentum"].shape == (num_rows,)
-        assert (states[number]["momentum"] == number + 0.5).all()
+        assert torch.equal(states[number]["momentum"], torch.arange(float(num_rows)) + number)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 import random
 from dataclasses import replace
-from types import SimpleNamespace
 
 import dlrm_s_pytorch as dlrm
 
 # isort: split
+import placements
 import pytest
 import torch
 from conftest import SMALL_MODEL
+from placements import MOVES, PLACEMENTS, state_on
 
 from checkpoints.matrices import (
     HeldRows,
@@ -21,7 +22,7 @@ from checkpoints.matrices import (
     named_tensors,
 )
 from engine.model_file import full_state_dict
-from ranks.placement import Part
+from model.compression import NoCompression, compression_from_options
 from ranks.process import Process
 from reporting.reporter import Reporter
 
@@ -221,21 +222,44 @@ def test_the_state_of_the_optimisers_goes_with_the_rows():
     assert shapes["emb_l.1.weight"].row_shapes == {"weight": (16,), "momentum": ()}
 
 
+@pytest.mark.parametrize("one, other", MOVES, ids=map("-".join, MOVES))
+@pytest.mark.parametrize("name", ["adagrad", "learned adagrad", "qr", "md"])
+def test_what_one_placement_wrote_another_one_reads(name, one, other):
+    """Also parts of cut matrices, and of ranks that hold the same rows only the first one's."""
+    options = dlrm.parse_options([*SMALL_MODEL, *MODELS[name]])
+    tables = compression_from_options(options).make_tables((100, 7, 30, 4))
+    learned = options.weighted_pooling == "learned"
+
+    def states(num_ranks, place):
+        ranks = [Process(k, num_ranks, k, torch.device("cpu"), "gloo") for k in range(num_ranks)]
+        return [state_on(rank, PLACEMENTS[place], tables, "adagrad", learned) for rank in ranks]
+
+    written = states(4, one)
+    for state in written:
+        placements.fill(state.tables)
+    shapes = matrix_shapes(written[0])
+    rows = [h for s in written for h in held_rows(s) if s.process.is_first or not h.is_shared]
+    sizes = {key: sum(h.num_bytes for h in rows if h.shard.key == key) for key in shapes}
+    assert sizes == {key: shape.num_bytes for key, shape in shapes.items()}
+    for state in states(3, other):
+        assert matrix_shapes(state) == shapes
+        for held in held_rows(state):
+            for content in cut_into_files(rows, 500):
+                for shard in content:
+                    if held.overlap(shard):
+                        held.copy_from(shard, named_tensors(content))
+        found = placements.held(state.tables)
+        placements.fill(state.tables)
+        for key, wanted in placements.held(state.tables).items():
+            assert torch.equal(found[key], wanted), key
+
+
 def test_a_table_that_is_cut_is_one_matrix():
-    """Parts of it that begin later, whichever ranks hold them."""
-    parts = [Part(0, "0.weight", begin, end, 2, 0.1) for begin, end in [(0, 4), (4, 5), (5, 9)]]
-    views = {parts[1]: torch.ones(1, 2), parts[2]: torch.ones(4, 2)}
-    tables = SimpleNamespace(
-        parts=parts,
-        row_shapes=lambda part: {"weight": (2,)},
-        part_view=lambda part, name: views.get(part),
-    )
-    model, optimizer = torch.nn.Module(), SimpleNamespace(state=[])
-    state = SimpleNamespace(tables=tables, model=model, dense_optimizer=optimizer)
-    assert matrix_shapes(state) == {"emb_l.0.weight": MatrixShape(9, {"weight": (2,)})}
-    held = held_rows(state)
-    assert [one.shard for one in held] == [
-        Shard("emb_l.0.weight", 4, 5),
-        Shard("emb_l.0.weight", 5, 9),
-    ]
-    assert not any(one.is_shared for one in held)
+    """A rank's parts of it begin where they begin in the matrix."""
+    tables = NoCompression(2).make_tables([9])
+    rank = Process(1, 3, 1, torch.device("cpu"), "gloo")
+    state = state_on(rank, PLACEMENTS["cut"], tables, "sgd")
+    assert matrix_shapes(state)["emb_l.0.weight"] == MatrixShape(9, {"weight": (2,)})
+    held = [one for one in held_rows(state) if one.shard.key == "emb_l.0.weight"]
+    assert [one.shard for one in held] == [Shard("emb_l.0.weight", 3, 6)]
+    assert not held[0].is_shared

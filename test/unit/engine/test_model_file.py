@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, largest_file, shell, train
+from placements import MOVES, PLACEMENTS, fill, held, state_on
+from thread_ranks import ThreadRanks
 
 import dlrm_s_pytorch as dlrm
-from engine.model_file import save_model_file
+from engine.model_file import load_model_file, save_model_file
+from engine.progress import Progress
+from model.compression import compression_from_options
+from ranks.process import Process
 
 CONTRACT_KEYS = {
     "epoch", "iter", "nepochs", "nbatches", "nbatches_test", "state_dict", "train_loss",
@@ -87,12 +92,12 @@ def test_a_file_is_as_torch_writes_it(tmp_path, optimizer):
     assert path.read_bytes() == (tmp_path / "again.pth").read_bytes()
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks):
+@pytest.mark.parametrize("num_ranks, placement", [(1, "whole"), (2, "whole"), (3, "cut")])
+def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks, placement):
     """Each rank's memory grows by less than 100 MB, while the tables have 300."""
     path = tmp_path / "model.pth"
     program = ROOT / "test" / "unit" / "saving_program.py"
-    done = shell(sys.executable, program, num_ranks, path)
+    done = shell(sys.executable, program, num_ranks, path, placement)
     assert done.returncode == 0, done.stderr
     assert path.stat().st_size > 290e6
     path.unlink()
@@ -100,9 +105,44 @@ def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks):
     assert len(grown) == num_ranks and max(grown) < 100, grown
 
 
+@pytest.mark.parametrize("one, other", MOVES, ids=map("-".join, MOVES))
+@pytest.mark.parametrize("kind", ["", "--weighted-pooling=learned", "--qr-flag", "--md-flag"])
+def test_a_file_is_the_same_for_every_placement_and_loads_into_every_other(
+    tmp_path, kind, one, other
+):
+    """Three ranks write it, two read it; one rank alone would have written the same bytes."""
+    options = dlrm.parse_options([*SMALL_MODEL, *kind.split(), "--qr-threshold=9"])
+    tables = compression_from_options(options).make_tables((300, 7, 30, 2))
+
+    def state(process, place):
+        learned = options.weighted_pooling == "learned"
+        return state_on(process, PLACEMENTS[place], tables, "rwsadagrad", learned)
+
+    def save(process, place, path):
+        filled = state(process, place)
+        fill(filled.tables)
+        save_model_file(path, filled, Progress(iter=10, num_steps=10))
+
+    def loaded(process):
+        empty = state(process, other)
+        load_model_file(str(path), empty, 1)
+        found = held(empty.tables)
+        fill(empty.tables)
+        return found, held(empty.tables)
+
+    path, alone = tmp_path / "m.pth", tmp_path / "alone.pth"
+    ThreadRanks(3).run(lambda process: save(process, one, str(path)))
+    save(Process(0, 1, 0, torch.device("cpu"), "gloo"), "whole", str(alone))
+    assert_same_model(path, alone)
+    for found, wanted in ThreadRanks(2).run(loaded):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert torch.equal(found[key], value), key
+
+
 def test_a_rank_that_has_gone_is_not_told_as_a_fault_of_the_file(tmp_path):
     program = ROOT / "test" / "unit" / "saving_program.py"
-    done = shell(sys.executable, program, 2, tmp_path / "model.pth", 1)
+    done = shell(sys.executable, program, 2, tmp_path / "model.pth", "whole", 1)
     assert "RankGoneError: rank 1 has ended" in done.stderr
     assert "cannot write" not in done.stderr and os.listdir(tmp_path) == []
 

@@ -241,7 +241,9 @@ def errors_of_ranks(path, content, num_ranks=3):
 @pytest.mark.parametrize("keys", [("state_dict", "emb_l.1.weight"), state(1, "sum")])
 def test_numbers_of_a_table_are_told_by_the_rank_that_holds_it(tmp_path, saved, keys):
     content = copy.deepcopy(saved)
-    owner = state_of_rank(0, 3).tables.parts[1].rank
+    tables = state_of_rank(0, 3).tables
+    (part,) = tables.parts_of(tables.all_matrices[1])
+    owner = part.rank
     assert owner > 0, "the first rank is to see nothing"
     fill(*keys, NAN)(content)
     wanted = [RankError if rank == owner else None for rank in range(3)]

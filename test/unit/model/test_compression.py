@@ -32,8 +32,8 @@ def options_of(kind):
 def make(kind, optimizer="sgd", execution=Execution()):  # noqa: B008
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
     tables = compression_from_options(options_of(kind)).make_tables(NUM_ROWS)
-    placed = place_tables(tables, process.world_size)
-    made = EmbeddingTables(placed, Exchange(process, placed), optimizer, False, execution)
+    exchange = Exchange(process, tables, place_tables(tables, 1))
+    made = EmbeddingTables(tables, exchange, optimizer, False, execution)
     np.random.seed(3)
     made.initialise()
     return made
@@ -94,7 +94,7 @@ def test_gradients_are_kept_until_a_pass_that_updates(kind):
 
 
 @OF_EACH_KIND
-def test_initial_values_are_drawn_part_by_part(kind):
+def test_initial_values_are_drawn_matrix_by_matrix(kind):
     """Quotients before remainders, vectors before their projection; bounds as the contract says."""
     state = make(kind).state_dict()
     np.random.seed(3)
@@ -107,7 +107,7 @@ def test_initial_values_are_drawn_part_by_part(kind):
 
 def test_quotients_and_remainders_have_the_papers_shapes():
     tables = QuotientRemainder(16, 200, "concat", 7).make_tables([200, 201, 5000])
-    shapes = [[(part.key, part.num_rows, part.dim) for part in table.parts] for table in tables]
+    shapes = [[(one.key, one.num_rows, one.dim) for one in table.matrices] for table in tables]
     assert shapes == [
         [("0.weight", 200, 32)],
         [("1.weight_q", 29, 16), ("1.weight_r", 7, 16)],
@@ -129,10 +129,10 @@ def test_dimensions_are_the_papers(temperature, round_dims):
     assert dims == wanted and dims[0] == 64
     tables = MixedDimensions(64, 200, temperature, round_dims).make_tables(rows)
     for n, dim, table in zip(rows, dims, tables, strict=True):
-        shapes = [(part.num_rows, part.dim) for part in table.parts]
+        shapes = [(one.num_rows, one.dim) for one in table.matrices]
         is_narrow = n > 200 and dim < 64
         assert shapes == ([(n, dim), (64, dim)] if is_narrow else [(n, 64)])
-        assert table.parts[0].key.count("embs") == (n > 200)
+        assert table.matrices[0].key.count("embs") == (n > 200)
 
 
 class Sizes(TorchDispatchMode):
@@ -156,8 +156,9 @@ class Sizes(TorchDispatchMode):
 def test_no_gradient_of_a_tables_size_exists(kind, optimizer):
     """A step on tables of 10,000 rows makes no tensor that is as large as a part of one."""
     options, process = options_of(kind), Process(0, 1, 0, torch.device("cpu"), "gloo")
-    logical = place_tables(compression_from_options(options).make_tables([10_000, 10_000]), 1)
-    tables = EmbeddingTables(logical, Exchange(process, logical), optimizer, False)
+    logical = compression_from_options(options).make_tables([10_000, 10_000])
+    exchange = Exchange(process, logical, place_tables(logical, 1))
+    tables = EmbeddingTables(logical, exchange, optimizer, False)
     bags, _ = draw_bags([10_000, 10_000], BATCH, one_each=True)
     state = [tensor for matrix in tables.matrices for tensor in matrix.row_tensors().values()]
     sizes = Sizes(state)

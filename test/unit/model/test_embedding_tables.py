@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from naive_embedding import bags_of, draw_bags, naive_vectors, parameters_of
+from placements import PLACEMENTS
 
 from devices.execution import Execution
+from model import embedding_tables
 from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.exchange import Exchange
@@ -18,10 +20,18 @@ ONE_EACH = pytest.mark.parametrize("one_each", [True, False], ids=["one id", "an
 LEARNED = pytest.mark.parametrize("learned", [True, False], ids=["learned", "plain"])
 
 
-def make(optimizer="sgd", learned=False, rank=0, world_size=1, execution=Execution()):  # noqa: B008
+PLACED = pytest.mark.parametrize("place", PLACEMENTS.values(), ids=PLACEMENTS)
+
+
+def make(optimizer="sgd", learned=False, execution=Execution()):  # noqa: B008
+    return make_on(0, 1, place_tables, optimizer, learned, execution)
+
+
+def make_on(rank, world_size, place, optimizer="sgd", learned=False, execution=Execution()):  # noqa: B008
     process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
-    placed = place_tables(NoCompression(DIM).make_tables(NUM_ROWS), world_size)
-    tables = EmbeddingTables(placed, Exchange(process, placed), optimizer, learned, execution)
+    plain = NoCompression(DIM).make_tables(NUM_ROWS)
+    exchange = Exchange(process, plain, place(plain, world_size))
+    tables = EmbeddingTables(plain, exchange, optimizer, learned, execution)
     np.random.seed(3)
     tables.initialise()
     return tables
@@ -102,37 +112,41 @@ def test_initial_weights_follow_the_contract():
         np.testing.assert_array_equal(state[f"{table}.weight"].numpy(), want)
 
 
-def test_ranks_hold_and_initialise_their_own_parts_of_the_tables():
-    whole = dict(make(learned=True).part_views("weight"))
-    held = []
-    for rank in range(2):
-        tables = make(learned=True, rank=rank, world_size=2)
-        assert [part.table for part in tables.parts] == [0, 1, 2]
-        views = {part: view for part, view in tables.part_views("weight") if view is not None}
-        assert {part.rank for part in views} == {rank}
-        assert set(tables.state_dict()) == {part.key for part in views}
-        pooling = {str(part.table) for part in views}
+@PLACED
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_hold_and_initialise_their_own_parts_of_the_tables(world_size, place, monkeypatch):
+    """A piece of what is drawn may have rows of several parts."""
+    monkeypatch.setattr(embedding_tables, "VALUES_PER_DRAW", 7 * DIM)
+    whole = make(learned=True).state_dict()
+    found = {key: torch.full_like(value, torch.nan) for key, value in whole.items()}
+    for rank in range(world_size):
+        tables = make_on(rank, world_size, place, learned=True)
+        assert tables.all_matrices == make().all_matrices
+        held = dict(tables.held_parts("weight"))
+        assert [part for part in tables.exchange.placement.parts if part.is_on(rank)] == [*held]
+        assert set(tables.state_dict()) == {part.matrix.key for part in held}
+        pooling = {str(part.matrix.table) for part in held}
         assert set(PoolingWeights(tables).state_dict()) == pooling
-        held += views.items()
-    assert len(held) == len(whole)
-    for part, view in held:
-        (want,) = (other for whole_part, other in whole.items() if whole_part.table == part.table)
-        assert torch.equal(view, want)
+        for part, view in held.items():
+            found[part.matrix.key][part.begin : part.end] = view
+    for key, value in whole.items():
+        assert torch.equal(found[key], value), key
 
 
 @LEARNED
-def test_a_loaded_state_is_what_is_looked_up(learned):
+@PLACED
+def test_a_loaded_state_is_what_is_looked_up(learned, place):
     """A rank takes the rows of its own parts from the whole state."""
     whole = make(learned=learned)
     whole.matrices[0].weight.mul_(-2)
     if learned:
         whole.matrices[0].pooling.uniform_(0.5, 2)
-    for rank in range(2):
-        tables = make(learned=learned, rank=rank, world_size=2)
+    for rank in range(3):
+        tables = make_on(rank, 3, place, learned=learned)
         tables.load_state_dict(whole.state_dict())
         if learned:
             PoolingWeights(tables).load_state_dict(PoolingWeights(whole).state_dict())
         for name in ("weight", "pooling") if learned else ("weight",):
-            wanted = [view for _, view in whole.part_views(name)]
-            for part, view in tables.part_views(name):
-                assert view is None or torch.equal(view, wanted[part.table])
+            wanted = {part.matrix: view for part, view in whole.held_parts(name)}
+            for part, view in tables.held_parts(name):
+                assert torch.equal(view, wanted[part.matrix][part.begin : part.end])

@@ -9,17 +9,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import RankError
 from model import quantized_matrix
+from model.batch import Bags
 from model.quantized_matrix import QuantizedMatrix, bytes_of_row
-from ranks.placement import Part
+from model.rows_of_ids import RowsOfIds
+from ranks.placement import Matrix, Part
 
 NUM_ROWS = (7, 1, 30, 100)
 
 
 def parts_of(num_rows, dim, begin=0):
     return [
-        Part(table, f"{table}.weight", begin, begin + rows, dim, 0)
+        Part(Matrix(table, f"{table}.weight", begin + rows, dim, 0.1), begin, begin + rows, 0)
         for table, rows in enumerate(num_rows)
     ]
+
+
+def look_up(matrix, bags):
+    """Bags of ids of the parts' tables -> pooled vectors."""
+    return matrix.look_up(RowsOfIds(matrix.parts, torch.device("cpu"))(bags), None)
 
 
 def draw_weight(num_rows, dim):
@@ -58,7 +65,7 @@ def test_sums_over_bags_are_those_of_rows_quantized_by_the_formulas(bits, dim, o
     weight = draw_weight(NUM_ROWS, dim)
     matrix = QuantizedMatrix(torch.from_numpy(weight), parts_of(NUM_ROWS, dim), bits)
     bags, lists = draw_bags(NUM_ROWS, 50, one_each)
-    got = matrix.look_up(bags, None)
+    got = look_up(matrix, bags)
     want = naive_sums(naive_rows(weight.astype(np.float64), bits), NUM_ROWS, lists)
     assert got.shape == (200, dim) and got.is_contiguous()
     for k in range(len(want)):  # as rows differ in size
@@ -73,15 +80,15 @@ def test_weights_of_rows_count_in_sums_over_bags(bits, one_each):
     weight = torch.from_numpy(draw_weight(NUM_ROWS, 16))
     pooling = torch.rand(len(weight), 1, generator=torch.Generator().manual_seed(2)) + 0.5
     bags, lists = draw_bags(NUM_ROWS, 20, one_each)
-    got = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits, pooling).look_up(bags, None)
+    got = look_up(QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits, pooling), bags)
     plain = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits)
     begins = np.cumsum([0, *NUM_ROWS])
     want = [
         sum(
             (
-                plain.look_up(
+                look_up(
+                    plain,
                     bags_of([[[i] if t == table else [0] for t in range(len(NUM_ROWS))]], True),
-                    None,
                 )[table]
                 * pooling[begins[table] + i]
                 for i in bag
@@ -98,33 +105,32 @@ def test_weights_of_rows_count_in_sums_over_bags(bits, one_each):
 def test_a_number_is_off_by_half_a_step_of_its_row_at_most(bits):
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
     matrix = QuantizedMatrix(weight, parts_of([40], 64), bits)
-    got = matrix.look_up(bags_of([[[i]] for i in range(40)], one_each=True), None)
+    got = look_up(matrix, bags_of([[[i]] for i in range(40)], one_each=True))
     step = (weight.amax(1) - weight.amin(1)) / (2**bits - 1)
     assert ((got - weight).abs().amax(1) <= 0.51 * step + 1e-3 * (bits == 4)).all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_ids_may_be_int32_and_a_part_may_begin_in_the_middle_of_its_table(bits):
+def test_rows_may_be_int32_and_a_part_may_begin_in_the_middle_of_its_table(bits):
     weight = torch.from_numpy(draw_weight(NUM_ROWS, 16))
     bags, _ = draw_bags(NUM_ROWS, 9, one_each=True)
-    want = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits).look_up(bags, None)
+    plain = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16), bits)
+    rows = RowsOfIds(plain.parts, torch.device("cpu"))(bags)
+    want = plain.look_up(rows, None)
+    assert torch.equal(plain.look_up(Bags(rows.ids.int()), None), want)
     shifted = QuantizedMatrix(weight, parts_of(NUM_ROWS, 16, begin=3), bits)
-    assert torch.equal(shifted.look_up(type(bags)((bags.ids + 3).int()), None), want)
+    assert torch.equal(look_up(shifted, Bags((bags.ids + 3).int())), want)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("one_each", [True, False])
-def test_a_rank_without_parts_or_rows_has_no_vectors(bits, one_each):
-    none = QuantizedMatrix(torch.zeros(0, 6), [], bits)
-    lengths = None if one_each else torch.zeros(4, 0, dtype=torch.int64)
-    ids = torch.zeros(0, dtype=torch.int32)
-    bags = type(draw_bags([1], 1, True)[0])
-    assert none.look_up(bags(ids, lengths), None).shape == (0, 6)
+def test_without_bags_there_are_no_vectors_and_empty_bags_have_zeros(bits, one_each):
     some = QuantizedMatrix(torch.ones(5, 6), parts_of([5], 6), bits)
+    ids = torch.zeros(0, dtype=torch.int32)
     lengths = None if one_each else torch.zeros(0, 1, dtype=torch.int64)
-    assert some.look_up(bags(ids, lengths), None).shape == (0, 6)
+    assert some.look_up(Bags(ids, lengths), None).shape == (0, 6)
     if not one_each:
-        empty = some.look_up(bags(ids, torch.zeros(3, 1, dtype=torch.int64)), None)
+        empty = some.look_up(Bags(ids, torch.zeros(3, 1, dtype=torch.int64)), None)
         assert empty.shape == (3, 6) and not empty.any()
 
 

@@ -3,7 +3,12 @@
 import torch
 from naive_embedding import draw_rows
 
-from optim.row_gradients import SlottedRowGradients, SortedRowGradients, sum_duplicates
+from optim.row_gradients import (
+    DenseRowGradients,
+    SlottedRowGradients,
+    SortedRowGradients,
+    sum_duplicates,
+)
 
 NUM_ROWS = 40
 
@@ -55,3 +60,30 @@ def test_other_devices_keep_no_more_pairs_than_the_table_has_rows():
     rows, sums = kept.take()
     assert len(rows) == len(sums) <= NUM_ROWS and len(kept) == 0
     torch.testing.assert_close(torch.zeros(NUM_ROWS, 3).index_add_(0, rows, sums), total)
+
+
+def test_a_small_table_of_all_ranks_keeps_a_sum_for_every_row_in_the_same_memory():
+    """What was taken is forgotten with the next gradients, or if the sums are asked for."""
+    kept, memory = DenseRowGradients(torch.zeros(NUM_ROWS, 3)), set()
+    for step in range(4):
+        total = torch.zeros(NUM_ROWS, 3)
+        for batch in range(2):
+            rows, gradients = draw_rows(NUM_ROWS, 3, 100, 2 * step + batch)
+            kept.add(rows, gradients)
+            total.index_add_(0, rows, gradients)
+        torch.testing.assert_close(kept.sums(), total)
+        assert len(kept) == NUM_ROWS
+        rows, sums = kept.take()
+        assert rows.tolist() == list(range(NUM_ROWS))
+        torch.testing.assert_close(sums, total)
+        assert len(kept) == 0
+        memory.add(sums.data_ptr())
+    assert len(memory) == 1
+    assert not kept.sums().any() and len(kept) == NUM_ROWS
+
+
+def test_numbers_that_are_not_finite_are_not_summed():
+    kept = DenseRowGradients(torch.zeros(3, 2))
+    gradients = torch.tensor([[1.0, float("nan")], [float("inf"), 2.0], [3.0, 4.0]])
+    kept.add(torch.tensor([1, 1, 0]), gradients)
+    assert kept.take()[1].tolist() == [[3, 4], [1, 2], [0, 0]]

@@ -5,6 +5,7 @@ import torch
 from conftest import at
 from naive_embedding import draw_rows
 
+from optim.loss_scale import NoScale
 from optim.row_gradients import SlottedRowGradients, SortedRowGradients
 from optim.row_optimizers import TABLE_OPTIMIZERS
 
@@ -14,9 +15,12 @@ PATHS = pytest.mark.parametrize("on_cpu", [True, False], ids=["kernels", "operat
 NAN, INF = float("nan"), float("inf")
 
 
+def draw_weight(dim):
+    return torch.randn(NUM_ROWS, dim, generator=torch.Generator().manual_seed(1))
+
+
 def make(rule, dim, on_cpu):
-    random = torch.Generator().manual_seed(1)
-    optimizer = TABLE_OPTIMIZERS[rule](torch.randn(NUM_ROWS, dim, generator=random))
+    optimizer = TABLE_OPTIMIZERS[rule](draw_weight(dim))
     assert optimizer._on_cpu and isinstance(optimizer._kept, SlottedRowGradients)
     if not on_cpu:  # what other devices have
         optimizer._on_cpu, optimizer._kept = False, SortedRowGradients(len(optimizer.weight))
@@ -132,7 +136,47 @@ def test_no_rows_change_nothing(rule, on_cpu):
 
 
 def test_batches_without_ids_are_not_kept():
-    """A rank without tables sees many of them."""
+    """A rank whose tables are in no bag sees many of them."""
     optimizer = make("sgd", 3, on_cpu=False)
     optimizer.keep(torch.empty(0, dtype=torch.int64), torch.empty(0, 3))
     assert not optimizer._kept._kept
+
+
+@PATHS
+@pytest.mark.parametrize("rule", RULES)
+def test_a_shared_optimiser_takes_the_gradients_of_all_ranks_as_one_does(rule, on_cpu):
+    """Ranks keep some gradients or none, their sums are summed, and all ranks do the same step."""
+    ranks = [TABLE_OPTIMIZERS[rule](draw_weight(3), is_shared=True) for _ in range(3)]
+    alone = make(rule, 3, on_cpu)
+    for rank in ranks:
+        rank._on_cpu = on_cpu
+    for step in range(4):
+        batches = [draw_rows(NUM_ROWS, 3, size, 10 * step + size) for size in (5, 70, 9)]
+        batches[0][1][2, 1], batches[1][1][3] = NAN, INF
+        has_none = step % 3
+        del batches[has_none]
+        for rank, batch in zip(ranks[:has_none] + ranks[has_none + 1 :], batches, strict=True):
+            rank.keep(*(column[:2] for column in batch))
+            rank.keep(*(column[2:] for column in batch))
+        total = sum(sums.clone() for rank in ranks for sums in rank.shared_gradients())
+        for rank in ranks:
+            (sums,) = rank.shared_gradients()
+            sums.copy_(total)
+            rank.apply_kept(LR, NoScale())
+        rows, gradients = zip(*batches, strict=True)
+        alone.apply(torch.cat(rows), torch.cat(gradients), LR)
+        for rank in ranks:
+            assert_same(rank, alone)
+            for name, tensor in tensors(rank).items():
+                assert torch.equal(tensor, tensors(ranks[0])[name]), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_kept_gradients_of_a_shared_optimiser_are_applied_once(rule):
+    optimizer = TABLE_OPTIMIZERS[rule](draw_weight(3), is_shared=True)
+    optimizer.keep(*draw_rows(NUM_ROWS, 3, 50, 0))
+    optimizer.apply_kept(LR, NoScale())
+    once = {name: value.clone() for name, value in tensors(optimizer).items()}
+    optimizer.apply_kept(LR, NoScale())
+    for name, value in tensors(optimizer).items():
+        assert torch.equal(value, once[name]), name

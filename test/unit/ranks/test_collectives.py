@@ -10,9 +10,10 @@ sys.path[:0] = {paths}
 import dlrm_s_pytorch as dlrm
 import torch
 from forked_ranks import run_ranks
+from ranks import collectives
 from ranks.collectives import (
-    any_rank, texts_of_all, largest_numbers, numbers_from_first, send_to_first, sum_in_rank_order,
-    text_from_first,
+    PendingSum, all_to_all, any_rank, begin_all_to_all, largest_numbers, numbers_from_first,
+    row_blocks_on_first, sum_in_rank_order, text_from_first, texts_of_all,
 )
 from ranks.process import joined, this_process
 
@@ -43,9 +44,46 @@ def work():
         texts = ["", "größer", "\\udcff is no UTF-8", "x" * 5000]
         assert texts_of_all(process, texts[process.rank]) == texts
         assert text_from_first(process, texts[process.rank] or "first") == "first"
-        send_to_first(process, torch.ones(2), torch.empty(2), 3)
-        counts = process.attendance.begun, process.attendance.ended
-        assert counts == tuple(numbers_from_first(process, counts)) and counts[0] == counts[1] == 13
+        check_asynchronous(process)
+        assert_counted(process, 15)
+        for owner in range(4):
+            check_blocks(process, owner)
+        assert_counted(process, 15 + 1 + 3 * 3)
+
+
+def assert_counted(process, number):
+    counts = process.attendance.begun, process.attendance.ended
+    assert counts == tuple(numbers_from_first(process, counts)), counts
+    assert counts == (number, number), counts
+
+
+def check_asynchronous(process):
+    "Others may begin before one is waited for; each is what it would have been alone."
+    rank, send = process.rank, [0, 1, 2, 3]
+    sent = torch.cat([torch.full((to,), 10.0 * rank + to) for to in send])
+    received = torch.full((4 * rank,), -1.0)
+    exchange = begin_all_to_all(process, received, sent, [rank] * 4, send)
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor(2.0 ** rank), torch.ones(0)]
+    summed = PendingSum(process, tensors)
+    assert process.attendance.is_inside
+    exchange.wait()
+    summed.wait()
+    wanted = [10.0 * other + rank for other in range(4) for _ in range(rank)]
+    assert received.tolist() == wanted
+    assert torch.equal(tensors[0], torch.full((2, 3), 6.0)) and tensors[1] == 15
+    own = torch.arange(4) + 10 * rank
+    assert all_to_all(process, own, [1] * 4, [1] * 4).tolist() == [rank + 10 * k for k in range(4)]
+    assert not process.attendance.is_inside
+
+
+def check_blocks(process, owner):
+    "Three blocks of a matrix of 5 rows; only the owner has it."
+    rows = torch.arange(10.0).view(5, 2) + owner if process.rank == owner else None
+    collectives.BLOCK_BYTES = 16
+    blocks = [block.clone() for block in row_blocks_on_first(process, rows, (5, 2), owner)]
+    assert [len(block) for block in blocks] == ([2, 2, 1] if process.is_first else [])
+    if process.is_first:
+        assert torch.equal(torch.cat(blocks), torch.arange(10.0).view(5, 2) + owner)
 
 
 run_ranks(4, work)

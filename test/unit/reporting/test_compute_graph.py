@@ -12,6 +12,7 @@ import pytest
 from conftest import CRITEO_MODEL, ROOT, SMALL_MODEL, break_package, shell, train
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+from placements import cut, odd, shared
 
 from model.compression import MixedDimensions, NoCompression, QuotientRemainder
 from ranks.placement import place_tables
@@ -27,9 +28,10 @@ FLAG = "--plot-compute-graph"
 
 def network(num_rows, kind, **facts):
     """A network of such tables; `facts` are other fields than the plain ones."""
-    ranks = facts.get("num_ranks", 1)
+    tables, ranks = kind.make_tables(num_rows), facts.pop("num_ranks", 1)
+    place = facts.pop("place", place_tables)
     plain = {
-        "tables": place_tables(kind.make_tables(num_rows), ranks),
+        "tables": tables,
         "bottom": (13, 512, kind.vector_dim),
         "top": (415, 256, 1),
         "interaction": "dot",
@@ -38,7 +40,7 @@ def network(num_rows, kind, **facts):
         "loss": "bce",
         "loss_weights": (1.0, 1.0),
         "clamp": 0.0,
-        "num_ranks": ranks,
+        "placement": place(tables, ranks),
     }
     return Network(**plain | facts)
 
@@ -62,6 +64,11 @@ NETWORKS = {
     "add": network(ROWS, quotient_remainder("add"), interaction="cat"),
     "concat": network((ROWS * 4)[:26], quotient_remainder("concat"), num_ranks=8),
     "mixed": network((ROWS * 4)[:26], MIXED, num_ranks=3),
+    "mixed, 1 rank": network(ROWS, MIXED),
+    "26 tables, cut": network((ROWS * 4)[:26], NoCompression(64), num_ranks=8, place=cut),
+    "concat, cut": network(ROWS, quotient_remainder("concat"), num_ranks=3, place=cut),
+    "mixed, cut": network(ROWS, MIXED, num_ranks=5, place=odd),
+    "26 tables, everywhere": network((ROWS * 4)[:26], MIXED, num_ranks=3, place=shared),
 }
 
 
@@ -189,7 +196,9 @@ def test_exchange_and_ranks_are_told_where_there_are_several(name):
     words = words_of(layout(facts))
     has_ranks = facts.num_ranks > 1
     assert words.count("All-to-all") == (2 if has_ranks else 0)
-    assert ("rank 0" in words) == ("all-reduce of gradients" in words) == has_ranks
+    assert ("all-reduce of gradients" in words) == has_ranks
+    on_one = any(not part.is_shared for part in facts.placement.parts)
+    assert ("rank 0" in words) == (has_ranks and on_one)
 
 
 def test_ranks_have_their_tables_and_ranks_without_one_are_counted():
@@ -200,9 +209,48 @@ def test_ranks_have_their_tables_and_ranks_without_one_are_counted():
         for box in ranks
         for inner in box.inner
     }
-    assert told == {k: table.rank for k, table in enumerate(facts.tables)}
+    assert told == {part.matrix.table: part.rank for part in facts.placement.parts}
     assert len(ranks) == 8 and len(told) == 26
     assert "14 of 40 ranks hold no table" in words_of(layout(NETWORKS["26 tables, 40 ranks"]))
+
+
+def ranks_told(name):
+    """The lines of the tables on each rank, with those of the parts drawn in them."""
+    ranks = [box for box in layout(NETWORKS[name]).all_boxes() if box.style == "rank"]
+    return {
+        rank.lines[0].words: [
+            [line.words for box in (table, *table.inner) for line in box.lines]
+            for table in rank.inner
+        ]
+        for rank in ranks
+    }
+
+
+def test_ranks_are_told_with_their_rows_of_tables_that_are_cut():
+    told = ranks_told("concat, cut")
+    assert told["rank 1"][:2] == [
+        [
+            "table 0", "9,980,333 rows, D 128", "concat: q and r side by side",
+            "weight_q: row id // 4", "831,695 × 64", "rows 831,695 to 1,663,389",
+            "weight_r: row id % 4", "1 × 64", "rows 2 to 2",
+        ],
+        [
+            "table 1", "36,084 rows, D 128", "concat: q and r side by side",
+            "weight_q: row id // 4", "3,007 × 64", "rows 3,007 to 6,013",
+            "weight_r: row id % 4", "1 × 64", "rows 2 to 2",
+        ],
+    ]  # fmt: skip
+    assert told["rank 2"][2] == ["table 2", "1 × 128", "rows 2 to 2"]
+    assert "rank 0" in told and len(told) == 3
+
+
+def test_what_every_rank_holds_is_told_once():
+    assert list(ranks_told("26 tables, everywhere")) == ["every rank"]
+    assert list(ranks_told("mixed, cut"))[0] == "every rank"
+    (projection,) = [one for one in ranks_told("mixed")["every rank"] if one[0] == "table 0"]
+    assert projection[-2:] == ["proj.weight", "64 × 1"]
+    for name in ("26 tables, everywhere", "mixed", "mixed, cut"):
+        assert "hold no table" not in " ".join(words_of(layout(NETWORKS[name])))
 
 
 def parts_told(name, number=0):
@@ -232,7 +280,7 @@ def test_quotient_remainder_tables_are_told_with_both_parts(operation, join, dim
 
 
 def test_mixed_dimensions_are_told_with_the_projection():
-    own, parts = parts_told("mixed")
+    own, parts = parts_told("mixed, 1 rank")
     assert own == ["table 0", "9,980,333 rows, D 64", "projection: 1 → 64"]
     assert parts == [["embs.weight: row id", "9,980,333 × 1"], ["proj.weight", "64 × 1"]]
 

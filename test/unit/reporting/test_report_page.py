@@ -207,7 +207,9 @@ def curves_of(positives, num_rows=80):
 
 def test_a_long_run_makes_a_small_page():
     phases = [Row("MLPs", 1.0, 3.0, 0.0), Row("other", None, 1.0, 0.0), Row("step", None, 4.0, 0.0)]
-    tables = [TableFacts(10**7, 64, 256 * 10**7, k % 8) for k in range(26)]
+    size = 256 * 10**7
+    of_one = [tuple(size if rank == k % 8 else 0 for rank in range(8)) for k in range(26)]
+    tables = [TableFacts(10**7, 64, size, on_ranks) for on_ranks in of_one]
     facts = RunFacts(tables=tables, num_ranks=8, missing={"I1": 0.25, "C1": 0.5})
     metrics = Metrics(0.9, auc=0.75, log_loss=0.3, base_rate=0.5)
     text = page(
@@ -225,6 +227,16 @@ def test_a_long_run_makes_a_small_page():
     assert "Missing values by column (most: C1, 50.0%)" in found.text
     assert "26 tables, 260,000,000 rows, 66.56 GB of weights" in found.text
     assert "0 4 10.24 GB" in found.text and "7 3 7.68 GB" in found.text
+    assert "25 10,000,000 64 2.56 GB 1" in found.text
+
+
+def test_tables_that_several_ranks_hold_are_told_with_all_of_them():
+    """A cut table counts on each rank with its rows; one on every rank counts on each of them."""
+    on_ranks = {"every": (8e6,) * 4, "cut": (0, 3e8, 0, 1e8), "one": (0, 0, 5e6, 0)}
+    tables = [TableFacts(9, 2, max(on_ranks[one]), on_ranks[one]) for one in on_ranks]
+    text = read(page(Collected(RunFacts(tables=tables, num_ranks=4)))).text
+    assert "0 9 2 8.00 MB 0-3 1 9 2 300.00 MB 1, 3 2 9 2 5.00 MB 2" in text
+    assert "Weights 0 1 8.00 MB 1 2 308.00 MB 2 2 13.00 MB 3 2 108.00 MB" in text
 
 
 def test_what_comes_from_a_run_is_escaped():
