@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch.distributed as dist
 
@@ -70,6 +71,11 @@ class Watch:
         self._beside = self._open_beside()
         self._thread = threading.Thread(target=self._run, daemon=True, name="ranks")
 
+    @property
+    def is_beside_first(self) -> bool:
+        """Whether rank 0 is on this rank's machine, or this rank is rank 0."""
+        return 0 not in self._elsewhere
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -127,13 +133,13 @@ class Watch:
     def _gone_sentence(self) -> str:
         if self._gone is None:
             return RANK_GONE
-        what = "has ended" if self._gone.is_seen else "gives no sign of life"
-        member = self._members[self._gone.rank]
-        where = f" on {member.host}" if self._gone.rank in self._elsewhere else ""
-        return f"rank {self._gone.rank} {what} (process {member.pid}{where}): its own log says why"
+        is_elsewhere = self._gone.rank in self._elsewhere
+        return self._gone.sentence(self._members[self._gone.rank], is_elsewhere)
 
     def _late(self) -> Late:
-        return self._hearing.late(self._pause * SIGNS_MISSED, self._runs_ahead)
+        late = self._hearing.late(self._pause * SIGNS_MISSED, self._runs_ahead)
+        hosts = {self._members[rank].host for rank in self._elsewhere & set(late.ranks)}
+        return replace(late, hosts=sorted(hosts))
 
     def _wake(self) -> None:
         os.write(self._their_end, b"x")
@@ -158,6 +164,7 @@ class Watch:
                 # a rank that has gone may have kept the store, and its end is seen in a moment
                 if reaches_it and (self._elsewhere or not self._asked_at):
                     self._look_around()
+            self._note_lost_machine()
             self._end_if_stuck()
             pause = _PAUSE if self._asked_at else self._pause
             ready = {file for file, _ in self._poll.poll(1000 * pause)}
@@ -198,6 +205,12 @@ class Watch:
                 if reaches_it:
                     gone = self._board.note_gone(gone)
             self._note_gone(gone, now)
+
+    def _note_lost_machine(self) -> None:
+        """Note that rank 0 has gone if its machine, which keeps the store, is not reached."""
+        may_wait = self._attendance.is_inside or self._asked_at
+        if may_wait and not (self._reaches_store or self.is_beside_first):
+            self._note_gone(Gone(0, is_seen=False), time.monotonic())
 
     def _note_gone(self, gone: Gone, when: float) -> None:
         if self._gone is None:
