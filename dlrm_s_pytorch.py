@@ -34,6 +34,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from checkpoints.agreement import joined_in_agreement
 from checkpoints.checkpoints import NoCheckpoints, make_checkpoints
 from checkpoints.export import check_export_options, export_checkpoint
 from checkpoints.options import CheckpointOptions, add_checkpoint_options
@@ -110,7 +111,7 @@ from model.mlp import MLP
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
 from ranks.placement import place_tables
-from ranks.process import Process, joined, this_process
+from ranks.process import Process, this_process
 from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, Network, plot_compute_graph
 from reporting.drawing import check_drawable
 from reporting.log_lines import StepPosition, speed_line
@@ -712,7 +713,7 @@ def run(options: argparse.Namespace, process: Process) -> int:
         return 0
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
-    group = joined(process, options.enable_profiling, options.dist_timeout)
+    group = joined_in_agreement(options, prepared, process)
     # the reporter is outermost, so that it sees the errors that the others make of what they catch
     with (
         make_reporter(options, process) as reporter,

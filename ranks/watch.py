@@ -45,6 +45,9 @@ class Watch:
         rank: this rank's number.
         timeout: of the process group, in seconds.
         runs_ahead: a collective ends on the host before it has ended on the device.
+
+    Attributes:
+        is_beside_first: whether rank 0 is on this rank's machine, or this rank is rank 0.
     """
 
     def __init__(
@@ -68,13 +71,9 @@ class Watch:
         own = self._members[rank]
         self._elsewhere = {k for k, one in enumerate(self._members) if not one.is_beside(own)}
         self._elsewhere -= {rank}
+        self.is_beside_first = 0 not in self._elsewhere
         self._beside = self._open_beside()
         self._thread = threading.Thread(target=self._run, daemon=True, name="ranks")
-
-    @property
-    def is_beside_first(self) -> bool:
-        """Whether rank 0 is on this rank's machine, or this rank is rank 0."""
-        return 0 not in self._elsewhere
 
     def start(self) -> None:
         """Start the thread."""
