@@ -25,7 +25,6 @@ from ranks.watch import Watch, unwatched, watched
 TIMEOUT = 1800.0  # torch's own, for the backends that it lets CPU tensors go through
 SECONDS_TO_MEET = 1800.0  # torch's own; a short timeout of collectives is none for the start
 SECONDS_FOR_STORE = 10.0
-SECONDS_FOR_STORE_ELSEWHERE = 60.0  # a network may be away for a while
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
@@ -154,8 +153,7 @@ def _make_group(process: Process, timeout: float) -> Watch:
     wait = timedelta(seconds=timeout)
     dist.init_process_group(backend, timeout=wait, rank=rank, world_size=world_size, store=store)
     watch = Watch(board, process.attendance, rank, timeout, runs_ahead)  # waits for all to enter
-    patience = SECONDS_FOR_STORE if watch.is_beside_first else SECONDS_FOR_STORE_ELSEWHERE
-    own.set_timeout(timedelta(seconds=min(patience, timeout / 2)))
+    own.set_timeout(timedelta(seconds=SECONDS_FOR_STORE))
     return watch
 
 
