@@ -6,15 +6,23 @@ The hosts are namespaces of this machine that are joined by a cable (two_hosts.p
 import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import (
+    PYTHON_FIRST,
     ROOT,
+    assert_same_losses,
+    losses_of,
+    metrics_of,
     shell,
     train,
+    write_days,
 )
 from two_hosts import two_hosts, why_no_hosts
 
@@ -179,7 +187,7 @@ where = dict(word.split("=") for word in sys.argv[2:])
 def work():
     process = this_process("cpu")
     try:
-        with joined(process, timeout=8):
+        with joined(process, timeout=5):
             any_rank(process, [True])
             print("joined\n", end="", flush=True)  # in one write
             while True:
@@ -234,7 +242,7 @@ def test_a_lost_host_ends_the_other_one_within_the_timeout_and_is_named(hosts, h
         if how == "cable":
             out_of_lost = running[lost].communicate(timeout=60)[0]
             assert f"on host{1 - lost})" in out_of_lost
-    assert took < 8 + 6, "the timeout, and the end of a process"
+    assert took < 5 + 6, "the timeout, and the end of a process"
     ends = dict(re.findall(r"^rank (\d) ends: (.*)$", out, re.M))
     assert set(ends) == ({"2", "3"} if lost == 0 else {"0", "1"}), out + err
     gone = rf"rank {2 * lost}[^:]*\b(process \d+ )?on host{lost}\b"
@@ -256,3 +264,190 @@ def test_ranks_of_one_host_listen_at_the_loopback_address_alone(hosts):
 def test_the_interface_of_an_address_is_found():
     assert interface_of(own_address(LOOPBACK)) == "lo"
     assert interface_of("192.0.2.77") == "", "nobody's"
+
+
+# ---------------------------------------------------------------- as a user starts them
+
+MODEL = (
+    "--arch-mlp-bot=13-32-16 --arch-mlp-top=32-1 --arch-sparse-feature-size=16"
+    " --max-ind-range=1000 --data-sub-sample-rate=0 --mlperf-events=false --print-freq=2"
+    " --test-freq=5 --dist-timeout=20"
+).split()
+
+
+@contextlib.contextmanager
+def script_on(host, copy, here, data, *flags, options=(), name="train_full_8p.sh"):
+    """A training script on a host, with 4 ranks; its output goes to here/out and here/err."""
+    here.mkdir(exist_ok=True)
+    number = host.name.removeprefix("host")
+    meeting = f"--nnodes=2 --node_rank={number} --master_addr=10.77.0.1 --master-port={PORT}"
+    words = ["bash", copy / "test" / name, f"--data_path={data}", "--device=cpu", "--nproc=4"]
+    words += [*(options or meeting.split()), "--batch_size=128", "--", *MODEL, *flags]
+    settings = os.environ | PYTHON_FIRST | {"OMP_NUM_THREADS": "1"}
+    with (
+        open(here / "out", "w") as out,
+        open(here / "err", "w") as err,
+        subprocess.Popen(host.command(*words, cwd=here), stdout=out, stderr=err, env=settings)
+        as process,
+    ):  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                host.kill()
+
+
+def wait_for(text, file, *processes):
+    deadline = time.monotonic() + 100
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()
+        assert all(process.poll() is None for process in processes), file.read_text()
+        time.sleep(0.05)
+
+
+ONE_MACHINE = """
+import os, sys
+import dlrm_s_pytorch as dlrm
+from forked_ranks import run_ranks
+
+run_ranks(8, lambda: dlrm.main(sys.argv[1:]))
+"""
+
+
+def losses_of_one_machine(flags_file, folder):
+    """What 8 ranks on this machine print with the same flags."""
+    folder.mkdir()
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'test' / 'unit'}"}
+    own = [f"--flags-file={flags_file}", "--run-dir=", "--save-model=", "--report="]
+    own += ["--metrics-file=", "--tensor-board-filename="]
+    done = shell(sys.executable, "-c", ONE_MACHINE, *own, cwd=folder, env=paths)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_hosts
+def test_two_hosts_train_what_one_machine_trains_and_listen_where_they_say(hosts, copy, tmp_path):
+    """They share a folder with the data, which they prepare together, and that of the program."""
+    data, (first, second) = tmp_path / "data", (tmp_path / host.name for host in hosts)
+    write_days(data, 2, 900)
+    with (
+        script_on(hosts[0], copy, first, data) as one,
+        script_on(hosts[1], copy, second, data) as other,
+    ):
+        wait_for("Finished training it 2/", first / "out", one, other)
+        found, elsewhere = (host.listening() for host in hosts)
+        assert other.wait(timeout=100) == one.wait(timeout=100) == 0, (first / "err").read_text()
+    everywhere = {address for address in found if not address.startswith("10.77.0.1:")}
+    assert {address.rpartition(":")[2] for address in everywhere} == {str(PORT)}, "torchrun's"
+    assert f"10.77.0.1:{PORT + 1}" in found, "the ranks' store"
+    assert addresses(elsewhere) == {"10.77.0.2"}
+    out, said = (first / "out").read_text(), (second / "out").read_text()
+    assert (out + said).count("Prepared 1800 rows") == 1, "by whoever came first"
+    assert "Ranks 4 to 7 have ended well. Results are on the machine with --node_rank=0" in said
+    assert "Finished training" not in said and "Final result" not in said
+    assert {"DLRM.pth", "DLRM.png"} <= {path.name for path in first.iterdir()}
+    assert {path.name for path in second.iterdir()} == {"out", "err"}
+    output = copy / "test" / "output" / "0"
+    assert "RankSize = 8" in (output / "DLRM_bs128_8p_acc.log").read_text()
+    logs = {
+        path.name for folder in (output, output / "node1") for path in folder.glob("train_*.log")
+    }
+    assert logs == {f"train_{rank}.log" for rank in range(8)}
+    whole = losses_of_one_machine((output / "train_0.log").resolve().parent / "flags.json",
+                                  tmp_path / "alone")  # fmt: skip
+    assert len(losses_of(whole)) == 5
+    assert_same_losses(losses_of(out), losses_of(whole))
+    assert [one["auc"] for one in metrics_of(out)] == [one["auc"] for one in metrics_of(whole)]
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_each_host_may_prepare_a_copy_of_its_own_but_no_other_data(hosts, copy, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for seeds, status in ((1, 1), 0), ((1, 2), 1):
+        for folder, seed in zip(folders, seeds, strict=True):
+            shutil.rmtree(folder, ignore_errors=True)
+            write_days(folder / "data", 2, 900, seed=seed)
+        with (
+            script_on(hosts[0], copy, folders[0], folders[0] / "data") as one,
+            script_on(hosts[1], copy, folders[1], folders[1] / "data") as other,
+        ):
+            ends = one.wait(timeout=200), other.wait(timeout=200)
+        assert ends == (status, status)
+        for folder in folders:
+            assert "Prepared 1800 rows" in (folder / "out").read_text()
+    for folder in folders:
+        assert re.search(
+            r"^error: train_[04].log: ranks 4 to 7 have .*, rank 0 has .*: give all machines the"
+            r" same prepared data$",
+            (folder / "err").read_text(),
+            re.M,
+        )
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_a_script_on_one_host_listens_at_the_loopback_address_alone(hosts, copy, tmp_path):
+    write_days(tmp_path / "data", 2, 900)
+    one_machine = ["--nnodes=1"]
+    data, here = tmp_path / "data", tmp_path / "here"
+    with script_on(hosts[0], copy, here, data, options=one_machine) as script:
+        wait_for("Finished training it 2/", here / "out", script)
+        assert addresses(hosts[0].listening()) == {LOOPBACK}
+        assert script.wait(timeout=100) == 0
+    assert "Final result" in (here / "out").read_text()
+
+
+def rank_of(output, rank):
+    """The process that is a rank of a script's run, by its number outside."""
+    ours = {f"RANK={rank}".encode(), f"LOGS={output}/train".encode(), b"GROUP_WORLD_SIZE=2"}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if ours <= set((path / "environ").read_bytes().split(b"\0")):
+                return int(path.name)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.slow
+@needs_hosts
+@pytest.mark.parametrize("rank", [0, 6])
+def test_ranks_of_both_hosts_go_on_from_a_checkpoint_when_one_is_killed(
+    rank, hosts, copy, tmp_path
+):
+    data, (first, second) = tmp_path / "data", (tmp_path / host.name for host in hosts)
+    write_days(data, 2, 900)
+    flags = [f"--checkpoint-dir={tmp_path}/saved", "--save-every=5", "--resume", "--nepochs=9"]
+    output = copy / "test" / "output" / "0"
+    with (
+        script_on(hosts[0], copy, first, data, *flags) as one,
+        script_on(hosts[1], copy, second, data, *flags) as other,
+    ):
+        wait_for("of epoch 2,", first / "out", one, other)
+        os.kill(rank_of(output if rank < 4 else output / "node1", rank), signal.SIGKILL)
+        ends = one.wait(timeout=300), other.wait(timeout=300)
+    out = (first / "out").read_text()
+    assert ends == (0, 0), out + (first / "err").read_text()
+    assert out.count("resumed from ") == 1 and "it 8/8 of epoch 8," in out
+    assert "have ended well" in (second / "out").read_text()
+
+
+@pytest.mark.slow
+@needs_hosts
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_script_of_the_other_host_names_a_lost_host_and_ends(lost, hosts, copy, tmp_path):
+    data, folders = tmp_path / "data", [tmp_path / host.name for host in hosts]
+    write_days(data, 2, 900)
+    with (
+        script_on(hosts[0], copy, folders[0], data, "--nepochs=500") as one,
+        script_on(hosts[1], copy, folders[1], data, "--nepochs=500") as other,
+    ):
+        wait_for("of epoch 1,", folders[0] / "out", one, other)
+        hosts[lost].kill()
+        left = (one, other)[1 - lost]
+        begin = time.monotonic()
+        status = left.wait(timeout=100)
+        took = time.monotonic() - begin
+    said = (folders[1 - lost] / "err").read_text()
+    line = rf"error: train_\d.log: rank {4 * lost} gives no sign of life .* on host{lost}\): "
+    assert status == 1 and re.search(f"^{line}", said, re.M), said
+    assert took < 20 + 15, "--dist-timeout, and the end of all processes"
