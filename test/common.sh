@@ -364,6 +364,7 @@ report_failure() { # prints the error of the rank that failed, and the end of it
     log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | xargs -r -d '\n' grep -LE "$ANOTHER_RANKS_FAULT" | head -n 1)
     [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$LOGS"_*.log 2>/dev/null | head -n 1)
     [ -n "$log" ] || log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | head -n 1) # that rank has left no word
+    [ -n "$log" ] || ! others_have_ended || fail "ranks of other machines have ended: their scripts say why$(what_is_left)" 1
     [ -n "$log" ] || log=$OUTPUT/launcher.log
     echo "---- end of $log" >&2
     tail -n 15 "$log" >&2

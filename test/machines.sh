@@ -57,6 +57,10 @@ set_meeting() { # sets MEETING, torchrun's arguments, and RANKS_MEET, the beginn
     RANKS_MEET=(env MASTER_ADDR="$MEET_ADDR" MASTER_PORT=$((MEET_PORT + 1)))
 }
 
+others_have_ended() { # does torchrun say that it has waited for other machines in vain?
+    [ "$NNODES" -gt 1 ] && grep -qE '^torch.*\.Rendezvous[A-Za-z]*Error' "$OUTPUT/launcher.log" 2>/dev/null
+}
+
 is_elsewhere() { # does another machine have rank 0, which prints, measures and saves?
     [ "$NODE_RANK" -gt 0 ]
 }
