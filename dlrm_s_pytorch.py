@@ -34,6 +34,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from checkpoints.agreement import joined_in_agreement
 from checkpoints.checkpoints import NoCheckpoints, make_checkpoints
 from checkpoints.export import check_export_options, export_checkpoint
 from checkpoints.options import CheckpointOptions, add_checkpoint_options
@@ -114,7 +115,7 @@ from model.routed_exchange import make_exchange
 from model.travel import Types
 from optim.lr_schedule import LearningRateSchedule
 from optim.update import Update
-from ranks.process import Process, joined, this_process
+from ranks.process import Process, this_process
 from reporting.compute_graph import GRAPH_FILE, GRAPH_FLAG, plot_if_asked
 from reporting.drawing import check_drawable
 from reporting.log_lines import StepPosition, speed_line
@@ -714,7 +715,7 @@ def run(options: argparse.Namespace, process: Process) -> int:
         return 0
     if process.device.type == "cpu":
         set_up_threads(torch.get_num_threads())
-    group = joined(process, options.enable_profiling, options.dist_timeout)
+    group = joined_in_agreement(options, prepared, process)
     # the reporter is outermost, so that it sees the errors that the others make of what they catch
     with (
         make_reporter(options, process) as reporter,

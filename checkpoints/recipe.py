@@ -99,10 +99,10 @@ def check_same_data(where: str, then: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _then_and_now(name: str, then: Mapping[str, Any], now: Mapping[str, Any], link: str) -> str:
-    return f"{_as_text(then.get(name))}{link}{_as_text(now.get(name))}"
+    return f"{as_text(then.get(name))}{link}{as_text(now.get(name))}"
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value as flags have it; one of a checkpoint may be anything."""
     if value in (None, ""):
         return "not given"

@@ -90,6 +90,12 @@ class Gone:
     def __str__(self) -> str:
         return f"{self.rank} {self.is_seen}"
 
+    def sentence(self, member: Member, is_elsewhere: bool) -> str:
+        """The error of a rank that waits for this one, which is that member."""
+        what = "has ended" if self.is_seen else "gives no sign of life"
+        where = f" on {member.host}" if is_elsewhere else ""
+        return f"rank {self.rank} {what} (process {member.pid}{where}): its own log says why"
+
 
 class Board:
     """The ranks' members, signs of life and ends, as all of them can read them.

@@ -22,12 +22,14 @@ class Late:
         waiting: the ranks that wait for them.
         answer: whether the late ranks give signs of life.
         seconds: time since the late ranks' last collective has ended, if they answer.
+        hosts: the machines of those of them that are not on the machine that says so.
     """
 
     ranks: Sequence[int]
     waiting: Sequence[int]
     answer: bool = True
     seconds: float = 0.0
+    hosts: Sequence[str] = ()
 
     def slow_sentence(self, waited: float) -> str:
         """The line for a log when others have waited for so many seconds."""
@@ -47,12 +49,13 @@ class Late:
     def _say(self, form: str, waited: str) -> str:
         words = _ONE if len(self.ranks) == 1 else _SEVERAL
         numbers = ", ".join(str(rank) for rank in self.ranks)
+        where = f" (on {', '.join(self.hosts)})" if self.hosts else ""
         why = "the others have waited for {them} at a collective"
         if self.answer:
             why += " that {they} {have} not begun ({their} last one ended {ago:.0f} s ago)"
         else:
             why += ", and {they} {do} not answer"
-        given = words | {"ranks": f"{words['ranks']} {numbers}", "waited": waited}
+        given = words | {"ranks": f"{words['ranks']} {numbers}{where}", "waited": waited}
         return form.format(**given, why=why.format(**given, ago=self.seconds))
 
 

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import itertools
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,22 +11,20 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from common.environment import is_whole_number
 from common.errors import PassingError, RankError, UserError
 from common.launch import Launch
-from common.torchrun import RESTARTS, launcher_keeps_store
+from common.torchrun import launcher_keeps_store
 from devices.find import find_device
 from devices.older_torch import SECONDS_BEFORE_GROUP_ENDS
 from ranks.attendance import Attendance
 from ranks.board import Board
+from ranks.store import check_meeting_point, choose_interface, connect_twice, meeting_point
 from ranks.watch import Watch, unwatched, watched
 
 TIMEOUT = 1800.0  # torch's own, for the backends that it lets CPU tensors go through
 SECONDS_TO_MEET = 1800.0  # torch's own; a short timeout of collectives is none for the start
 SECONDS_FOR_STORE = 10.0
-SECONDS_FOR_ADDRESS = 15.0  # a cluster may come to know rank 0's name a little later
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
@@ -77,33 +74,10 @@ def this_process(device_type: str, card: int = -1, backend: str = "") -> Process
             " start the ranks with torchrun"
         )
     if launch.world_size > 1:
-        _check_meeting_point(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+        check_meeting_point(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     device = find_device(device_type, card if card >= 0 else launch.local_rank)
     backend = _backend_for(device_type, backend)
     return Process(launch.rank, launch.world_size, launch.local_rank, device, backend)
-
-
-def _check_meeting_point(address: str, port: str) -> None:
-    """Raise a RankError if no such port or machine exists; torch would try for half an hour."""
-    if not is_whole_number(port, 65535, 5):
-        raise RankError(f"MASTER_PORT={port!r} in the environment: expected a port, 1 to 65535")
-    give_up = time.monotonic() + SECONDS_FOR_ADDRESS
-    while reason := _why_no_address(address):
-        if time.monotonic() > give_up:
-            raise RankError(
-                f"MASTER_ADDR={address!r} in the environment: {reason}:"
-                " expected the name or number of rank 0's machine"
-            )
-        time.sleep(min(1.0, SECONDS_FOR_ADDRESS))
-
-
-def _why_no_address(name: str) -> str:
-    """Why the system finds no address for a machine's name; empty if it finds one."""
-    try:
-        socket.getaddrinfo(name or "(empty)", None)
-    except (OSError, UnicodeError) as error:
-        return getattr(error, "strerror", None) or "this is no name"
-    return ""
 
 
 def _backend_for(device_type: str, backend: str) -> str:
@@ -157,13 +131,10 @@ def _meet(process: Process, timeout: float) -> contextlib.AbstractContextManager
             return unwatched()
         return watched(_make_group(process, timeout))
     except RuntimeError as error:
-        is_about_network = isinstance(error, dist.DistError) or "failed to listen" in str(error)
-        if not is_about_network:  # torch 2.6 has no type of its own for a port that is taken
+        if not isinstance(error, dist.DistError):
             raise
-        names = ("MASTER_ADDR", "MASTER_PORT")
-        where = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
         reason = str(error).partition("\n")[0]
-        raise PassingError(f"the ranks cannot meet at {where}: {reason}") from error
+        raise PassingError(f"the ranks cannot meet at {meeting_point()}: {reason}") from error
 
 
 def _make_group(process: Process, timeout: float) -> Watch:
@@ -173,9 +144,10 @@ def _make_group(process: Process, timeout: float) -> Watch:
     if runs_ahead:
         backend = f"cpu:gloo,{process.device.type}:{backend}"
     rank, world_size = process.rank, process.world_size
-    store = _connect(process, SECONDS_TO_MEET)
-    # a connection of its own for the watching thread, which must not wait for the main thread's
-    own = dist.PrefixStore(f"ranks/{next(_GROUPS)}", _connect(process, SECONDS_TO_MEET))
+    # the watching thread has a connection of its own, as it must not wait for the main thread's
+    store, other = connect_twice(rank, world_size, SECONDS_TO_MEET)
+    own = dist.PrefixStore(f"ranks/{next(_GROUPS)}", other)
+    choose_interface(world_size)
     board = Board(own, rank, world_size, -1 if launcher_keeps_store() else 0)
     board.enter()
     wait = timedelta(seconds=timeout)
@@ -183,18 +155,6 @@ def _make_group(process: Process, timeout: float) -> Watch:
     watch = Watch(board, process.attendance, rank, timeout, runs_ahead)  # waits for all to enter
     own.set_timeout(timedelta(seconds=SECONDS_FOR_STORE))
     return watch
-
-
-def _connect(process: Process, timeout: float) -> dist.Store:
-    """A new connection to the store where the ranks meet, for requests of so many seconds.
-
-    torchrun keeps its store when it starts all ranks again, and ranks that met at the addresses of
-    those before would wait for ever (torch 2.13 relies on a new store). So each attempt has names
-    of its own.
-    """
-    ranks = {"rank": process.rank, "world_size": process.world_size}
-    store, _, _ = next(rendezvous("env://", **ranks, timeout=timedelta(seconds=timeout)))
-    return dist.PrefixStore(f"attempt/{os.environ.get(RESTARTS, '0')}", store)
 
 
 _GROUPS = itertools.count()  # a store may outlive its group, and hold what its ranks have told

@@ -4,12 +4,13 @@ It notes when a rank of its machine ends, gives signs of life, and says which ra
 """
 
 import contextlib
+import math
 import os
-import select
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch.distributed as dist
 
@@ -18,6 +19,7 @@ from common.termination import acts_last, held_back, when_asked
 from ranks.attendance import Attendance, Sign
 from ranks.board import Board, Gone
 from ranks.lateness import Hearing, Late
+from ranks.neighbours import Neighbours
 
 SECONDS_BETWEEN_SIGNS = 2.0
 SIGNS_MISSED = 3  # a rank that has missed so many does not answer
@@ -61,13 +63,13 @@ class Watch:
         self._has_reported = self._is_over = False
         self._asked_at = 0.0  # when the main thread asked who has gone; 0: it has not
         self._reaches_store = True
-        self._our_end, self._their_end = os.pipe()
-        self._poll = select.poll()
-        self._poll.register(self._our_end, select.POLLIN)
+        self._in_store_since = math.inf  # the thread, if it is; requests to a lost machine hang
         own = self._members[rank]
         self._elsewhere = {k for k, one in enumerate(self._members) if not one.is_beside(own)}
         self._elsewhere -= {rank}
-        self._beside = self._open_beside()
+        self._is_beside_first = 0 not in self._elsewhere
+        beside = set(range(len(self._members))) - self._elsewhere - {rank}
+        self._neighbours = Neighbours({k: self._members[k] for k in beside})
         self._thread = threading.Thread(target=self._run, daemon=True, name="ranks")
 
     def start(self) -> None:
@@ -79,12 +81,10 @@ class Watch:
         if self._is_over:
             return
         self._is_over = True
-        self._wake()
+        self._neighbours.wake()
         self._thread.join(_SECONDS_TO_END)
         if not self._thread.is_alive():
-            for file in (self._our_end, self._their_end, *self._beside.values()):
-                if file >= 0:
-                    os.close(file)
+            self._neighbours.close()
 
     def leave(self) -> None:
         """End the thread and tell the other ranks that this one's end is no accident."""
@@ -98,6 +98,7 @@ class Watch:
 
     def explain(self, error: RuntimeError) -> PassingError | None:
         """The error to report in place of a collective's own; None: it is not about other ranks."""
+        self._note_lost_machine()
         if self._attendance.is_inside and self._gone:
             return RankGoneError(self._gone_sentence())
         waited = time.monotonic() - self._attendance.changed
@@ -107,6 +108,7 @@ class Watch:
 
     def report_gone(self, error: BaseException) -> None:
         """Report that a rank has gone, if that was seen before the signal that ends this one."""
+        self._note_lost_machine()
         if self._gone and self._gone_at < when_asked():
             self.report(RankGoneError(self._gone_sentence()))
 
@@ -119,7 +121,7 @@ class Watch:
     def _who_has_gone(self) -> str:
         """Wait until it is known which rank has gone; returns the sentence that says it."""
         self._asked_at = time.monotonic()
-        self._wake()
+        self._neighbours.wake()
         for_signs = self._pause * (SIGNS_MISSED + 1) if self._elsewhere else 0.0
         self._found.wait(SECONDS_TO_FIND_WHO_HAS_GONE + for_signs)
         return self._gone_sentence()
@@ -127,50 +129,37 @@ class Watch:
     def _gone_sentence(self) -> str:
         if self._gone is None:
             return RANK_GONE
-        what = "has ended" if self._gone.is_seen else "gives no sign of life"
-        member = self._members[self._gone.rank]
-        where = f" on {member.host}" if self._gone.rank in self._elsewhere else ""
-        return f"rank {self._gone.rank} {what} (process {member.pid}{where}): its own log says why"
+        is_elsewhere = self._gone.rank in self._elsewhere
+        return self._gone.sentence(self._members[self._gone.rank], is_elsewhere)
 
     def _late(self) -> Late:
-        return self._hearing.late(self._pause * SIGNS_MISSED, self._runs_ahead)
-
-    def _wake(self) -> None:
-        os.write(self._their_end, b"x")
+        late = self._hearing.late(self._pause * SIGNS_MISSED, self._runs_ahead)
+        hosts = {self._members[rank].host for rank in self._elsewhere & set(late.ranks)}
+        return replace(late, hosts=sorted(hosts))
 
     # ------------------------------------------------------------ the thread
 
-    def _open_beside(self) -> dict[int, int]:
-        """{other rank of this machine: a file that can be read when it ends; -1: there is none}."""
-        others = set(range(len(self._members))) - self._elsewhere - {self._rank}
-        found = dict.fromkeys(others, -1)
-        for rank in others:
-            with contextlib.suppress(OSError, AttributeError):  # Linux before 5.3 has none
-                found[rank] = os.pidfd_open(self._members[rank].pid)
-                self._poll.register(found[rank], select.POLLIN)
-        return found
-
     def _run(self) -> None:
-        ready: set[int] = set()
         while not self._is_over:
-            self._note_ended(ready)
+            self._note_ended()
             with self._store() as reaches_it:
                 # a rank that has gone may have kept the store, and its end is seen in a moment
                 if reaches_it and (self._elsewhere or not self._asked_at):
                     self._look_around()
+            self._note_lost_machine()
             self._end_if_stuck()
-            pause = _PAUSE if self._asked_at else self._pause
-            ready = {file for file, _ in self._poll.poll(1000 * pause)}
-            if self._our_end in ready:
-                os.read(self._our_end, 1)
+            self._neighbours.wait(_PAUSE if self._asked_at else self._pause)
 
     @contextlib.contextmanager
     def _store(self) -> Iterator[bool]:
         """Whether the store is reached; once it is not, torch would complain each time."""
+        self._in_store_since = time.monotonic()
         try:
             yield self._reaches_store
         except RuntimeError:
             self._reaches_store = False
+        finally:
+            self._in_store_since = math.inf
 
     def _look_around(self) -> None:
         self._board.give(Sign.of(self._attendance, self._num_signs))
@@ -179,17 +168,13 @@ class Watch:
             self._look_for_late()
         if self._asked_at:
             self._ask_others()
+        elif self._elsewhere and (gone := self._board.first_gone()):
+            self._note_gone(gone, time.monotonic())
 
-    def _note_ended(self, ready: set[int]) -> None:
+    def _note_ended(self) -> None:
         """Note which ranks of this machine have ended before their work was done."""
         now = time.monotonic()
-        for rank, file in list(self._beside.items()):
-            if not (file in ready or self._members[rank].has_ended()):
-                continue
-            del self._beside[rank]
-            if file >= 0:
-                self._poll.unregister(file)
-                os.close(file)
+        for rank in self._neighbours.take_ended():
             self._reaches_store &= rank != self._board.keeper
             gone = Gone(rank, is_seen=True)
             with self._store() as reaches_it:
@@ -198,6 +183,13 @@ class Watch:
                 if reaches_it:
                     gone = self._board.note_gone(gone)
             self._note_gone(gone, now)
+
+    def _note_lost_machine(self) -> None:
+        """Note that rank 0 has gone if its machine, where the store is, does not answer."""
+        may_wait = self._attendance.is_inside or self._asked_at
+        hangs = time.monotonic() - self._in_store_since > self._pause * SIGNS_MISSED
+        if may_wait and not self._is_beside_first and (hangs or not self._reaches_store):
+            self._note_gone(Gone(0, is_seen=False), min(self._in_store_since, time.monotonic()))
 
     def _note_gone(self, gone: Gone, when: float) -> None:
         if self._gone is None:

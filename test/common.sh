@@ -5,7 +5,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CALLED_FROM=$PWD
 TESTED_TORCH=2.13.0 # it is installed if there is no torch; requirements.txt has the versions that work
 DEMO_DATA=$ROOT/test/demo_data
-USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N, --fresh, -- FLAGS OF dlrm_s_pytorch.py"
+USAGE="options: --data_path=DIR | --demo, --device=npu|gpu|cpu, --device_id=N, --nproc=N, --batch_size=N, --fresh, --nnodes=N --node_rank=R --master_addr=ADDR --master_port=PORT, -- FLAGS OF dlrm_s_pytorch.py"
 MAX_RESTARTS=${MAX_RESTARTS:-3} # from the last checkpoint, when a rank was killed
 SECONDS_TO_SAVE=600             # that ranks are given when they are asked to end
 export TORCH_DEVICE_BACKEND_AUTOLOAD=0 # a broken CANN must not keep torch from being imported
@@ -17,6 +17,8 @@ fail() { # MESSAGE [STATUS]
 
 # shellcheck source=test/run_folder.sh
 source "$ROOT/test/run_folder.sh"
+# shellcheck source=test/machines.sh
+source "$ROOT/test/machines.sh"
 
 # ---------------------------------------------------------------- set-up
 
@@ -94,6 +96,7 @@ install_packages() { # LINES: torch first, and a version that is tested, or pip 
 
 parse_options() { # DEFAULT_NPROC ARGUMENT...
     FRESH='' DATA_PATH='' DEMO='' DEVICE='''' DEVICE_ID=0 NPROC=$1 BATCH_SIZE='' EXTRA=()
+    NNODES='' NODE_RANK='' MEET_ADDR='' MEET_PORT=''
     shift
     local flag value
     while [ $# -gt 0 ]; do
@@ -114,6 +117,10 @@ parse_options() { # DEFAULT_NPROC ARGUMENT...
         __device_id) DEVICE_ID=$value ;;
         __nproc) NPROC=$value ;;
         __batch_size) BATCH_SIZE=$value ;;
+        __nnodes) NNODES=$value ;;
+        __node_rank) NODE_RANK=$value ;;
+        __master_addr) MEET_ADDR=$value ;;
+        __master_port) MEET_PORT=$value ;;
         *) fail "unknown option $flag; $USAGE" ;;
         esac
     done
@@ -145,6 +152,7 @@ check_options() {
     [[ $DEVICE_ID =~ ^[0-9]+$ ]] || fail "--device_id=$DEVICE_ID: expected a whole number"
     [[ $NPROC =~ ^[1-9][0-9]*$ ]] || fail "--nproc=$NPROC: expected a whole number of at least 1"
     [[ ${BATCH_SIZE:-1} =~ ^[1-9][0-9]*$ ]] || fail "--batch_size=$BATCH_SIZE: expected a whole number of at least 1"
+    check_machines
     if [ -n "$DATA_PATH" ]; then
         [ -d "$DATA_PATH" ] || fail "--data_path=$DATA_PATH: no such folder"
         DATA_PATH=$(cd "$DATA_PATH" && pwd) || exit 2
@@ -241,7 +249,7 @@ set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as
         FLAGS+=(--max-ind-range=10000000 --data-sub-sample-rate=0.875 --test-freq=10240 --print-freq=1024)
     fi
     if [ "$kind" = kaggle ]; then BATCH_SIZE=${BATCH_SIZE:-128}; else BATCH_SIZE=${BATCH_SIZE:-32768}; fi
-    CASE=DLRM_bs${BATCH_SIZE}_${NPROC}p_${KIND/train/acc}
+    CASE=DLRM_bs${BATCH_SIZE}_${RANKS}p_${KIND/train/acc}
     FLAGS+=(--mini-batch-size="$BATCH_SIZE")
     [ "$DEVICE" = cpu ] || FLAGS+=("--use-$DEVICE")
     [ "$NPROC" -gt 1 ] || [ "$DEVICE" = cpu ] || FLAGS+=(--local_rank="$DEVICE_ID")
@@ -252,6 +260,10 @@ set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as
 keep_checkpoints() { # sets CHECKPOINTS, unless the user has flags of their own
     CHECKPOINTS='' GOES_ON=''
     [[ " ${EXTRA[*]}" =~ \ --(checkpoint[-_]dir|resume|load[-_]model) ]] && return
+    if [ "$NNODES" -gt 1 ]; then # only the user knows what all machines see
+        echo "No checkpoints: -- --checkpoint-dir=DIR --save-minutes=5 --resume keeps them, in a DIR that all machines share" >&2
+        return
+    fi
     CHECKPOINTS=$OUTPUT/checkpoints/$CASE
     FLAGS+=(--checkpoint-dir="$CHECKPOINTS" --save-minutes=5 --resume)
 }
@@ -272,6 +284,10 @@ remove_checkpoints() { # the mark goes last: the next call removes the rest if t
     fi
 }
 
+goes_on_by_itself() { # would ranks that start again go on from a checkpoint?
+    [ -n "$CHECKPOINTS" ] || { [ "$NNODES" -gt 1 ] && [[ " ${EXTRA[*]} " =~ \ --checkpoint[-_]dir.*\ --resume\  ]]; }
+}
+
 has_checkpoint() {
     [ -n "$CHECKPOINTS" ] && compgen -G "$CHECKPOINTS/*-step-*" >/dev/null
 }
@@ -289,19 +305,22 @@ prepare() { # checks options, device and data, and prepares the data, in one pro
     return 0
 }
 
-launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_) of the run, and rank 0's lines are shown too
+launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_) of the run, and the lowest one's lines are shown too
     local status=0 follower cores lines restarts=0
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT/$KIND
+    meet_machines $SECONDS_TO_BE_READY
     begin_run
-    lines=$(($(wc -l <"${LOGS}_0.log") + 1))
-    [ -z "$CHECKPOINTS" ] || restarts=$MAX_RESTARTS
+    lines=$(($(wc -l <"${LOGS}_$FIRST_RANK.log") + 1))
+    set_meeting
+    ! goes_on_by_itself || restarts=$MAX_RESTARTS
     # its own process group: Ctrl-C reaches this script alone, which passes it on once
     set -m
     # shellcheck disable=SC2016
-    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$SECONDS_TO_SAVE "$PYTHON" -m torch.distributed.run --standalone \
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$SECONDS_TO_SAVE TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \
+        "$PYTHON" -m torch.distributed.run --rdzv-backend=c10d --rdzv-id=dlrm "${MEETING[@]}" \
         --nproc_per_node="$NPROC" --max-restarts="$restarts" --no-python \
-        bash -c 'exec "$@" >>"${LOGS}_$RANK.log" 2>&1' rank \
+        bash -c 'exec "$@" >>"${LOGS}_$RANK.log" 2>&1' rank "${RANKS_MEET[@]}" \
         "$PYTHON" -u "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" >"$OUTPUT/launcher.log" 2>&1 &
     LAUNCHER=$!
     set +m
@@ -345,6 +364,7 @@ report_failure() { # prints the error of the rank that failed, and the end of it
     log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | xargs -r -d '\n' grep -LE "$ANOTHER_RANKS_FAULT" | head -n 1)
     [ -n "$log" ] || log=$(grep -lE '^(\[rank[0-9]+\]: ?)?Traceback' "$LOGS"_*.log 2>/dev/null | head -n 1)
     [ -n "$log" ] || log=$(grep -l '^error: ' "$LOGS"_*.log 2>/dev/null | head -n 1) # that rank has left no word
+    [ -n "$log" ] || ! others_have_ended || fail "ranks of other machines have ended: their scripts say why$(what_is_left)" 1
     [ -n "$log" ] || log=$OUTPUT/launcher.log
     echo "---- end of $log" >&2
     tail -n 15 "$log" >&2
@@ -364,10 +384,12 @@ begin_case() { # train|eval|perf DEFAULT_NPROC ARGUMENT...: does everything that
     [ "$DEVICE" != npu ] || look_for_torch_npu
     set_up "$ROOT/requirements.txt"
     choose_device
-    [ -z "$DEMO" ] || make_demo_data
     OUTPUT=$ROOT/test/output/$DEVICE_ID
+    ! is_elsewhere || OUTPUT+=/node$NODE_RANK # machines may share the folder
     mkdir -p "$OUTPUT" || fail "cannot write to $OUTPUT"
     keep_others_out
+    meet_machines $SECONDS_TO_COME
+    [ -z "$DEMO" ] || make_demo_data
     set_flags
 }
 
@@ -379,8 +401,12 @@ keep_others_out() { # logs and checkpoints have the same names in each run of a 
 }
 
 finish_case() { # ARGUMENT...: result lines, results file; the arguments go to reporting/results.py
+    if is_elsewhere; then
+        leave_results_elsewhere
+        exit 0
+    fi
     (cd "$ROOT" && "$PYTHON" -m reporting.results "${LOGS}_0.log" --results="$RUN/$CASE.log" \
-        --batch-size="$BATCH_SIZE" --ranks="$NPROC" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "$@") || exit 1
+        --batch-size="$BATCH_SIZE" --ranks="$RANKS" --device="$DEVICE" --seconds=$((SECONDS - BEGAN)) "$@") || exit 1
     link "$CASE.log"
 }
 

@@ -17,14 +17,15 @@ begin_run() { # sets RUN and begins its logs: a new folder, or that of the run w
     fi
     mkdir -p "$RUN" "$OUTPUT/tensorboard" || fail "cannot write to $RUN"
     [ -z "$CHECKPOINTS" ] || { mkdir -p "${CHECKPOINTS%/*}" && echo "$name" >"$CHECKPOINTS.run"; } || fail "cannot write to $OUTPUT"
-    begin_log "$RUN/${KIND}_0.log"
-    rm -f "$RUN/$KIND"_[1-9]*.log "${LOGS}"_*.log
-    for ((rank = 0; rank < NPROC; rank++)); do link "${KIND}_$rank.log"; done
+    rm -f "$RUN/$KIND"_[1-9]*.log
+    begin_log "$RUN/${KIND}_$FIRST_RANK.log"
+    rm -f "${LOGS}"_*.log
+    for ((rank = FIRST_RANK; rank < FIRST_RANK + NPROC; rank++)); do link "${KIND}_$rank.log"; done
     link launcher.log
     link_board "${name#*_}_${name%%_*}"
 }
 
-begin_log() { # LOG: rank 0's has the whole run, for the results; an error of before would be taken for a new one
+begin_log() { # LOG: the lowest rank's has the whole run, for the results; an error of before would be taken for a new one
     if [ -z "$GOES_ON" ]; then
         : >"$1"
         return
@@ -50,8 +51,8 @@ leave_report() { # the run's report, beside the picture in the caller's folder
     cp "$RUN/report.html" "$partial" && mv "$partial" "$CALLED_FROM/DLRM.html"
 }
 
-follow_log() { # FIRST_LINE: shows rank 0's log until the launcher has ended; on a terminal with a bar below
-    local log=$RUN/${KIND}_0.log
+follow_log() { # FIRST_LINE: shows the lowest rank's log until the launcher has ended; on a terminal with a bar below
+    local log=$RUN/${KIND}_$FIRST_RANK.log
     trap '' INT # Ctrl-C is for the ranks: what they save then is shown
     [ -t 1 ] || exec tail -n "+$1" -f --pid="$LAUNCHER" "$log"
     cd "$ROOT" && exec "$PYTHON" -m reporting.follow_log "$log" --from-line="$1" --pid="$LAUNCHER"

@@ -12,9 +12,10 @@ import flags_pages
 READMES = ("README.md", "README.zh.md")
 SCRIPTS_OWN = {
     "--demo", "--device", "--device_id", "--nproc", "--batch_size", "--fresh", "--help",
+    "--nnodes", "--node_rank", "--master_addr", "--master_port",
 }  # fmt: skip
 OTHER_PROGRAMS = {
-    "--nproc_per_node", "--nnodes", "--logdir", "--only", "--rows", "--usage", "--ruleset",
+    "--nproc_per_node", "--logdir", "--only", "--rows", "--usage", "--ruleset",
     "--max-restarts",
 }  # fmt: skip
 

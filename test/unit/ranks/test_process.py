@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT, shell, train
 
-from ranks import process
+from ranks import store
 
 PROGRAM = """
 import dlrm_s_pytorch, sys, torch
@@ -32,7 +32,7 @@ def rank_0_of_2(monkeypatch, address, port):
     values = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(process, "SECONDS_FOR_ADDRESS", 0.1)
+    monkeypatch.setattr(store, "SECONDS_FOR_ADDRESS", 0.1)
     result = train()
     assert result.status == 2 and result.out == "" and result.err.count("\n") == 1
     return result.err

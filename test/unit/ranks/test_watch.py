@@ -41,7 +41,8 @@ def work():
                 os.kill(os.getpid(), signal.SIGSTOP)
             any_rank(process, [True])
     except PassingError as error:
-        print(f"rank {{process.rank}} ends: {{type(error).__name__}}: {{error}}", flush=True)
+        line = f"rank {{process.rank}} ends: {{type(error).__name__}}: {{error}}\\n"
+        print(line, end="", flush=True)  # in one write, as others write too
     if process.is_first:
         os.kill(int(pids[2]), signal.SIGCONT)
 

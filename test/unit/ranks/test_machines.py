@@ -1,0 +1,453 @@
+"""Two hosts train together as a user starts them; a mistake or a lost host is one line on both.
+
+The hosts are namespaces of this machine that are joined by a cable (two_hosts.py).
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import (
+    PYTHON_FIRST,
+    ROOT,
+    assert_same_losses,
+    losses_of,
+    metrics_of,
+    shell,
+    train,
+    write_days,
+)
+from two_hosts import two_hosts, why_no_hosts
+
+from ranks import machines
+from ranks.addresses import LOOPBACK, interface_of, own_address
+
+PORT = 29500
+REASON = why_no_hosts()
+needs_hosts = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+
+@pytest.fixture
+def hosts():
+    with two_hosts() as made:
+        yield made
+
+
+# ---------------------------------------------------------------- machines meet
+
+
+def options(node_rank, *more, address="10.77.0.1", nnodes=2, seconds=20):
+    return [f"--nnodes={nnodes}", f"--node-rank={node_rank}", f"--master-addr={address}",
+            f"--master-port={PORT}", f"--seconds={seconds}", "--", *more]  # fmt: skip
+
+
+def meet(hosts, *lines):
+    """(status, stderr) of `python -m ranks.machines` with each line of options, on host 0, 1, 0."""
+    running = [
+        subprocess.Popen(
+            hosts[k % 2].command(sys.executable, "-m", "ranks.machines", *line, cwd=ROOT),
+            stderr=subprocess.PIPE, text=True,
+        )
+        for k, line in enumerate(lines)
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=60)[1] for process in running]
+    return [(process.returncode, end) for process, end in zip(running, ends, strict=True)]
+
+
+@needs_hosts
+def test_machines_that_all_come_and_agree_go_on_and_say_nothing(hosts):
+    ours = ["--nproc=4", "script=train"]
+    assert meet(hosts, options(0, *ours), options(1, *ours)) == [(0, "")] * 2
+    hosts[1].pull_the_cable()
+    alone, other = meet(hosts, options(0, seconds=6), options(1, seconds=6))
+    assert alone[0] == other[0] == 2
+    assert "error: no machine with --node_rank=1 at 10.77.0.1:29501 in " in alone[1]
+    assert "Waiting for the machine with --node_rank=0 at 10.77.0.1:29501 (" in other[1]
+
+
+@needs_hosts
+@pytest.mark.parametrize(
+    "one, other, line",
+    [
+        (options(0, "--nproc=4"), options(1, "--nproc=2"),
+         "--nproc=2 on the machine with --node_rank=1 (host1), --nproc=4 on the machine with"
+         " --node_rank=0 (host0): give both the same"),
+        (options(0, "--nnodes=3", nnodes=3), options(1, "--nnodes=2"),
+         "--nnodes=2 on the machine with --node_rank=1 (host1), --nnodes=3 on the machine with"
+         " --node_rank=0 (host0): give both the same"),
+    ],
+)  # fmt: skip
+def test_machines_that_disagree_end_with_one_line_on_each(hosts, one, other, line):
+    assert meet(hosts, one, other) == [(2, f"error: {line}\n")] * 2
+
+
+@needs_hosts
+def test_a_number_that_two_machines_have_is_one_line_on_all(hosts):
+    lines = [options(0, nnodes=3), options(1, nnodes=3), options(1, nnodes=3)]
+    for status, said in meet(hosts, *lines):
+        assert status == 2 and re.fullmatch(
+            r"error: --node_rank=1 on host[01] and host[01]: give each machine its own number\n",
+            said,
+        )
+
+
+@needs_hosts
+def test_a_machine_that_starts_again_counts_once_and_a_stranger_does_not(hosts):
+    def begin(host, *words):
+        return subprocess.Popen(hosts[host].command(*words, cwd=ROOT))
+
+    meeting = [sys.executable, "-m", "ranks.machines"]
+    first = begin(0, *meeting, *options(0, nnodes=3))
+    given_up = begin(1, "timeout", "2", *meeting, *options(1, nnodes=3))
+    assert given_up.wait(timeout=20) == 124
+    calls = f"import socket; socket.create_connection(('10.77.0.1', {PORT + 1})).send(b'GET\\n')"
+    assert begin(1, sys.executable, "-c", calls).wait(timeout=20) == 0
+    assert first.poll() is None
+    others = [begin(1, *meeting, *options(number, nnodes=3)) for number in (1, 2)]
+    assert [one.wait(timeout=20) for one in (first, *others)] == [0, 0, 0]
+
+
+def test_an_address_or_port_that_cannot_be_this_machines_is_one_line():
+    for address, line in [
+        ("no.such.invalid", "--master_addr=no.such.invalid: "),
+        (
+            "192.0.2.77",
+            "cannot listen at 192.0.2.77:29500: this machine does not have that address",
+        ),
+        ("localhost", "--master_addr=localhost is 127.0.0.1 here, and no other machine reaches"),
+    ]:
+        found = train(*options(0, address=address), program=machines.main)
+        assert found.status == 2 and line in found.err and found.err.count("\n") == 1
+
+
+@needs_hosts
+@pytest.mark.parametrize("number", [PORT, PORT + 1])
+def test_a_port_that_is_taken_is_one_line(hosts, number):
+    taken = f"""
+import socket, subprocess, sys
+with socket.create_server(("10.77.0.1", {number})):
+    sys.exit(subprocess.run([sys.executable, "-m", "ranks.machines", *sys.argv[1:]]).returncode)
+"""
+    command = hosts[0].command(sys.executable, "-c", taken, *options(0), cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    line = f"cannot listen at 10.77.0.1:{number}: the port is taken\n"
+    assert done.returncode == 2 and done.stderr.endswith(line) and done.stderr.count("\n") == 1
+
+
+FRIENDS = "--node_rank=0 --master_addr=10.77.0.1 --master_port=29500".split()
+
+
+@pytest.mark.parametrize(
+    "argv, line",
+    [
+        (["--nnodes=2"], "--nnodes=2: give --node_rank=R (0 to 1, another one on each machine),"
+         " --master_addr=ADDR (the machine with --node_rank=0), --master_port=PORT (the same on"
+         " all) too"),
+        (["--nnodes=2", *FRIENDS[:2]], "--nnodes=2: give --master_port=PORT (the same on all) too"),
+        (FRIENDS, "--node_rank, --master_addr and --master_port are for several machines:"
+         " give --nnodes=N too"),
+        (["--nnodes=x", *FRIENDS], "--nnodes=x: expected a whole number of at least 1"),
+        (["--nnodes=0", *FRIENDS], "--nnodes=0: expected a whole number of at least 1"),
+        (["--nnodes=2", *FRIENDS, "--node-rank=2"],
+         "--node_rank=2: expected a whole number from 0 to 1, as --nnodes is 2"),
+        (["--nnodes=2", *FRIENDS, "--node_rank", "-1"],
+         "--node_rank=-1: expected a whole number from 0 to 1, as --nnodes is 2"),
+        (["--nnodes=2", *FRIENDS, "--master-port=65535"],
+         "--master_port=65535: expected a port from 1 to 65534; the one after it is used too"),
+        (["--nnodes=2", *FRIENDS, "--master_port=http"],
+         "--master_port=http: expected a port from 1 to 65534; the one after it is used too"),
+    ],
+)  # fmt: skip
+def test_machines_without_all_that_they_need_are_one_line_and_status_2(argv, line, tmp_path):
+    script = ROOT / "test" / "train_full_8p.sh"
+    done = shell("bash", script, f"--data_path={tmp_path}", "--device=cpu", *argv, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+
+
+# ---------------------------------------------------------------- ranks meet
+
+RANKS = r"""
+import os, signal, sys, time
+import dlrm_s_pytorch as dlrm
+from common.errors import PassingError
+from forked_ranks import run_ranks
+from ranks.collectives import any_rank
+from ranks.process import joined, this_process
+
+where = dict(word.split("=") for word in sys.argv[2:])
+
+
+def work():
+    process = this_process("cpu")
+    try:
+        with joined(process, timeout=5):
+            any_rank(process, [True])
+            print("joined\n", end="", flush=True)  # in one write
+            while True:
+                any_rank(process, [True])
+                time.sleep(0.01)
+    except PassingError as error:
+        print(f"rank {process.rank} ends: {error}\n", end="", flush=True)
+
+
+run_ranks(2, work, int(sys.argv[1]), **where)
+"""
+TOGETHER = ("MASTER_ADDR=10.77.0.1", f"MASTER_PORT={PORT + 1}", "WORLD_SIZE=4")
+
+
+@contextlib.contextmanager
+def ranks_on(hosts, *where):
+    """Two ranks on each host; the processes, once all ranks have met."""
+    paths = f"PYTHONPATH={ROOT}{os.pathsep}{ROOT / 'test' / 'unit'}"
+    with contextlib.ExitStack() as stack:
+        running = []
+        for number, host in enumerate(hosts):
+            words = ["env", paths, "OMP_NUM_THREADS=1", sys.executable, "-c", RANKS, 2 * number]
+            process = subprocess.Popen(
+                host.command(*words, *where, cwd=ROOT), stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            running.append(stack.enter_context(process))
+        stack.callback(lambda: [host.kill() for host in hosts])
+        for process in running:
+            assert [process.stdout.readline() for _ in range(2)] == ["joined\n"] * 2
+        yield running
+
+
+def addresses(found):
+    return {address.rpartition(":")[0] for address in found}
+
+
+@needs_hosts
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("how", ["killed", "cable"])
+def test_a_lost_host_ends_the_other_one_within_the_timeout_and_is_named(hosts, how, lost):
+    with ranks_on(hosts, *TOGETHER) as running:
+        for host in hosts:
+            assert addresses(host.listening()) == {host.address}
+        begin = time.monotonic()
+        if how == "killed":
+            hosts[lost].kill()
+        else:
+            hosts[lost].pull_the_cable()
+        out, err = running[1 - lost].communicate(timeout=60)
+        took = time.monotonic() - begin
+        if how == "cable":
+            out_of_lost = running[lost].communicate(timeout=60)[0]
+            assert f"on host{1 - lost})" in out_of_lost
+    assert took < 5 + 6, "the timeout, and the end of a process"
+    ends = dict(re.findall(r"^rank (\d) ends: (.*)$", out, re.M))
+    assert set(ends) == ({"2", "3"} if lost == 0 else {"0", "1"}), out + err
+    gone = rf"rank {2 * lost}[^:]*\b(process \d+ )?on host{lost}\b"
+    late = rf"ranks {2 * lost}, {2 * lost + 1} \(on host{lost}\) hang: "
+    beside = r"rank \d has ended \(process \d+\): "  # it has said so, and ended before this one
+    assert any(re.match(f"{gone}|{late}", line) for line in ends.values()), out
+    for line in ends.values():
+        assert re.match(f"{gone}|{late}|{beside}", line), out
+
+
+@needs_hosts
+def test_ranks_of_one_host_listen_at_the_loopback_address_alone(hosts):
+    with ranks_on(hosts[:1]) as running:
+        assert addresses(hosts[0].listening()) == {LOOPBACK}
+        hosts[0].kill()
+        running[0].communicate(timeout=60)
+
+
+def test_the_interface_of_an_address_is_found():
+    assert interface_of(own_address(LOOPBACK)) == "lo"
+    assert interface_of("192.0.2.77") == "", "nobody's"
+
+
+# ---------------------------------------------------------------- as a user starts them
+
+MODEL = (
+    "--arch-mlp-bot=13-32-16 --arch-mlp-top=32-1 --arch-sparse-feature-size=16"
+    " --max-ind-range=1000 --data-sub-sample-rate=0 --mlperf-events=false --print-freq=2"
+    " --test-freq=5 --dist-timeout=20"
+).split()
+
+
+@contextlib.contextmanager
+def script_on(host, copy, here, data, *flags, options=(), name="train_full_8p.sh"):
+    """A training script on a host, with 4 ranks; its output goes to here/out and here/err."""
+    here.mkdir(exist_ok=True)
+    number = host.name.removeprefix("host")
+    meeting = f"--nnodes=2 --node_rank={number} --master_addr=10.77.0.1 --master-port={PORT}"
+    words = ["bash", copy / "test" / name, f"--data_path={data}", "--device=cpu", "--nproc=4"]
+    words += [*(options or meeting.split()), "--batch_size=128", "--", *MODEL, *flags]
+    settings = os.environ | PYTHON_FIRST | {"OMP_NUM_THREADS": "1"}
+    with (
+        open(here / "out", "w") as out,
+        open(here / "err", "w") as err,
+        subprocess.Popen(host.command(*words, cwd=here), stdout=out, stderr=err, env=settings)
+        as process,
+    ):  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                host.kill()
+
+
+def wait_for(text, file, *processes):
+    deadline = time.monotonic() + 200  # others may be at work on this machine
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()
+        assert all(process.poll() is None for process in processes), file.read_text()
+        time.sleep(0.05)
+
+
+ONE_MACHINE = """
+import os, sys
+import dlrm_s_pytorch as dlrm
+from forked_ranks import run_ranks
+
+run_ranks(8, lambda: dlrm.main(sys.argv[1:]))
+"""
+
+
+def losses_of_one_machine(flags_file, folder):
+    """What 8 ranks on this machine print with the same flags."""
+    folder.mkdir()
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'test' / 'unit'}"}
+    own = [f"--flags-file={flags_file}", "--run-dir=", "--save-model=", "--report="]
+    own += ["--metrics-file=", "--tensor-board-filename="]
+    done = shell(sys.executable, "-c", ONE_MACHINE, *own, cwd=folder, env=paths)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_hosts
+def test_two_hosts_train_what_one_machine_trains_and_listen_where_they_say(hosts, copy, tmp_path):
+    """They share a folder with the data, which they prepare together, and that of the program."""
+    data, (first, second) = tmp_path / "data", (tmp_path / host.name for host in hosts)
+    write_days(data, 2, 900)
+    with (
+        script_on(hosts[0], copy, first, data) as one,
+        script_on(hosts[1], copy, second, data) as other,
+    ):
+        wait_for("Finished training it 2/", first / "out", one, other)
+        found, elsewhere = (host.listening() for host in hosts)
+        assert other.wait(timeout=100) == one.wait(timeout=100) == 0, (first / "err").read_text()
+    everywhere = {address for address in found if not address.startswith("10.77.0.1:")}
+    assert {address.rpartition(":")[2] for address in everywhere} == {str(PORT)}, "torchrun's"
+    assert f"10.77.0.1:{PORT + 1}" in found, "the ranks' store"
+    assert addresses(elsewhere) == {"10.77.0.2"}
+    out, said = (first / "out").read_text(), (second / "out").read_text()
+    assert (out + said).count("Prepared 1800 rows") == 1, "by whoever came first"
+    assert "Ranks 4 to 7 have ended well. Results are on the machine with --node_rank=0" in said
+    assert "Finished training" not in said and "Final result" not in said
+    assert {"DLRM.pth", "DLRM.png"} <= {path.name for path in first.iterdir()}
+    assert {path.name for path in second.iterdir()} == {"out", "err"}
+    output = copy / "test" / "output" / "0"
+    assert "RankSize = 8" in (output / "DLRM_bs128_8p_acc.log").read_text()
+    logs = {
+        path.name for folder in (output, output / "node1") for path in folder.glob("train_*.log")
+    }
+    assert logs == {f"train_{rank}.log" for rank in range(8)}
+    whole = losses_of_one_machine((output / "train_0.log").resolve().parent / "flags.json",
+                                  tmp_path / "alone")  # fmt: skip
+    assert len(losses_of(whole)) == 5
+    assert_same_losses(losses_of(out), losses_of(whole))
+    assert [one["auc"] for one in metrics_of(out)] == [one["auc"] for one in metrics_of(whole)]
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_each_host_may_prepare_a_copy_of_its_own_but_no_other_data(hosts, copy, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for seeds, status in ((1, 1), 0), ((1, 2), 1):
+        for folder, seed in zip(folders, seeds, strict=True):
+            shutil.rmtree(folder, ignore_errors=True)
+            write_days(folder / "data", 2, 900, seed=seed)
+        with (
+            script_on(hosts[0], copy, folders[0], folders[0] / "data") as one,
+            script_on(hosts[1], copy, folders[1], folders[1] / "data") as other,
+        ):
+            ends = one.wait(timeout=200), other.wait(timeout=200)
+        assert ends == (status, status)
+        for folder in folders:
+            assert "Prepared 1800 rows" in (folder / "out").read_text()
+    for folder in folders:
+        assert re.search(
+            r"^error: train_[04].log: ranks 4 to 7 have .*, rank 0 has .*: give all machines the"
+            r" same prepared data$",
+            (folder / "err").read_text(),
+            re.M,
+        )
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_a_script_on_one_host_listens_at_the_loopback_address_alone(hosts, copy, tmp_path):
+    write_days(tmp_path / "data", 2, 900)
+    one_machine = ["--nnodes=1"]
+    data, here = tmp_path / "data", tmp_path / "here"
+    with script_on(hosts[0], copy, here, data, options=one_machine) as script:
+        wait_for("Finished training it 2/", here / "out", script)
+        assert addresses(hosts[0].listening()) == {LOOPBACK}
+        assert script.wait(timeout=100) == 0
+    assert "Final result" in (here / "out").read_text()
+
+
+def rank_of(output, rank):
+    """The process that is a rank of a script's run, by its number outside."""
+    ours = {f"RANK={rank}".encode(), f"LOGS={output}/train".encode(), b"GROUP_WORLD_SIZE=2"}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if ours <= set((path / "environ").read_bytes().split(b"\0")):
+                return int(path.name)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.slow
+@needs_hosts
+@pytest.mark.parametrize("rank", [0, 6])
+def test_ranks_of_both_hosts_go_on_from_a_checkpoint_when_one_is_killed(
+    rank, hosts, copy, tmp_path
+):
+    data, (first, second) = tmp_path / "data", (tmp_path / host.name for host in hosts)
+    write_days(data, 2, 900)
+    flags = [f"--checkpoint-dir={tmp_path}/saved", "--save-every=5", "--resume", "--nepochs=9"]
+    output = copy / "test" / "output" / "0"
+    with (
+        script_on(hosts[0], copy, first, data, *flags) as one,
+        script_on(hosts[1], copy, second, data, *flags) as other,
+    ):
+        wait_for("of epoch 2,", first / "out", one, other)
+        os.kill(rank_of(output if rank < 4 else output / "node1", rank), signal.SIGKILL)
+        ends = one.wait(timeout=300), other.wait(timeout=300)
+    out = (first / "out").read_text()
+    assert ends == (0, 0), out + (first / "err").read_text()
+    assert out.count("resumed from ") == 1 and "it 8/8 of epoch 8," in out
+    assert "have ended well" in (second / "out").read_text()
+
+
+@pytest.mark.slow
+@needs_hosts
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_script_of_the_other_host_names_a_lost_host_and_ends(lost, hosts, copy, tmp_path):
+    data, folders = tmp_path / "data", [tmp_path / host.name for host in hosts]
+    write_days(data, 2, 900)
+    with (
+        script_on(hosts[0], copy, folders[0], data, "--nepochs=500") as one,
+        script_on(hosts[1], copy, folders[1], data, "--nepochs=500") as other,
+    ):
+        wait_for("of epoch 1,", folders[0] / "out", one, other)
+        hosts[lost].kill()
+        left = (one, other)[1 - lost]
+        begin = time.monotonic()
+        status = left.wait(timeout=100)
+        took = time.monotonic() - begin
+    said = (folders[1 - lost] / "err").read_text()
+    line = rf"error: train_\d.log: rank {4 * lost} gives no sign of life .* on host{lost}\): "
+    assert status == 1 and re.search(f"^{line}", said, re.M), said
+    assert took < 20 + 15, "--dist-timeout, and the end of all processes"
