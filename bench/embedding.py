@@ -18,7 +18,7 @@ from devices.threads import set_up_threads
 from model.batch import Bags
 from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables
-from model.exchange import Exchange
+from model.static_exchange import StaticExchange
 from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process
@@ -36,7 +36,7 @@ def engine(rows: int, dim: int) -> Step:
     """The engine of this project."""
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
     plain = NoCompression(dim).make_tables([rows] * NUM_TABLES)
-    exchange = Exchange(process, plain, place_tables(plain, 1))
+    exchange = StaticExchange(process, plain, place_tables(plain, 1))
     tables = EmbeddingTables(plain, exchange, "sgd", learned_pooling=False)
 
     def step(ids: torch.Tensor, gradient: torch.Tensor) -> None:

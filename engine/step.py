@@ -227,7 +227,7 @@ class TrainingStep:
         in_backward = self._can_update_in_backward and update.rows_now
         in_backward = in_backward and num_sharing == len(chunks) == 1
         # all chunks see the same rows of the tables, so these change with the last one
-        last = replace(update, dense_now=in_backward)
+        last = replace(update, dense_now=in_backward, mean_over=num_rows * num_sharing)
         if update.rows_now and not update.scale.is_on:  # a scale counts overflows to the end
             last = replace(last, dense_is_ready=self._begin_sum)
         updates = [*[replace(last, rows_now=False, dense_is_ready=None)] * (len(chunks) - 1), last]

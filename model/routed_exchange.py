@@ -12,6 +12,7 @@ from model.batch import Bags
 from model.exchange import Exchange, Trip
 from model.lookup_groups import LookupGroup
 from model.rows_of_ids import shifts_of
+from model.static_exchange import StaticExchange
 from model.travel import Travel, Types
 from optim.update import Update
 from ranks.collectives import all_to_all
@@ -33,7 +34,8 @@ def make_exchange(
         types: of the vectors, and of their numbers on their way.
     """
     is_routed = process.device.type == "cpu" and placement.is_cut
-    return (RoutedExchange if is_routed else Exchange)(process, tables, placement, types)
+    kind = RoutedExchange if is_routed else StaticExchange
+    return kind(process, tables, placement, types)
 
 
 class RoutedExchange(Exchange):
@@ -80,7 +82,7 @@ class RoutedExchange(Exchange):
             lengths = [one[:, None] for one in self._send(asked.lengths, ask[1], give[1])]
         (_, ask_bags), (_, give_bags) = ask, give
         sizes = (give_bags @ dims).tolist(), (ask_bags @ dims).tolist()
-        travel = Travel(self.process, *sizes, self.types, update, sum(rows_per_rank))
+        travel = Travel(self.process, *sizes, self.types, update)
         trip = _RoutedTrip(self, list(map(Bags, rows, lengths)), travel, give_bags)
         trip.expect(ask_bags, torch.from_numpy(asked.targets), own_rows)
         return trip

@@ -44,8 +44,6 @@ class Travel:
         receive: how many come from each rank.
         types: of the vectors, and of their numbers on their way.
         update: what the backward pass does with the gradients; None: there is no such pass.
-        num_rows: rows of the batch, over all ranks. Gradients are of a mean over them: float16, to
-            which most of them would be 0, takes them times a power of two near that number.
     """
 
     def __init__(
@@ -55,13 +53,14 @@ class Travel:
         receive: Sequence[int],
         types: Types,
         update: Update | None,
-        num_rows: int,
     ) -> None:
         self._process, self._send, self._receive = process, send, receive
         self._types, self._update = types, update
+        # Gradients are of a mean over many rows: in float16 most of them would be 0, so they travel
+        # times a power of two near that number. Where vectors are float16 the loss has a scale.
         self._factor = 1.0
-        if types.wire == torch.float16 != types.vectors:  # else the loss has a scale
-            self._factor = float(1 << max(num_rows.bit_length() - 1, 0))
+        if update is not None and types.wire == torch.float16 != types.vectors:
+            self._factor = float(1 << (update.mean_over.bit_length() - 1))
         self._pending: Pending | None = None
         self._received, self._returned = torch.empty(0), torch.empty(0)
 
@@ -138,11 +137,11 @@ class _Arrive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, received: torch.Tensor, travel: Travel) -> torch.Tensor:
         ctx.travel = travel
-        ctx.like = received
+        ctx.stand_in = received.new_empty(1).expand(len(received))
         return travel.take_vectors(received)
 
     @staticmethod
     def backward(ctx: Any, gradients: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         with phase("exchange"):
             ctx.travel.send_gradients(gradients)
-        return ctx.like, None  # stands for the gradients, which `_Depart` waits for
+        return ctx.stand_in, None  # for the gradients, which `_Depart` waits for

@@ -18,6 +18,7 @@ class Update:
         dense_now: the MLPs' backward pass takes the SGD step too, so that no gradients exist.
         scale: that of the loss. If it is on, gradients of rows are kept until the end of the step,
             when it is known whether anything has overflowed.
+        mean_over: rows of whose losses the gradients are the mean's.
         dense_is_ready: called in the backward pass when the gradients of all parameters that every
             rank has are there, before the rows of tables are updated; None: nobody wants to know.
     """
@@ -26,4 +27,5 @@ class Update:
     rows_now: bool = True
     dense_now: bool = False
     scale: NoScale = field(default_factory=NoScale)
+    mean_over: int = 1
     dense_is_ready: Callable[[], None] | None = None

@@ -8,7 +8,7 @@ import torch
 from common.shares import split_evenly
 from engine.model_file import ModelState
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.exchange import Exchange
+from model.static_exchange import StaticExchange
 from optim.dense import make_dense_optimizer
 from ranks.placement import EVERY_RANK, Part, Placement, place_tables
 
@@ -117,7 +117,7 @@ class Model(torch.nn.Module):
 
 def state_on(process, place, tables, optimizer, learned=False):
     """What a rank saves of a model with such tables, which are placed so; it is not trained."""
-    exchange = Exchange(process, tables, place(tables, process.world_size))
+    exchange = StaticExchange(process, tables, place(tables, process.world_size))
     own = EmbeddingTables(tables, exchange, optimizer, learned)
     model = Model(own)
     return ModelState(

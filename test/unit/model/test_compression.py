@@ -15,7 +15,7 @@ import dlrm_s_pytorch as dlrm
 from devices.execution import Execution
 from model.compression import MixedDimensions, QuotientRemainder, compression_from_options
 from model.embedding_tables import EmbeddingTables
-from model.exchange import Exchange
+from model.static_exchange import StaticExchange
 from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process
@@ -32,7 +32,7 @@ def options_of(kind):
 def make(kind, optimizer="sgd", execution=Execution()):  # noqa: B008
     process = Process(0, 1, 0, torch.device("cpu"), "gloo")
     tables = compression_from_options(options_of(kind)).make_tables(NUM_ROWS)
-    exchange = Exchange(process, tables, place_tables(tables, 1))
+    exchange = StaticExchange(process, tables, place_tables(tables, 1))
     made = EmbeddingTables(tables, exchange, optimizer, False, execution)
     np.random.seed(3)
     made.initialise()
@@ -157,7 +157,7 @@ def test_no_gradient_of_a_tables_size_exists(kind, optimizer):
     """A step on tables of 10,000 rows makes no tensor that is as large as a part of one."""
     options, process = options_of(kind), Process(0, 1, 0, torch.device("cpu"), "gloo")
     logical = compression_from_options(options).make_tables([10_000, 10_000])
-    exchange = Exchange(process, logical, place_tables(logical, 1))
+    exchange = StaticExchange(process, logical, place_tables(logical, 1))
     tables = EmbeddingTables(logical, exchange, optimizer, False)
     bags, _ = draw_bags([10_000, 10_000], BATCH, one_each=True)
     state = [tensor for matrix in tables.matrices for tensor in matrix.row_tensors().values()]

@@ -7,10 +7,10 @@ from naive_embedding import bags_of, draw_bags, naive_vectors, parameters_of
 from placements import PLACEMENTS
 
 from devices.execution import Execution
-from model import embedding_tables
+from model import initial_values
 from model.compression import NoCompression
 from model.embedding_tables import EmbeddingTables, PoolingWeights
-from model.exchange import Exchange
+from model.static_exchange import StaticExchange
 from optim.update import Update
 from ranks.placement import place_tables
 from ranks.process import Process
@@ -30,7 +30,7 @@ def make(optimizer="sgd", learned=False, execution=Execution()):  # noqa: B008
 def make_on(rank, world_size, place, optimizer="sgd", learned=False, execution=Execution()):  # noqa: B008
     process = Process(rank, world_size, rank, torch.device("cpu"), "gloo")
     plain = NoCompression(DIM).make_tables(NUM_ROWS)
-    exchange = Exchange(process, plain, place(plain, world_size))
+    exchange = StaticExchange(process, plain, place(plain, world_size))
     tables = EmbeddingTables(plain, exchange, optimizer, learned, execution)
     np.random.seed(3)
     tables.initialise()
@@ -116,7 +116,7 @@ def test_initial_weights_follow_the_contract():
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_hold_and_initialise_their_own_parts_of_the_tables(world_size, place, monkeypatch):
     """A piece of what is drawn may have rows of several parts."""
-    monkeypatch.setattr(embedding_tables, "VALUES_PER_DRAW", 7 * DIM)
+    monkeypatch.setattr(initial_values, "VALUES_PER_DRAW", 7 * DIM)
     whole = make(learned=True).state_dict()
     found = {key: torch.full_like(value, torch.nan) for key, value in whole.items()}
     for rank in range(world_size):

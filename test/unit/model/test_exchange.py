@@ -20,8 +20,8 @@ from thread_ranks import ThreadRanks
 from common.shares import split_evenly
 from model.compression import NoCompression, compression_from_options
 from model.embedding_tables import EmbeddingTables
-from model.exchange import Exchange
 from model.routed_exchange import RoutedExchange, make_exchange
+from model.static_exchange import StaticExchange
 from model.travel import Types
 from optim.update import Update
 from ranks.collectives import PendingSum
@@ -31,7 +31,9 @@ NUM_ROWS, DIM, LR = (7, 3, 50, 20, 11, 2), 4, 0.5
 PLAIN = NoCompression(DIM).make_tables(NUM_ROWS)
 ALONE = Process(0, 1, 0, torch.device("cpu"), "gloo")
 PLACED = pytest.mark.parametrize("place", PLACEMENTS.values(), ids=PLACEMENTS)
-EXCHANGES = pytest.mark.parametrize("exchange", [Exchange, RoutedExchange], ids=["static", "route"])
+EXCHANGES = pytest.mark.parametrize(
+    "exchange", [StaticExchange, RoutedExchange], ids=["static", "route"]
+)
 ONE_EACH = pytest.mark.parametrize("one_each", [True, False], ids=["one id", "any length"])
 
 
@@ -129,7 +131,7 @@ def merged(states):
 
 
 def assert_as_one_rank(run, world_size, place, exchange, rtol=1.3e-6, atol=1e-5):
-    wanted, state = train(ALONE, run, whole, Exchange)
+    wanted, state = train(ALONE, run, whole, StaticExchange)
     found = ThreadRanks(world_size).run(lambda process: train(process, run, place, exchange))
     vectors = torch.cat([own for own, _ in found]).to(wanted.dtype)
     torch.testing.assert_close(vectors, wanted, rtol=rtol, atol=atol)
@@ -219,7 +221,7 @@ def test_vectors_of_all_parts_travel_or_only_of_those_that_have_rows_of_a_bag(id
         return [len(sent_by(ranks, rank)[-1]) for rank in range(2)]
 
     all_vectors = 2 * 3 * len(NUM_ROWS) * DIM
-    assert numbers_sent(Exchange) == [all_vectors] * 2
+    assert numbers_sent(StaticExchange) == [all_vectors] * 2
     with_rows = [all_vectors, 0]
     assert numbers_sent(RoutedExchange) == (with_rows if ids == "first" else with_rows[::-1])
 
@@ -230,4 +232,4 @@ def test_a_cpu_routes_ids_if_a_matrix_is_cut_and_a_card_never_does():
         [type(make_exchange(process, PLAIN, place(PLAIN, 2), Types())) for place in (whole, cut)]
         for process in processes
     ]
-    assert kinds == [[Exchange, RoutedExchange], [Exchange, Exchange]]
+    assert kinds == [[StaticExchange, RoutedExchange], [StaticExchange, StaticExchange]]

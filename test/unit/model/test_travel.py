@@ -34,8 +34,8 @@ def travel_there_and_back(types=Types(), num_rows=4, size=1.0, has_vectors=True)
 
         sizes = [rank + 1 if has_vectors or rank else 0 for rank in range(NUM_RANKS)]
         send, receive = [sizes[process.rank]] * NUM_RANKS, sizes
-        update = Update(0.1, dense_is_ready=note("dense is ready"))
-        travel = Travel(process, send, receive, types, update, num_rows)
+        update = Update(0.1, mean_over=num_rows, dense_is_ready=note("dense is ready"))
+        travel = Travel(process, send, receive, types, update)
         own = 1.0 + process.rank + torch.arange(sum(send)) / 8
         own = own.to(types.vectors).requires_grad_()
         dense = torch.ones(3, dtype=types.vectors, requires_grad=True)
