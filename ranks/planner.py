@@ -27,6 +27,9 @@ MOST_RANKS = 4096  # a search for a number of ranks ends here
 # mean, the rank that sends most sends up to 21 or 13 % more of Criteo's tables on 2 to 64 ranks.
 _TOLERANCES = (0.0, 0.02, 0.05, 0.09)
 _MORE_LOOKUPS = (0.0, 0.5, -0.5)
+# A rank that need not answer for a table besides its own part sends half as much, so more tables
+# than those that send less on the average are shared too, if that saves the fullest rank a part.
+_SHARED_AT = (1, 2, 4)  # times the bytes of the exchange
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _equal_shares(matrices: Sequence[Matrix], world_size: int) -> Placement:
     return shares.placement(world_size)
 
 
-def is_shared(matrix: Matrix, world_size: int, workload: Workload) -> bool:
+def is_shared(matrix: Matrix, world_size: int, workload: Workload, times: float = 1) -> bool:
     """Whether every rank had better hold the whole matrix.
 
     A projection is a dense parameter, which all have. Other matrices are shared where that sends
@@ -119,19 +122,44 @@ def is_shared(matrix: Matrix, world_size: int, workload: Workload) -> bool:
         matrix: the matrix.
         world_size: W.
         workload: of a step.
+        times: how many times the bytes of the exchange its sharing may send.
     """
     if not matrix.is_looked_up:
         return True
     summed = 2 * FLOAT_BYTES * matrix.num_rows * workload.gradient_numbers(matrix)
     exchanged = 2 * workload.wire_bytes * matrix.dim + ID_BYTES * workload.ids_of(matrix)
-    return summed < exchanged * workload.rows / world_size
+    return summed < times * exchanged * workload.rows / world_size
 
 
 def _candidates(
     matrices: Sequence[Matrix], world_size: int, workload: Workload
 ) -> Iterator[Placement]:
     """Plans of whole matrices, and of some that are cut in several ways; tiny ones are shared."""
-    shared = [matrix for matrix in matrices if is_shared(matrix, world_size, workload)]
+    tried: list[list[Matrix]] = []
+    for times in _SHARED_AT:
+        shared = [one for one in matrices if is_shared(one, world_size, workload, times)]
+        if shared not in tried:
+            ways = () if tried else tuple(product(_TOLERANCES, _MORE_LOOKUPS))
+            yield from _with_shared(matrices, shared, world_size, workload, ways)
+            tried.append(shared)
+
+
+def _with_shared(
+    matrices: Sequence[Matrix],
+    shared: Sequence[Matrix],
+    world_size: int,
+    workload: Workload,
+    ways: Sequence[tuple[float, float]],
+) -> Iterator[Placement]:
+    """Plans in which some matrices are shared.
+
+    Args:
+        matrices: all of them.
+        shared: those that are.
+        world_size: number of ranks.
+        workload: of a step.
+        ways: tolerances, and lookups beside the mean, with which ranks are filled.
+    """
     common = _shares_of_all(shared)
     loads = [
         Load(matrix, matrix.num_rows, workload.row_bytes(matrix), workload.ids_of(matrix))
@@ -149,8 +177,9 @@ def _candidates(
     if len(loads) <= world_size:
         yield _with_cuts(matrices, common, one_part_each(loads, world_size), world_size)
     # ranks may have equal numbers of parts, or of lookups, which differ where ids are routed
-    for ways in product(_TOLERANCES, _MORE_LOOKUPS, sorted({False, workload.is_routed})):
-        yield _with_cuts(matrices, common, cut_rows(loads, world_size, Rule(*ways)), world_size)
+    for way, is_routed in product(ways, sorted({False, workload.is_routed})):
+        rule = Rule(*way, is_routed)
+        yield _with_cuts(matrices, common, cut_rows(loads, world_size, rule), world_size)
 
 
 def _with_cuts(
