@@ -38,7 +38,7 @@ MISTAKES = {
     "--save-onnx --onnx-file=/no/such/folder/x": "--onnx-file=/no/such/folder/x: its folder does",
     "--data-generation=synthetic --data-trace-file=no_j.log": "--data-trace-file: no_",
     "--arch-embedding-size=2000000000 --arch-sparse-feature-size=999999 --arch-mlp-bot=4-999999": (
-        "GB of tables"
+        "error: tables need 8e+06 GB on this machine, which has "
     ),
     "--arch-embedding-size=3000000000-3-2 --qr-flag": "table of 3000000000 rows: expected at most",
     "--arch-embedding-size=99999999999999999999-3-2": "rows: expected at most 2147483648",
