@@ -40,6 +40,26 @@ def finish(program: "subprocess.Popen[str]") -> str:
     return text
 
 
+def run_ranks(
+    ranks: int, *words: object, environment: dict[str, str] | None = None, root: Path = ROOT
+) -> None:
+    """Run a program of this repository on so many ranks; ends this program too if it fails.
+
+    Args:
+        ranks: how many.
+        words: its path in the repository, and its flags.
+        environment: changes to this one's.
+        root: the checkout.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    program = [str(root / str(words[0])), *(str(word) for word in words[1:])]
+    variables = os.environ | (environment or {})
+    command = [sys.executable, *launcher, *program]
+    done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{ranks} ranks ended with {done.returncode}: {done.stderr[-2000:]}")
+
+
 def output(*words: object, root: Path = ROOT) -> str:
     """What a program of this repository, or of another checkout, prints."""
     return finish(start(root / str(words[0]), *words[1:], folder=root))

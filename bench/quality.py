@@ -10,7 +10,6 @@ those of the last day's first half. What counts is the mean difference and its s
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import ROOT, output, row  # noqa: E402
+from bench.common import output, row, run_ranks  # noqa: E402
 
 FAST = {"cuda": "--amp=bf16 --cuda-graphs", "cpu": "--amp=bf16"}
 DAYS = 3
@@ -40,9 +39,7 @@ def auc(folder: Path, seed: int, flags: str, ranks: int) -> float:
     if ranks == 1:
         output("dlrm_s_pytorch.py", *words.split())
     else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        program = [str(ROOT / "dlrm_s_pytorch.py"), *words.split()]
-        subprocess.run([sys.executable, *launcher, *program], check=True, capture_output=True)
+        run_ranks(ranks, "dlrm_s_pytorch.py", *words.split())
     found = [json.loads(line) for line in file.read_text().splitlines()]
     return float([one["auc"] for one in found if one["kind"] == "evaluation"][-1])
 

@@ -19,9 +19,7 @@ say nothing about a cluster. Bytes, their balance and the hidden share do.
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +35,7 @@ import dlrm_s_pytorch as dlrm
 import torch
 import torch.distributed as dist
 
-from bench.common import ROOT
+from bench.common import run_ranks
 from bench.training import make_rows
 from common.launch import Launch
 from engine.step import TrainingStep
@@ -145,13 +143,9 @@ def measure(ranks: int, flags: list[str], at_once: bool = False) -> list[list[fl
         SystemExit: a rank has failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = [__file__, f"--as-rank={folder}/figures", f"--flags={' '.join(flags)}"]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        command = [sys.executable, *launcher, *own, *(["--at-once"] if at_once else [])]
-        variables = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{ranks} ranks ended with {done.returncode}: {done.stderr[-2000:]}")
+        own = [f"--as-rank={folder}/figures", f"--flags={' '.join(flags)}"]
+        own += ["--at-once"] if at_once else []
+        run_ranks(ranks, "bench/ranks.py", *own, environment={"OMP_NUM_THREADS": "1"})
         files = [Path(f"{folder}/figures.{rank}") for rank in range(ranks)]
         of_ranks = [json.loads(file.read_text()) for file in files]
     return [[statistics.median(column) for column in zip(*one, strict=True)] for one in of_ranks]

@@ -13,14 +13,18 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import capacity
 from bench.common import row
-from ranks.placement import LogicalTable, Matrix, Placement
+from common.flags import dashed_ints
+from model.compression import NoCompression
+from model.interaction import num_pairs
+from ranks.model_shape import ModelShape
+from ranks.placement import LogicalTable, Placement
 from ranks.plan_costs import ID_BYTES, RankCost, Workload, rank_costs
 from ranks.planner import Sharding, plan_tables
 
@@ -109,19 +113,22 @@ class Model:
     @property
     def tables(self) -> tuple[LogicalTable, ...]:
         """Criteo's tables with rows of this dimension."""
-        return tuple(
-            LogicalTable(rows, self.dim, (Matrix(k, f"{k}.weight", rows, self.dim, rows**-0.5),))
-            for k, rows in enumerate(CRITEO)
-        )
+        return NoCompression(self.dim).make_tables(CRITEO)
 
     @property
     def num_dense(self) -> int:
         """Parameters of both MLPs."""
-        num_vectors = len(CRITEO) + 1
-        joined = self.dim + num_vectors * (num_vectors - 1) // 2
-        widths = [int(width) for width in self.bottom.split("-")]
-        top = [joined, *(int(width) for width in self.top.split("-"))]
-        return sum((n + 1) * m for n, m in (*pairwise(widths), *pairwise(top)))
+        joined = self.dim + num_pairs(len(CRITEO) + 1, itself=False)
+        shape = ModelShape(
+            tables=self.tables,
+            bottom=dashed_ints(self.bottom),
+            top=(joined, *dashed_ints(self.top)),
+            interaction="dot",
+            itself=False,
+            pooling="",
+            clamp=0,
+        )
+        return shape.num_dense
 
 
 # Sums of kernels, estimated one by one; real steps may take up to 1.4 times as long. A: 1430 us at
@@ -132,7 +139,10 @@ MODELS = {
     "A": Model("A", 64, "13-512-256-64", "512-512-256-1", 271, 29.1, 2.0, 4.9, 0.088, 0.153),
     "B": Model("B", 128, "13-512-256-128", "1024-1024-512-256-1", 305, 55.6, 2.0, 4.5, 0.17, 0.235),
 }
-PASSES_WHOLE, PASSES_CUT = 6, 14  # over arrived vectors, forward and backward (model/exchange.py)
+PASSES_WHOLE, PASSES_CUT = (
+    6,
+    14,
+)  # over arrived vectors, forward and backward (model/static_exchange.py)
 
 
 @dataclass(frozen=True)

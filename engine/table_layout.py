@@ -1,7 +1,6 @@
 """How a model's tables are spread over ranks and filled: the flags, and what follows from them."""
 
 import argparse
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from common.free_memory import whole_memory
 from common.launch import Launch
 from devices.card import card_memory
 from devices.execution import LOWER_PRECISION
+from engine.model_content import ORIGINAL, SEEDED
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from ranks.model_shape import ModelShape
 from ranks.placement import Matrix, Placement, place_tables
@@ -57,8 +57,8 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--initial-values",
-        choices=("original", "seeded"),
-        default="original",
+        choices=(ORIGINAL, SEEDED),
+        default=ORIGINAL,
         help="of tables; seeded: each rank draws its own rows alone, on its device",
     )
 
@@ -96,7 +96,7 @@ class TableLayout:
         tables, sharding = shape.tables, options.sharding
         placement = plan_tables(tables, process.world_size, sharding, workload, card_bytes)
         _check_memory(Plan(tables, sharding, placement, workload), process)
-        seed = options.numpy_rand_seed if options.initial_values == "seeded" else None
+        seed = options.numpy_rand_seed if options.initial_values == SEEDED else None
         return cls(placement, _WIRES[options.exchange_type], seed)
 
 
@@ -141,7 +141,6 @@ def workload_of(options: argparse.Namespace, shape: ModelShape) -> Workload:
 
     wire = _WIRES[options.exchange_type] or LOWER_PRECISION[options.amp] or torch.float32
     pooling = 1 + len(of_elements.state_shapes(1)) if shape.learned_pooling else 0
-    layers = (*itertools.pairwise(shape.bottom), *itertools.pairwise(shape.top))
     return Workload(
         rows=options.mini_batch_size,
         ids_per_bag=_ids_per_bag(options, shape),
@@ -149,7 +148,7 @@ def workload_of(options: argparse.Namespace, shape: ModelShape) -> Workload:
         is_routed=not (options.use_npu or options.use_gpu),
         state_numbers=state_numbers,
         pooling_numbers=pooling,
-        num_dense=sum((inputs + 1) * outputs for inputs, outputs in layers),
+        num_dense=shape.num_dense,
     )
 
 

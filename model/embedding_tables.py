@@ -46,13 +46,11 @@ class _SharedLookup:
         place: where they are among the lookups.
         pick: picks the bags of their tables out of those of all tables.
         rows_of_ids: turns ids into rows.
-        num_matrices: how many.
     """
 
     place: int
     pick: TablePick
     rows_of_ids: RowsOfIds
-    num_matrices: int
 
 
 class PendingVectors:
@@ -151,7 +149,7 @@ class EmbeddingTables(nn.Module):
     def _make_shared(self, group: LookupGroup, place: int) -> _SharedLookup:
         numbers = [part.matrix.table for part in group.shared]
         pick = TablePick(numbers, len(self.tables), self._device)
-        return _SharedLookup(place, pick, RowsOfIds(group.shared, self._device), len(numbers))
+        return _SharedLookup(place, pick, RowsOfIds(group.shared, self._device))
 
     def forward(
         self, bags: Bags, rows_per_rank: Sequence[int], update: Update | None = None
@@ -195,9 +193,9 @@ class EmbeddingTables(nn.Module):
         self, shared: _SharedLookup, bags: Bags, num_rows: int, update: Update | None
     ) -> torch.Tensor:
         """Bags of this rank's b rows -> the vectors (b, matrices, d) of matrices all ranks have."""
-        rows = shared.rows_of_ids(shared.pick(bags))
-        vectors = self._look_up(self.lookups[shared.place], rows, update)
-        return vectors.unflatten(0, (num_rows, shared.num_matrices))
+        rows, matrix = shared.rows_of_ids(shared.pick(bags)), self.lookups[shared.place]
+        vectors = self._look_up(matrix, rows, update)
+        return vectors.unflatten(0, (num_rows, len(matrix.parts)))
 
     def _look_up(self, matrix: Lookup, rows: Bags, update: Update | None) -> torch.Tensor:
         """Bags of rows -> their pooled vectors (bags, d), of the interaction's type."""

@@ -42,11 +42,20 @@ def draw_seeded(matrices: Iterable[tuple[Matrix, Held]], seed: int) -> None:
         place, table = (place + 1 if matrix.table == table else 0), matrix.table
         for number, (begin, size) in enumerate(_pieces(matrix)):
             for own, rows in _overlaps(held, begin, size[0]):
-                piece = own if len(own) == size[0] else own.new_empty(size)
-                generator = torch.Generator(device=own.device)
-                generator.manual_seed(_seed_of(seed, table, place, number))
-                piece.uniform_(-matrix.bound, matrix.bound, generator=generator)
-                own.copy_(piece[rows])  # which are the same if it holds all of them
+                own_seed = _seed_of(seed, table, place, number)
+                _draw_piece(matrix.bound, own_seed, size, own, rows)
+
+
+def _draw_piece(
+    bound: float, seed: int, size: tuple[int, int], own: torch.Tensor, rows: slice
+) -> None:
+    """Draw a piece of that size, of which `own` gets those rows; in place if these are all."""
+    generator = torch.Generator(device=own.device)
+    generator.manual_seed(seed)
+    if len(own) == size[0]:
+        own.uniform_(-bound, bound, generator=generator)
+    else:
+        own.copy_(own.new_empty(size).uniform_(-bound, bound, generator=generator)[rows])
 
 
 def _seed_of(*numbers: int) -> int:

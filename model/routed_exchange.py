@@ -83,9 +83,8 @@ class RoutedExchange(Exchange):
         (_, ask_bags), (_, give_bags) = ask, give
         sizes = (give_bags @ dims).tolist(), (ask_bags @ dims).tolist()
         travel = Travel(self.process, *sizes, self.types, update)
-        trip = _RoutedTrip(self, list(map(Bags, rows, lengths)), travel, give_bags)
-        trip.expect(ask_bags, torch.from_numpy(asked.targets), own_rows)
-        return trip
+        asked_of = list(map(Bags, rows, lengths))
+        return _RoutedTrip(self, asked_of, travel, give_bags, asked, own_rows)
 
     def _route(self, bags: Bags, num_rows: int) -> Requests:
         """What this rank asks of all ranks."""
@@ -128,10 +127,18 @@ class _RoutedTrip:
         bags: for each group, the bags of rows that all ranks have asked this one for.
         travel: the way of the vectors.
         give: bags that each rank has asked this one for.
+        asked: what this rank has asked all ranks for.
+        num_rows: b, rows of the batch on this rank.
     """
 
     def __init__(
-        self, exchange: Exchange, bags: Sequence[Bags], travel: Travel, give: Counts
+        self,
+        exchange: Exchange,
+        bags: Sequence[Bags],
+        travel: Travel,
+        give: Counts,
+        asked: Requests,
+        num_rows: int,
     ) -> None:
         rank = exchange.process.rank
         own = [k for k, group in enumerate(exchange.groups) if group.parts[rank]]
@@ -139,16 +146,8 @@ class _RoutedTrip:
         self._travel, self._give = travel, give[:, own]
         self._dims = np.array([group.dim for group in exchange.groups])
         self._num_slots = [len(slots) for slots in exchange.slots]
-
-    def expect(self, ask: Counts, targets: torch.Tensor, num_rows: int) -> None:
-        """Say what will arrive.
-
-        Args:
-            ask: bags that this rank has asked each rank for.
-            targets: where their vectors belong, in the order of the bags.
-            num_rows: b, rows of the batch on this rank.
-        """
-        self._ask, self._targets, self._num_rows = ask, _by_group(targets, ask), num_rows
+        self._ask, self._num_rows = asked.num_bags.reshape(-1, len(self._dims)), num_rows
+        self._targets = _by_group(torch.from_numpy(asked.targets), self._ask)
 
     def depart(self, vectors: Sequence[torch.Tensor]) -> None:
         by_rank = [

@@ -30,6 +30,10 @@ class StaticExchange(Exchange):
         tables: all T tables.
         placement: which ranks have their rows.
         types: of the vectors, and of their numbers on their way.
+
+    Attributes:
+        columns: the vectors of each group's parts as they arrive.
+        widths: how many numbers a rank sends for each row and group, by rank.
     """
 
     is_routed = False
@@ -42,8 +46,12 @@ class StaticExchange(Exchange):
         types: Types = Types(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__(process, tables, placement, types)
-        self._columns = [_Columns(group, process.device) for group in self.groups]
-        self.slots = [columns.slots for columns in self._columns]
+        self.columns = [_Columns(group, process.device) for group in self.groups]
+        self.slots = [columns.slots for columns in self.columns]
+        self.widths = [
+            [group.dim * len(group.parts[rank]) for group in self.groups]
+            for rank in range(process.world_size)
+        ]
         self._tables_of = [
             sorted({part.matrix.table for group in self.groups for part in group.parts[rank]})
             for rank in range(process.world_size)
@@ -75,7 +83,7 @@ class StaticExchange(Exchange):
         of_own = [rows_of_ids(pick(bags)) for pick, rows_of_ids in self._own]
         if self.process.world_size == 1:
             return _StayAtHome(of_own, sum(rows_per_rank))
-        return _StaticTrip(self, self._columns, of_own, rows_per_rank, update)
+        return _StaticTrip(self, of_own, rows_per_rank, update)
 
     def _ids_to_tables(self, bags: Bags, rows_per_rank: Sequence[int]) -> Bags:
         """Bags of this rank's rows in all tables -> bags of all ranks' rows in this rank's tables.
@@ -126,19 +134,14 @@ class _StaticTrip:
 
     def __init__(
         self,
-        exchange: Exchange,
-        columns: Sequence["_Columns"],
+        exchange: StaticExchange,
         bags: Sequence[Bags],
         rows_per_rank: Sequence[int],
         update: Update | None,
     ) -> None:
         process = exchange.process
-        self.bags, self._columns = bags, columns
+        self.bags, self._columns, self._widths = bags, exchange.columns, exchange.widths
         self._num_rows, self._rows = sum(rows_per_rank), rows_per_rank[process.rank]
-        self._widths = [
-            [one.group.dim * len(one.group.parts[rank]) for one in columns]
-            for rank in range(process.world_size)
-        ]
         send = [rows * sum(self._widths[process.rank]) for rows in rows_per_rank]
         self._receive = [self._rows * sum(widths) for widths in self._widths]
         self._travel = Travel(process, send, self._receive, exchange.types, update)

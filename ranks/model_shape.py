@@ -36,6 +36,12 @@ class ModelShape:
         return self.pooling == "learned"
 
     @property
+    def num_dense(self) -> int:
+        """How many weights both MLPs have, with their biases."""
+        layers = (*itertools.pairwise(self.bottom), *itertools.pairwise(self.top))
+        return sum((n + 1) * m for n, m in layers)
+
+    @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all parameters by their keys in model files, in the files' order."""
         matrices = [matrix for table in self.tables for matrix in table.matrices]

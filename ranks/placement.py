@@ -1,5 +1,6 @@
 """Which rank holds which rows of which table: pure data, made without a process or a device."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -140,7 +141,14 @@ class Placement:
 
     def parts_of(self, matrix: Matrix) -> tuple[Part, ...]:
         """The parts of a matrix, in the order of their rows."""
-        return tuple(part for part in self.parts if part.matrix == matrix)
+        return self._by_matrix.get(matrix, ())
+
+    @functools.cached_property
+    def _by_matrix(self) -> dict[Matrix, tuple[Part, ...]]:
+        found: dict[Matrix, list[Part]] = {}
+        for part in self.parts:
+            found.setdefault(part.matrix, []).append(part)
+        return {matrix: tuple(parts) for matrix, parts in found.items()}
 
     @property
     def is_cut(self) -> bool:

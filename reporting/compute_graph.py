@@ -182,11 +182,10 @@ def _head(network: Network, min_width: float) -> Column:
 
 
 def _title_lines(network: Network) -> list[Line]:
-    tables, mlps = network.tables, (network.bottom, network.top)
+    tables, in_mlps = network.tables, network.num_dense
     rows = sum(table.num_rows for table in tables)
     weights = sum(table.num_values for table in tables)
     plain = sum(table.num_rows * table.dim for table in tables)
-    in_mlps = sum((n + 1) * m for widths in mlps for n, m in itertools.pairwise(widths))
     lines = [
         Line("DLRM", 14, bold=True),
         Line(f"{counted(len(tables), 'table')}: {counted(rows, 'row')},"),

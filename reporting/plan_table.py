@@ -125,7 +125,7 @@ def _span(begin: int, end: int) -> str:
     return f"{begin}-{end}" if end > begin else str(begin)
 
 
-def _spans(numbers: Iterable[int]) -> str:
+def spans(numbers: Iterable[int]) -> str:
     """Numbers in order, those that follow one another as one: 0-3, 7."""
     ordered = sorted(set(numbers))
     starts = [k for k, number in enumerate(ordered) if not k or number - ordered[k - 1] > 1]
@@ -147,7 +147,7 @@ def _tables_lines(placement: Placement) -> list[str]:
             ranks_of[part.matrix.table, part.matrix.key].append(part.rank)
     tables_over: defaultdict[str, list[int]] = defaultdict(list)
     for (table, _), ranks in ranks_of.items():
-        tables_over[_spans(ranks)].append(table)
+        tables_over[spans(ranks)].append(table)
     lines = [f"on every rank: {_tables(shared)}"] if shared else []
     cuts = [f"cut: {_tables(tables)} over ranks {ranks}" for ranks, tables in tables_over.items()]
     lines += cuts[:_MOST_LINES]
@@ -156,7 +156,7 @@ def _tables_lines(placement: Placement) -> list[str]:
 
 def _tables(tables: Iterable[int]) -> str:
     numbers = set(tables)
-    return f"{'table' if len(numbers) == 1 else 'tables'} {_spans(numbers)}"
+    return f"{'table' if len(numbers) == 1 else 'tables'} {spans(numbers)}"
 
 
 def _memory(plan: Plan, costs: Sequence[RankCost]) -> str:

@@ -24,6 +24,7 @@ from reporting.markup import (
     time_text,
 )
 from reporting.metrics import remark
+from reporting.plan_table import spans
 from reporting.report_style import STYLE
 from reporting.run_facts import Flag, TableFacts
 from reporting.score_curves import CALIBRATION_BINS, SCORE_BINS, ScoreCurves
@@ -333,11 +334,8 @@ def _tables_section(tables: Sequence[TableFacts], num_ranks: int) -> str:
 
 
 def _ranks_of(table: TableFacts) -> str:
-    """The ranks that hold rows of a table: `3`, `0-7`, or `1, 4`."""
-    ranks = [rank for rank, size in enumerate(table.bytes_on) if size]
-    if len(ranks) > 1 and ranks[-1] - ranks[0] == len(ranks) - 1:
-        return f"{ranks[0]}-{ranks[-1]}"
-    return ", ".join(map(str, ranks))
+    """The ranks that hold rows of a table."""
+    return spans(rank for rank, size in enumerate(table.bytes_on) if size)
 
 
 def _run_section(found: Collected) -> str:
