@@ -94,6 +94,16 @@ class Network(ModelShape):
         return self.num_ranks > 1
 
     @property
+    def has_exchange(self) -> bool:
+        """Whether ids and vectors travel: not those of tables that every rank holds."""
+        return self.has_ranks and not all(part.is_shared for part in self.placement.parts)
+
+    @property
+    def kept(self) -> str:
+        """What a rank has of the tables: whole ones, or parts of them."""
+        return "parts of tables" if self.placement.is_cut else "tables"
+
+    @property
     def rows(self) -> str:
         """The letter for the rows of a batch that one rank computes."""
         return "b" if self.has_ranks else "B"
@@ -196,11 +206,10 @@ def _title_lines(network: Network) -> list[Line]:
     lines.append(Line(f"MLPs: {in_mlps:,} weights, {size_text(in_mlps)}"))
     if not network.has_ranks:
         return [*lines, Line("B: rows of a batch")]
-    return [
-        *lines,
-        Line(f"{network.num_ranks:,} ranks. B: rows of a batch, b: those of one rank,"),
-        Line("t: the tables of one rank"),
-    ]
+    ranks = f"{network.num_ranks:,} ranks. B: rows of a batch, b: those of one rank"
+    if not network.has_exchange:
+        return [*lines, Line(ranks)]
+    return [*lines, Line(f"{ranks},"), Line(f"t: the {network.kept} that one rank alone holds")]
 
 
 def _label_lines(network: Network) -> list[Line]:
@@ -269,16 +278,19 @@ def _layer_lines(key: str, inputs: int, outputs: int, is_output: bool) -> list[L
 
 
 def _sparse_side(network: Network) -> Column:
-    """The tables above the ids; between ranks, ids and vectors are exchanged."""
+    """The tables above the ids; between ranks, ids and vectors are exchanged if any travel."""
     count, dim = len(network.tables), network.dim
     ids = text_box(
         [Line("Categories", bold=True), Line(f"ids, in {counted(count, 'bag')} a row")], "input"
     )
     tables, rows = _tables_box(network), network.rows
-    if not network.has_ranks:
+    if not network.has_exchange:
         return Column((tables, ids), (f"({rows}, {count:,}, {dim:,})", f"({rows}, {count:,}) bags"))
     to_rows = "pooled vectors go to the ranks of their rows, gradients come back"
     to_tables = "ids go to the ranks that hold their tables"
+    if network.placement.is_cut:
+        to_rows = "sums of a part's vectors go to the ranks of their rows, gradients come back"
+        to_tables = "ids go to the ranks that hold rows of their tables"
     exchanges = [
         text_box([Line("All-to-all", bold=True), Line(words)], "exchange")
         for words in (to_rows, to_tables)
@@ -286,7 +298,7 @@ def _sparse_side(network: Network) -> Column:
     exchanges = [replace(box, width=max(box.width, tables.width)) for box in exchanges]
     labels = (
         f"(b, {count:,}, {dim:,}): b rows, all tables",
-        f"(B, t, {dim:,}): all rows, t tables",
+        f"(B, t, {dim:,}): all rows, t {network.kept}",
         "(B, t) bags",
         f"(b, {count:,}) bags",
     )
@@ -311,26 +323,40 @@ def _tables_box(network: Network) -> Box:
     if idle and not any(part.matrix.is_looked_up for part in of_ranks.get(EVERY_RANK, ())):
         lines.append(Line(f"{idle:,} of {network.num_ranks:,} ranks hold no table"))
     width = max(box.width for of_rank in boxes.values() for box in of_rank)
-    most = max(map(len, boxes.values()))
-    inner_columns = min(most, max(1, num_columns // len(boxes)))
-    cells = [
-        grid_box(
-            _rank_lines(rank, of_ranks[rank]),
-            [replace(box, width=width) for box in boxes[rank]],
-            inner_columns,
-            "rank",
-        )
-        for rank in sorted(boxes)
-    ]
-    height = max(cell.height for cell in cells)
-    cells = [replace(cell, height=height) for cell in cells]
-    return grid_box(lines, cells, min(len(cells), num_columns), "frame")
+    cells = {
+        rank: (_rank_lines(rank, of_ranks[rank]), [replace(box, width=width) for box in found])
+        for rank, found in sorted(boxes.items())
+    }
+    on_every = cells.pop(EVERY_RANK, None)
+    if not on_every:
+        return _ranks_box(lines, list(cells.values()), num_columns, "frame")
+    if not cells:
+        return grid_box(lines, [grid_box(*on_every, num_columns, "rank")], 1, "frame")
+    on_one = _ranks_box([], list(cells.values()), num_columns, "bare")
+    fit = int((on_one.width - GAP) // (width + GAP))
+    band = grid_box(*on_every, max(1, min(fit, len(on_every[1]))), "rank")
+    widest = max(on_one.width, band.width)
+    return grid_box(lines, [replace(one, width=widest) for one in (band, on_one)], 1, "frame")
+
+
+def _ranks_box(
+    lines: list[Line], cells: Sequence[tuple[list[Line], list[Box]]], num_columns: int, style: str
+) -> Box:
+    """A box with one for each of some ranks, whose lines and tables are given."""
+    most = max(len(tables) for _, tables in cells)
+    inner_columns = min(most, max(1, num_columns // len(cells)))
+    boxes = [grid_box(words, tables, inner_columns, "rank") for words, tables in cells]
+    height = max(box.height for box in boxes)
+    boxes = [replace(box, height=height) for box in boxes]
+    return grid_box(lines, boxes, min(len(boxes), num_columns), style)
 
 
 def _rank_lines(rank: int, parts: Sequence[Part]) -> list[Line]:
-    size = size_text(sum(part.num_values for part in parts))
-    name = "every rank" if rank == EVERY_RANK else f"rank {rank}"
-    return [Line(name, bold=True), Line(size, 8)]
+    size = Line(size_text(sum(part.num_values for part in parts)), 8)
+    if rank != EVERY_RANK:
+        return [Line(f"rank {rank}", bold=True), size]
+    own = [Line(words, 8) for words in ("bags of its own b rows", "all-reduce of gradients")]
+    return [Line("every rank", bold=True), size, *own]
 
 
 def _table_boxes(tables: Sequence[LogicalTable], parts: Sequence[Part]) -> list[Box]:

@@ -175,7 +175,7 @@ def grid_box(
     """
     (cell_width,) = {cell.width for cell in cells}
     content = num_columns * (cell_width + GAP) - GAP
-    width = 2 * PADDING + max(content, *(line.width for line in lines))
+    width = 2 * PADDING + max([content, *(line.width for line in lines)])
     left = (width - content) / 2
     y = 2 * PADDING + sum(line.height for line in lines)
     inner: list[Box] = []

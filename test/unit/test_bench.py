@@ -59,6 +59,19 @@ def test_steps_that_load_random_data_are_told_beside_those_that_do_not(tmp_path)
 
 
 @pytest.mark.slow
+def test_ranks_send_what_is_planned():
+    words = "--ranks=1,2 --sharding=table,row --exchange-type=bf16 --batch=64 --steps=8"
+    text = bench("ranks.py", *words.split())
+    rows = {line[:24].strip(): line[24:].split() for line in text.splitlines()[1:]}
+    assert list(rows) == ["1, auto, float32", "2, table, bf16", "2, row, bf16"]
+    sent = {name: (float(figures[1]), float(figures[2])) for name, figures in rows.items()}
+    assert sent["1, auto, float32"] == (0, 0)
+    assert sent["2, table, bf16"][0] == sent["2, table, bf16"][1] > 0
+    assert sent["2, row, bf16"][0] == pytest.approx(sent["2, row, bf16"][1], rel=0.05)
+    assert all(figures[6].endswith("%") for name, figures in rows.items() if name[0] == "2")
+
+
+@pytest.mark.slow
 def test_quality_is_told_in_pairs():
     text = bench("quality.py", "--device=cpu", "--rows=3000", "--seeds=2", "--fast=--amp=bf16")
     pairs = re.findall(r"^seed \d, AUC +(0\.\d{6}) +(0\.\d{6}) +([-+][\d.e-]+)", text, re.M)

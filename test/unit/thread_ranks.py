@@ -31,12 +31,13 @@ class ThreadRanks:
 
     Attributes:
         events: (rank, what, the tensor that is sent) as collectives begin and are waited for.
+        bytes_sent: {rank: bytes to other ranks}; a sum over ranks counts as on a ring.
     """
 
     def __init__(self, world_size):
         self._world_size, self._own = world_size, threading.local()
         self._calls, self._changed = {}, threading.Condition()
-        self._has_failed, self.events = False, []
+        self._has_failed, self.events, self.bytes_sent = False, [], collections.Counter()
         self._letters = collections.defaultdict(queue.Queue)
 
     def run(self, work):
@@ -68,6 +69,7 @@ class ThreadRanks:
         assert len(values) == sum(send) and len(output) == sum(receive)
         output.fill_(torch.nan if output.is_floating_point() else -(1 << 30))
         rank = self._own.rank
+        self.bytes_sent[rank] += (sum(send) - send[rank]) * values.element_size()
 
         def finish(sent):
             shares = [sent[other].split(sizes)[rank] for other, sizes in enumerate(all_sizes)]
@@ -81,6 +83,8 @@ class ThreadRanks:
     def all_reduce(self, values, async_op):
         """Begin to sum flat tensors over ranks."""
         assert async_op
+        others = self._world_size - 1
+        self.bytes_sent[self._own.rank] += 2 * others * values.nbytes / self._world_size
 
         def finish(sent):
             values.copy_(sum(sent[1:], sent[0]))

@@ -25,6 +25,7 @@ from model.static_exchange import StaticExchange
 from model.travel import Types
 from optim.update import Update
 from ranks.collectives import PendingSum
+from ranks.plan_costs import Workload, rank_costs
 from ranks.process import Process
 
 NUM_ROWS, DIM, LR = (7, 3, 50, 20, 11, 2), 4, 0.5
@@ -204,6 +205,21 @@ def test_vectors_and_gradients_travel_in_the_wires_type_and_ids_as_int32(exchang
     assert sent[-2:] == [wire or torch.float32] * 2
     assert sent[-4:-2] == [torch.int32] * 2  # ids and lengths of bags
     assert set(sent[:-4]) <= {torch.int64}  # how many there will be
+
+
+@PLACED
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["plain", "qr_mult", "md"])
+def test_ranks_send_as_many_bytes_as_the_planner_says(kind, wire, place):
+    """Ids, vectors, gradients and sums of a static exchange; shares of 5 rows are uneven."""
+    words = [f"--arch-sparse-feature-size={DIM}", *KINDS.get(kind, "").split()]
+    tables = compression_from_options(dlrm.parse_options(words)).make_tables(NUM_ROWS)
+    run = Run(tables, draw_batches(tables, 1, 5, True), True, types=Types(wire=wire))
+    ranks = ThreadRanks(3)
+    ranks.run(lambda process: train(process, run, place, StaticExchange))
+    load = Workload(rows=5, wire_bytes=wire.itemsize)
+    planned = [cost.bytes_sent for cost in rank_costs(place(tables, 3), load)]
+    assert [ranks.bytes_sent[rank] for rank in range(3)] == pytest.approx(planned)
 
 
 @pytest.mark.parametrize("ids", ["first", "last"])

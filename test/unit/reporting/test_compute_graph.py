@@ -1,5 +1,6 @@
 """--plot-compute-graph: a picture that tells all shapes, in boxes that hold their text."""
 
+import collections
 import errno
 import itertools
 import os
@@ -195,10 +196,15 @@ def test_exchange_and_ranks_are_told_where_there_are_several(name):
     facts = NETWORKS[name]
     words = words_of(layout(facts))
     has_ranks = facts.num_ranks > 1
-    assert words.count("All-to-all") == (2 if has_ranks else 0)
-    assert ("all-reduce of gradients" in words) == has_ranks
-    on_one = any(not part.is_shared for part in facts.placement.parts)
-    assert ("rank 0" in words) == (has_ranks and on_one)
+    parts = facts.placement.parts
+    on_one = any(not part.is_shared for part in parts)
+    travels = has_ranks and on_one
+    assert words.count("All-to-all") == (2 if travels else 0)
+    assert ("rank 0" in words) == travels
+    every = any(part.is_shared for part in parts)
+    assert words.count("all-reduce of gradients") == (2 + every if has_ranks else 0)  # 2 MLPs
+    cut_words = " ".join(words).count("all rows, t parts of tables")
+    assert cut_words == (travels and any(not part.is_whole for part in parts))
 
 
 def test_ranks_have_their_tables_and_ranks_without_one_are_counted():
@@ -335,30 +341,37 @@ def test_runs_without_training_draw_too(here, flags):
     assert {"4 × 2", "Loss: Mean squared error (mse)"} < set(texts_of(GRAPH_FILE))
 
 
+def be_rank(rank, world_size, monkeypatch):
+    """Set what torchrun sets; with --dry-run ranks do not meet, so each can be run alone."""
+    there = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (there | {"RANK": rank, "LOCAL_RANK": rank}).items():
+        monkeypatch.setenv(name, value)
+
+
 def test_only_the_first_of_several_ranks_draws(here, monkeypatch):
-    """With --dry-run ranks do not meet, so each can be run alone."""
-    there = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for rank, names in (("1", []), ("0", [GRAPH_FILE.name])):
-        for name, value in (there | {"RANK": rank, "LOCAL_RANK": rank}).items():
-            monkeypatch.setenv(name, value)
+        be_rank(rank, "2", monkeypatch)
         assert train("--dry-run", FLAG).status == 0
         assert os.listdir() == names
     texts = texts_of(GRAPH_FILE)
     assert {"rank 0", "rank 1"} < set(texts) and texts.count("All-to-all") == 2
 
 
-def test_the_picture_in_the_docs_is_what_is_drawn_today():
+def test_the_picture_in_the_docs_is_what_is_drawn_today(here, monkeypatch):
     """docs/compute_graph.md has the command that makes it."""
     texts = texts_of(ROOT / "docs" / "compute_graph.svg")
-    rows = {
-        int(name.split()[1]): int(shape.split()[0].replace(",", ""))
-        for name, shape in itertools.pairwise(texts)
-        if re.fullmatch(r"table \d+", name)
-    }
-    bottom, top = (13, 512, 256, 64), (415, 512, 512, 256, 1)
-    num_rows = [rows[k] for k in range(26)]
-    facts = network(num_rows, NoCompression(64), bottom=bottom, top=top, num_ranks=8)
-    assert texts == words_of(layout(facts))
+    rows = collections.Counter()
+    for name, shape in itertools.pairwise(texts):
+        if re.fullmatch(r"table \d+", name):
+            rows[int(name.split()[1])] += int(shape.split()[0].replace(",", ""))
+    sizes = "-".join(str(rows[k]) for k in range(26))
+    be_rank("0", "8", monkeypatch)
+    flags = f"""--dry-run {FLAG} --arch-embedding-size={sizes} --num-indices-per-lookup=1
+        --num-indices-per-lookup-fixed=true --arch-sparse-feature-size=64
+        --arch-mlp-bot=13-512-256-64 --arch-mlp-top=512-512-256-1
+        --loss-function=bce --mini-batch-size=2048"""
+    assert train(*flags.split()).status == 0
+    assert texts == texts_of(GRAPH_FILE)
 
 
 # ---------------------------------------------------------------- mistakes
