@@ -18,8 +18,9 @@ LATER = {"metrics.jsonl", "report.html"}  # if the program has their flags
 TINY_MLPS = ["--arch-mlp-bot=13-32-16", "--arch-mlp-top=32-1"]
 
 
-def script(copy, name, *argv, cwd, timeout=400):
-    return shell("bash", copy / "test" / name, *argv, cwd=cwd, env=PYTHON_FIRST, timeout=timeout)
+def script(copy, name, *argv, cwd, timeout=400, **settings):
+    env = PYTHON_FIRST | settings
+    return shell("bash", copy / "test" / name, *argv, cwd=cwd, env=env, timeout=timeout)
 
 
 def results(copy, case, device_id=0):
@@ -203,7 +204,8 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
         (tmp_path / f"day_{day}").write_text("not read\n")
     extra = ["--mlperf-bin-loader", f"--processed-data-file={tmp_path}/x"]
     options = [f"--data_path={tmp_path}", "--device=cpu", "--nproc=2", "--batch_size=30"]
-    done = script(copy, "train_full_8p.sh", *options, "--", *extra, cwd=tmp_path)
+    argv = [*options, "--", *extra]
+    done = script(copy, "train_full_8p.sh", *argv, cwd=tmp_path, MAX_RESTARTS="1")
     assert done.returncode == 1
     assert (
         f"train_1.log: row 29 of {tmp_path}/x_train.bin" in done.stderr
@@ -221,7 +223,7 @@ def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
         file.write("\n\ndef make_loss(*_):\n    raise ZeroDivisionError('a bug')\n")
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
     options = [f"--data_path={tmp_path}/data", "--device=cpu", "--nproc=1"]
-    done = script(broken, "train_full_8p.sh", *options, cwd=tmp_path)
+    done = script(broken, "train_full_8p.sh", *options, cwd=tmp_path, MAX_RESTARTS="0")
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug" in done.stderr and "Root Cause" not in done.stderr
 

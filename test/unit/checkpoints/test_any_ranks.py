@@ -65,8 +65,8 @@ def check(pairs, folder):
                 assert losses == wholes[loader][kind][STEP:], "the same ranks: the same digits"
 
 
-def test_six_pairs_of_ranks(tmp_path):
-    check([(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)], tmp_path)
+def test_one_rank_and_three_go_on_from_each_other(tmp_path):
+    check([(1, 3), (3, 1)], tmp_path)
 
 
 @pytest.mark.slow
