@@ -13,7 +13,8 @@ are medians over the steps of the rank that they are largest on:
     hidden    the share of `at once` that other work hides
 
 Ranks that share cores compute more slowly the more there are, and send through memory: ms a step
-say nothing about a cluster. Bytes, their balance and the hidden share do.
+say nothing about a cluster. Bytes and their balance do. `hidden` compares two launches, so it is
+noise, below 0 too, unless each rank has a core of its own.
 """
 
 import argparse

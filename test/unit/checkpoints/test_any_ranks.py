@@ -70,5 +70,10 @@ def test_one_rank_and_three_go_on_from_each_other(tmp_path):
 
 
 @pytest.mark.slow
+def test_six_pairs_of_ranks(tmp_path):
+    check([(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)], tmp_path)
+
+
+@pytest.mark.slow
 def test_all_64_pairs_of_1_to_8_ranks(tmp_path):
     check(list(itertools.product(range(1, 9), repeat=2)), tmp_path)

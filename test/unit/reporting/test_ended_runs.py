@@ -60,14 +60,16 @@ def are_there(pids):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="looks for processes in /proc")
-@pytest.mark.parametrize("whom", ["torchrun", "rank 1"])
+@pytest.mark.parametrize(
+    "whom", ["torchrun", pytest.param("rank 0", marks=pytest.mark.slow), "rank 1"]
+)
 def test_sigterm_to_one_of_several_ranks_ends_all_and_the_log_once(whom, tmp_path):
     """Rank 0 may see that rank 1 has gone before torchrun sends it SIGTERM."""
     with started(*TORCHRUN, PROGRAM, *LONG, cwd=tmp_path) as launcher:
         launcher.wait_for("Finished")
         ranks = ranks_of(launcher)
         assert len(ranks) == 2
-        all_pids = {"torchrun": launcher.process.pid, "rank 1": ranks[1]}
+        all_pids = {"torchrun": launcher.process.pid, "rank 0": ranks[0], "rank 1": ranks[1]}
         os.kill(all_pids[whom], signal.SIGTERM)
         status, out, err = launcher.end()
         why, reason = end_of(out)
