@@ -41,7 +41,6 @@ from checkpoints.options import CheckpointOptions, add_checkpoint_options
 from checkpoints.run_state import Place, RunState
 from common.errors import UserError, reports_errors
 from common.flags import ArgumentParser
-from common.launch import Launch
 from common.phases import each_in_phase, phase
 from common.termination import ends_on_signals, skip_clean_up_if_ended
 from criteo.columns import NUM_DENSE
@@ -105,7 +104,7 @@ from engine.serving_facts import ServingFacts, lacks_vocabulary, vocabulary_to_k
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_clock import StepClock
 from engine.step_graph import check_graphs
-from engine.table_layout import TableLayout, add_table_options, print_plan
+from engine.table_layout import TableLayout, add_table_options, print_plan, shape_without_data
 from model.batch import Batch, Features
 from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
@@ -140,12 +139,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = make_parser()
     options: argparse.Namespace = parser.parse_args(argv)
-    given = parser.names_given(argv)
-    take_model_flags(options, given if options.predict_file else set())
+    take_model_flags(options, parser.names_given(argv) if options.predict_file else set())
     _check_options(options)
     use_run_folder(options, parser)
-    plans_alone = options.print_plan is not None and "arch_embedding_size" in given
-    if options.data_path and not plans_alone:
+    if options.data_path:
         options.data_generation = "dataset"
     return options
 
@@ -661,12 +658,13 @@ def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
     trainer.reporter.note_facts(facts)
 
 
-def show_plan(options: argparse.Namespace) -> int:
+def show_plan(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     """Print where tables would be, for --print-plan, which needs no card; the exit status."""
-    launch = Launch.from_environment()
-    shape = make_architecture(options, prepare_data(options))
-    if launch.rank == 0:
-        print_plan(options, shape, launch.world_size)
+    if "arch_embedding_size" in make_parser().names_given(argv):
+        shape = shape_without_data(options)
+    else:
+        shape = make_architecture(options, prepare_data(options))
+    print_plan(options, shape)
     return 0
 
 
@@ -699,7 +697,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.export_checkpoint:
         return export_checkpoint(options)
     if options.print_plan is not None:
-        return show_plan(options)
+        return show_plan(options, argv)
     process = make_process(options)
     if options.self_check:
         return run_self_check(main, process, options)

@@ -5,21 +5,25 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from common.errors import RankError
 from common.flags import number_in
 from common.free_memory import whole_memory
 from common.launch import Launch
+from criteo.columns import NUM_DENSE
 from devices.card import card_memory
 from devices.execution import LOWER_PRECISION
+from engine.architecture import Architecture
 from engine.model_content import ORIGINAL, SEEDED
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
+from ranks.collectives import largest_numbers
 from ranks.model_shape import ModelShape
 from ranks.placement import Matrix, Placement, place_tables
-from ranks.plan_costs import Workload, rank_costs
-from ranks.planner import plan_tables, what_would_do
+from ranks.plan import Plan
+from ranks.plan_costs import Workload
 from ranks.process import Process
-from reporting.plan_table import Plan, plan_lines
+from reporting.plan_table import plan_lines
 
 _WIRES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,35 +96,62 @@ class TableLayout:
             UserError: they need more than --card-memory.
             RankError: they need more than this rank's card or machine has.
         """
-        workload, card_bytes = workload_of(options, shape), _card_bytes(options)
-        tables, sharding = shape.tables, options.sharding
-        placement = plan_tables(tables, process.world_size, sharding, workload, card_bytes)
-        _check_memory(Plan(tables, sharding, placement, workload), process)
+        own = _memory_of_rank(process)
+        given = _card_bytes(options)
+        plan = _plan(options, shape, process.world_size, given or _least_of_all(process, own))
+        if given:
+            plan.check()
+        if own:
+            _check_memory(plan, process, own)
         seed = options.numpy_rand_seed if options.initial_values == SEEDED else None
-        return cls(placement, _WIRES[options.exchange_type], seed)
+        return cls(plan.placement, _WIRES[options.exchange_type], seed)
 
 
-def _check_memory(plan: Plan, process: Process) -> None:
+def _plan(
+    options: argparse.Namespace, shape: ModelShape, num_ranks: int, card_bytes: float | None
+) -> Plan:
+    workload = workload_of(options, shape)
+    return Plan.make(shape.tables, num_ranks, options.sharding, workload, card_bytes)
+
+
+def _memory_of_rank(process: Process) -> float | None:
+    """Bytes that this rank's device has; None: it is an NPU, which is not asked.
+
+    Ranks on CPUs share their machine's memory.
+    """
+    if process.device.type == "cuda":
+        return card_memory(process.device)
+    if process.device.type == "cpu":
+        return whole_memory() / Launch.from_environment().local_world_size
+    return None
+
+
+def _least_of_all(process: Process, memory: float | None) -> float | None:
+    """The least memory that a rank has, if the ranks have met, so that all make the same plan."""
+    if memory is None or not dist.is_initialized():
+        return memory
+    return -largest_numbers(process, [-memory])[0]
+
+
+def _check_memory(plan: Plan, process: Process, memory: float) -> None:
     """Raise a RankError if this rank's device cannot hold its tables, whatever else is there.
 
-    Ranks on CPUs share their machine's memory. How much an NPU has is not asked.
+    Args:
+        plan: of the tables.
+        process: this rank.
+        memory: bytes that its device has for each rank on it.
     """
-    held, launch = rank_costs(plan.placement, plan.workload), Launch.from_environment()
+    ranks, where, more = [process.rank], f"{process.device}", ""
     if process.device.type == "cpu":
+        launch = Launch.from_environment()
         first = launch.rank - launch.local_rank
-        needed = sum(one.bytes_held for one in held[first : first + launch.local_world_size])
-        there = whole_memory()
-        total = sum(one.bytes_held for one in held)
-        where, more = "this machine", f"{math.ceil(total / there)} such machines would do"
-    elif process.device.type == "cuda":
-        needed, there = held[process.rank].bytes_held, card_memory(process.device)
-        more = what_would_do(plan.tables, plan.sharding, plan.workload, there)
-        where = f"{process.device}"
-    else:
-        return
+        ranks = [*range(first, first + launch.local_world_size)]
+        where, more = "this machine", f", {len(ranks)} on each machine"
+    needed, there = sum(plan.costs[rank].bytes_held for rank in ranks), memory * len(ranks)
     if needed > there:
         raise RankError(
-            f"tables need {needed / 1e9:.4g} GB on {where}, which has {there / 1e9:.4g} GB: {more};"
+            f"tables need {needed / 1e9:.4g} GB on {where}, which has {there / 1e9:.4g} GB:"
+            f" {plan.what_would_do(memory)}{more};"
             " smaller tables need less (--max-ind-range, --arch-sparse-feature-size)"
         )
 
@@ -131,9 +162,8 @@ def _card_bytes(options: argparse.Namespace) -> float | None:
 
 def workload_of(options: argparse.Namespace, shape: ModelShape) -> Workload:
     """What a training step asks of the tables."""
-    of_rows, of_elements = (
-        rules[options.optimizer] for rules in (TABLE_OPTIMIZERS, ELEMENT_OPTIMIZERS)
-    )
+    name = "sgd" if options.predict_file else options.optimizer  # scoring keeps no state
+    of_rows, of_elements = TABLE_OPTIMIZERS[name], ELEMENT_OPTIMIZERS[name]
 
     def state_numbers(matrix: Matrix) -> int:
         rule = of_rows if matrix.is_looked_up else of_elements
@@ -155,19 +185,32 @@ def workload_of(options: argparse.Namespace, shape: ModelShape) -> Workload:
 def _ids_per_bag(options: argparse.Namespace, shape: ModelShape) -> float | tuple[float, ...]:
     """The mean number of ids in a bag of each table; of random bags before equal ids are one."""
     most = options.num_indices_per_lookup
-    if options.data_generation == "dataset" or options.data_path:
+    if options.data_generation == "dataset":
         return 1
     if options.num_indices_per_lookup_fixed:
         return float(most)
     return tuple((1 + min(table.num_rows, most)) / 2 for table in shape.tables)
 
 
-def print_plan(options: argparse.Namespace, shape: ModelShape, world_size: int) -> None:
-    """Print the plan that --print-plan asks for: for so many ranks, or else for those of this run.
+def shape_without_data(options: argparse.Namespace) -> Architecture:
+    """The model's shape if --arch-embedding-size gives --print-plan the rows that data would have.
+
+    Raises:
+        UserError: the flags contradict one another.
+    """
+    num_rows, num_dense = options.arch_embedding_size, options.arch_mlp_bot[0]
+    if options.data_generation == "dataset":
+        num_dense, most = NUM_DENSE, options.max_ind_range
+        num_rows = [min(rows, most) if most > 0 else rows for rows in num_rows]
+    return Architecture.from_options(options, num_rows, num_dense)
+
+
+def print_plan(options: argparse.Namespace, shape: ModelShape) -> None:
+    """Print on rank 0 the plan for the ranks of --print-plan, or else for those of this launch.
 
     A plan that does not fit --card-memory is printed too, and says so.
     """
-    workload, num_ranks = workload_of(options, shape), options.print_plan or world_size
-    placement = plan_tables(shape.tables, num_ranks, options.sharding, workload)
-    plan = Plan(shape.tables, options.sharding, placement, workload, _card_bytes(options))
-    print(*plan_lines(plan), sep="\n")
+    launch = Launch.from_environment()
+    if launch.rank == 0:
+        num_ranks = options.print_plan or launch.world_size
+        print(*plan_lines(_plan(options, shape, num_ranks, _card_bytes(options))), sep="\n")

@@ -1,13 +1,11 @@
 """Plans which rank holds which rows: pure functions, the same plan on every rank."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from common.errors import UserError
 from common.shares import share_of_rows
 from ranks.placement import EVERY_RANK, LogicalTable, Matrix, Part, Placement, place_tables
 from ranks.plan_costs import FLOAT_BYTES, ID_BYTES, RankCost, Workload, fullest_rank, rank_costs
@@ -21,7 +19,6 @@ Sharding = Literal["auto", "table", "row"]
 
 MOST_BYTES = 1.1  # a balanced plan's fullest rank holds at most so many times the mean
 UNNOTICED_BYTES = 1e6  # a rank that holds so little more than the mean is no reason for a cut
-MOST_RANKS = 4096  # a search for a number of ranks ends here
 
 # All rules made of these are tried. With half of the tolerances, or without the lookups beside the
 # mean, the rank that sends most sends up to 21 or 13 % more of Criteo's tables on 2 to 64 ranks.
@@ -30,6 +27,8 @@ _MORE_LOOKUPS = (0.0, 0.5, -0.5)
 # A rank that need not answer for a table besides its own part sends half as much, so more tables
 # than those that send less on the average are shared too, if that saves the fullest rank a part.
 _SHARED_AT = (1, 2, 4)  # times the bytes of the exchange
+# Fewer are shared where those do not fit; with 0 only projections, which all ranks have.
+_SHARED_IN_NEED = (0.25, 0)
 
 
 @dataclass(frozen=True)
@@ -64,30 +63,9 @@ def plan_tables(
         world_size: number of ranks.
         sharding: how tables are spread.
         workload: of a step, which decides what a placement costs.
-        card_bytes: bytes that tables may take on a rank; None: as many as they need.
-
-    Raises:
-        UserError: the fullest rank needs more than `card_bytes`.
+        card_bytes: bytes that tables may take on a rank, if that can be; None: as many as they
+            need.
     """
-    placement = _plan(tables, world_size, sharding, workload, card_bytes)
-    if card_bytes is not None:
-        fullest, cost = fullest_rank(rank_costs(placement, workload))
-        if cost.bytes_held > card_bytes:
-            raise UserError(
-                f"tables need {_gb(cost.bytes_held)} GB on rank {fullest},"
-                f" --card-memory={card_bytes / 1e9:g} GB:"
-                f" {what_would_do(tables, sharding, workload, card_bytes)}"
-            )
-    return placement
-
-
-def _plan(
-    tables: Sequence[LogicalTable],
-    world_size: int,
-    sharding: Sharding,
-    workload: Workload,
-    card_bytes: float | None,
-) -> Placement:
     matrices = [matrix for table in tables for matrix in table.matrices]
     if world_size == 1:
         return Placement.of_whole(((matrix, 0) for matrix in matrices), world_size)
@@ -95,8 +73,22 @@ def _plan(
         return place_tables(tables, world_size)
     if sharding == "row":
         return _equal_shares(matrices, world_size)
-    candidates = _candidates(matrices, world_size, workload)
-    return min(candidates, key=lambda one: _rating(one, workload, card_bytes))
+
+    def rating(placement: Placement) -> tuple[bool, float, bool, bool, float, float]:
+        return _rating(placement, workload, card_bytes)
+
+    best = min(_candidates(matrices, world_size, workload, _SHARED_AT), key=rating)
+    if card_bytes is None or most_held(best, workload) <= card_bytes:
+        return best
+    in_need = [best, place_tables(tables, world_size), _equal_shares(matrices, world_size)]
+    for times in _SHARED_IN_NEED:
+        in_need += _candidates(matrices, world_size, workload, (times,))
+    return min(in_need, key=rating)
+
+
+def most_held(placement: Placement, workload: Workload) -> int:
+    """Bytes on the fullest rank."""
+    return fullest_rank(rank_costs(placement, workload))[1].bytes_held
 
 
 def _equal_shares(matrices: Sequence[Matrix], world_size: int) -> Placement:
@@ -132,11 +124,18 @@ def is_shared(matrix: Matrix, world_size: int, workload: Workload, times: float 
 
 
 def _candidates(
-    matrices: Sequence[Matrix], world_size: int, workload: Workload
+    matrices: Sequence[Matrix], world_size: int, workload: Workload, shared_at: Sequence[float]
 ) -> Iterator[Placement]:
-    """Plans of whole matrices, and of some that are cut in several ways; tiny ones are shared."""
+    """Plans of whole matrices, and of some that are cut in several ways; tiny ones are shared.
+
+    Args:
+        matrices: all of them.
+        world_size: number of ranks.
+        workload: of a step.
+        shared_at: `times` of `is_shared`; only with the first one are all ways of cutting tried.
+    """
     tried: list[list[Matrix]] = []
-    for times in _SHARED_AT:
+    for times in shared_at:
         shared = [one for one in matrices if is_shared(one, world_size, workload, times)]
         if shared not in tried:
             ways = () if tried else tuple(product(_TOLERANCES, _MORE_LOOKUPS))
@@ -239,66 +238,3 @@ def _excess(costs: Sequence[RankCost], ids: float) -> float:
         max(max(held) - most_held, 0) / max(mean_held, 1)
         + (too_many / mean_lookups if too_many > 1e-9 else 0)
     )  # fmt: skip
-
-
-def what_would_do(
-    tables: Sequence[LogicalTable], sharding: Sharding, workload: Workload, card_bytes: float
-) -> str:
-    """A few words on how many ranks would do, or would with tables that are cut if none does.
-
-    Args:
-        tables: all tables.
-        sharding: how tables are spread.
-        workload: of a step.
-        card_bytes: bytes that tables may take on a rank.
-    """
-    enough = fewest_ranks(tables, sharding, workload, card_bytes)
-    if enough:
-        return f"{_ranks(enough)} would do"
-    none = f"no number of ranks up to {MOST_RANKS} would do"
-    if sharding == "table":
-        enough = fewest_ranks(tables, "auto", workload, card_bytes)
-    return f"{none}; with --sharding=auto {_ranks(enough)} would" if enough else none
-
-
-def fewest_ranks(
-    tables: Sequence[LogicalTable], sharding: Sharding, workload: Workload, card_bytes: float
-) -> int | None:
-    """With how few ranks no rank needs more than `card_bytes`; None: with none up to MOST_RANKS.
-
-    Numbers are tried by planning, from the least one that could do: in steps that double until one
-    does, then by halving what is between it and the last that did not.
-
-    Args:
-        tables: all tables.
-        sharding: how tables are spread.
-        workload: of a step; its rows are those of all ranks, however many there are.
-        card_bytes: bytes that tables may take on a rank.
-    """
-
-    def fits(num_ranks: int) -> bool:
-        placement = _plan(tables, num_ranks, sharding, workload, card_bytes)
-        return fullest_rank(rank_costs(placement, workload))[1].bytes_held <= card_bytes
-
-    (alone,) = rank_costs(_plan(tables, 1, sharding, workload, None), workload)
-    least = max(math.ceil(alone.bytes_held / card_bytes), 1)
-    if least > MOST_RANKS:
-        return None
-    too_few, enough = least - 1, least
-    while not fits(enough):
-        if enough == MOST_RANKS:
-            return None
-        too_few, enough = enough, min(2 * enough - least + 2, MOST_RANKS)
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        too_few, enough = (too_few, middle) if fits(middle) else (middle, enough)
-    return enough
-
-
-def _ranks(number: int) -> str:
-    return "1 rank" if number == 1 else f"{number} ranks"
-
-
-def _gb(num_bytes: float) -> str:
-    """Gigabytes, with four digits."""
-    return f"{num_bytes / 1e9:.4g}"

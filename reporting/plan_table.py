@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from ranks.placement import LogicalTable, Placement
-from ranks.plan_costs import RankCost, Workload, fullest_rank, rank_costs
-from ranks.planner import Sharding, what_would_do
+from ranks.placement import Placement
+from ranks.plan import Plan
+from ranks.plan_costs import RankCost, fullest_rank
 
 _MOST_LINES = 64  # of ranks, and of cut tables
 _ENDS = 8  # ranks that are shown at either end where there are too many
@@ -18,36 +17,19 @@ _KINDS = ("whole", "cut", "shared")  # of parts, of which a rank may well have n
 _DIGITS = (0, 0, 0, 0, 3, 2, 2, 2, 2, 2, 2)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A placement and what it was planned for.
-
-    Attributes:
-        tables: all tables.
-        sharding: how they are spread.
-        placement: of their matrices.
-        workload: of a step.
-        card_bytes: bytes that tables may take on a rank; None: not said.
-    """
-
-    tables: Sequence[LogicalTable]
-    sharding: Sharding
-    placement: Placement
-    workload: Workload
-    card_bytes: float | None = None
-
-
 def plan_lines(plan: Plan) -> list[str]:
     """The lines that --print-plan prints."""
-    costs = rank_costs(plan.placement, plan.workload)
-    return [_head(plan), *_rank_lines(costs), *_tables_lines(plan.placement), _memory(plan, costs)]
+    return [
+        _head(plan), *_rank_lines(plan.costs), *_tables_lines(plan.placement), _memory(plan)
+    ]  # fmt: skip
 
 
 def _head(plan: Plan) -> str:
     num_ranks, tables, workload = plan.placement.world_size, plan.tables, plan.workload
     num_rows = sum(table.num_rows for table in tables)
     return (
-        f"plan: {_count(num_ranks, 'rank')}, {_count(len(tables), 'table')} of {num_rows:,} rows,"
+        f"plan: {_count(num_ranks, 'rank')} on {'CPUs' if workload.is_routed else 'cards'},"
+        f" {_count(len(tables), 'table')} of {num_rows:,} rows,"
         f" D {tables[0].dim}, --sharding={plan.sharding}, {workload.rows:,} rows a step,"
         f" {workload.wire_bytes} bytes for a number sent"
     )
@@ -75,7 +57,7 @@ def _rank_lines(costs: Sequence[RankCost]) -> list[str]:
     """The table of ranks, with the largest number of each column over its mean at its end."""
     numbers = [_numbers(cost) for cost in costs]
     texts = [
-        tuple(f"{value:,.{digits}f}" for value, digits in zip(row, _DIGITS, strict=True))
+        tuple(_text(value, digits) for value, digits in zip(row, _DIGITS, strict=True))
         for row in numbers
     ]
     means = [sum(column) / len(costs) for column in zip(*numbers, strict=True)]
@@ -90,6 +72,11 @@ def _rank_lines(costs: Sequence[RankCost]) -> list[str]:
     return [
         "  ".join([f"{name:<{names}}", *map(str.rjust, row, widths)]).rstrip() for name, row in rows
     ]
+
+
+def _text(value: float, digits: int) -> str:
+    """The number with so many digits behind the point, or two that count if it is smaller."""
+    return f"{value:.2g}" if digits and 0 < value < 10.0**-digits else f"{value:,.{digits}f}"
 
 
 _Rows = list[tuple[str, tuple[str, ...]]]  # (rank or ranks, columns as text)
@@ -138,9 +125,12 @@ def spans(numbers: Iterable[int]) -> str:
 def _tables_lines(placement: Placement) -> list[str]:
     """Which tables are shared, and over which ranks others are cut.
 
-    A table that consists of several matrices is in each list that one of them is in.
+    A table that consists of several matrices is in each list that one of them is in. A projection
+    is in none: it is a dense parameter, as an MLP's.
     """
-    shared = {part.matrix.table for part in placement.parts if part.is_shared}
+    shared = {
+        part.matrix.table for part in placement.parts if part.is_shared and part.matrix.is_looked_up
+    }
     ranks_of: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for part in placement.parts:
         if not part.is_whole:
@@ -159,14 +149,14 @@ def _tables(tables: Iterable[int]) -> str:
     return f"{'table' if len(numbers) == 1 else 'tables'} {spans(numbers)}"
 
 
-def _memory(plan: Plan, costs: Sequence[RankCost]) -> str:
+def _memory(plan: Plan) -> str:
     """Whether a card's memory is enough, or how much it has to have."""
-    rank, cost = fullest_rank(costs)
+    rank, cost = fullest_rank(plan.costs)
     needed = f"{cost.bytes_held / 1e9:.4g} GB"
     if plan.card_bytes is None:
-        return f"a card needs {needed} for tables (rank {rank}), and more for the rest of a step"
+        who = "rank" if plan.workload.is_routed else "card"
+        return f"a {who} needs {needed} for tables (rank {rank}), and more for the rest of a step"
     given = f"--card-memory={plan.card_bytes / 1e9:g} GB: tables take {needed} on rank {rank}"
-    if cost.bytes_held <= plan.card_bytes:
+    if plan.fits:
         return f"fits {given}"
-    more = what_would_do(plan.tables, plan.sharding, plan.workload, plan.card_bytes)
-    return f"does not fit {given}; {more}"
+    return f"does not fit {given}; {plan.what_would_do(plan.card_bytes)}"

@@ -17,12 +17,13 @@ CRITEO = (
 )
 NUM_ROWS = sum(map(int, CRITEO.split("-")))
 WIDE = ["--arch-sparse-feature-size=64", "--arch-mlp-bot=13-512-64", "--arch-mlp-top=64-1"]
+CPU = torch.device("cpu")
 PLAN = [f"--arch-embedding-size={CRITEO}", *WIDE, "--mini-batch-size=262144", "--use-gpu"]
 
 
 def ranks_of_plan(text):
     """{rank: [parts, whole, cut, shared, GB, ...]} of what --print-plan has printed."""
-    lines = re.findall(r"^(\d+) +((?:[\d,.]+ *)+)$", text, re.M)
+    lines = re.findall(r"^(\d+) +((?:[\d,.e-]+ *)+)$", text, re.M)
     return {int(rank): [float(n.replace(",", "")) for n in rest.split()] for rank, rest in lines}
 
 
@@ -57,7 +58,9 @@ def test_a_plan_says_whether_cards_are_large_enough():
 def test_a_plan_of_prepared_data_has_its_tables(kaggle):
     """Without a number it is for the ranks of the launch, the first of which prints it."""
     model = ["--arch-sparse-feature-size=16", "--arch-mlp-bot=13-16", f"--data_path={kaggle}"]
-    assert re.search("^plan: 1 rank, 26 tables of ", train(*model, "--print-plan").out, re.M)
+    assert re.search(
+        "^plan: 1 rank on CPUs, 26 tables of ", train(*model, "--print-plan").out, re.M
+    )
     first, second = (
         shell(
             sys.executable,
@@ -68,7 +71,7 @@ def test_a_plan_of_prepared_data_has_its_tables(kaggle):
         )
         for rank in "01"
     )
-    assert first.stdout.startswith("plan: 3 ranks, 26 tables of ")
+    assert first.stdout.startswith("plan: 3 ranks on CPUs, 26 tables of ")
     assert second.stdout == "" and first.returncode == second.returncode == 0
 
 
@@ -94,7 +97,8 @@ def test_tables_that_no_machine_holds_end_the_run_before_memory_is_asked_for(mon
     found = train(*SMALL_MODEL)
     assert found.status == 2
     assert found.err.startswith(
-        "error: tables need 4.096e-05 GB on this machine, which has 3e-05 GB: 2 such machines"
+        "error: tables need 4.096e-05 GB on this machine, which has 3e-05 GB: 2 ranks would do,"
+        " 1 on each machine;"
     )
 
 
@@ -109,8 +113,74 @@ def test_ranks_of_a_machine_share_its_memory(monkeypatch):
     TableLayout.from_options(options, shape, second)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(dlrm.UserError, match="on this machine, which has 3e-05 GB: 2 such"):
+    with pytest.raises(dlrm.UserError, match=r"has 3e-05 GB: \d ranks would do, 2 on each"):
         TableLayout.from_options(options, shape, second)
+
+
+UNEVEN = ["--arch-embedding-size=1000000-950000", *WIDE, "--mini-batch-size=64"]  # 256, 243.2 MB
+
+
+@pytest.mark.parametrize("sharding", ["auto", "table", "row"])
+@pytest.mark.parametrize("gigabytes, ways", [(0.26, "atr"), (0.2525, "ar"), (0.24, "")])
+def test_a_plan_fits_exactly_if_its_ranks_train(sharding, gigabytes, ways):
+    """Also if tables have to be cut for it that would be whole on larger cards."""
+    flags = [*UNEVEN, f"--sharding={sharding}", f"--card-memory={gigabytes}"]
+    options = dlrm.parse_options(flags)
+    shape, first = dlrm.make_architecture(options, None), Process(0, 2, 0, CPU, "gloo")
+    line = train(*flags, "--print-plan=2").out.splitlines()[-1]
+    if sharding[0] in ways:
+        assert line.startswith("fits ")
+        TableLayout.from_options(options, shape, first)
+    else:
+        with pytest.raises(dlrm.UserError) as caught:
+            TableLayout.from_options(options, shape, first)
+        assert line.startswith("does not fit ")
+        assert line.rpartition("; ")[2] in str(caught.value)
+
+
+def test_the_smallest_card_decides_what_is_cut(monkeypatch):
+    """The plan is for the cards that the ranks have, the same one on all ranks."""
+    options = dlrm.parse_options(UNEVEN)
+    shape = dlrm.make_architecture(options, None)
+    first = Process(0, 2, 0, torch.device("cuda"), "nccl")
+    monkeypatch.setattr("engine.table_layout.card_memory", lambda device: 80e9)
+    assert not TableLayout.from_options(options, shape, first).placement.is_cut
+    monkeypatch.setattr("engine.table_layout.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("engine.table_layout.largest_numbers", lambda process, own: [-0.2525e9])
+    assert TableLayout.from_options(options, shape, first).placement.is_cut
+
+
+def test_tables_that_a_card_does_not_hold_end_the_run(monkeypatch):
+    options = dlrm.parse_options([*UNEVEN, "--sharding=table"])
+    shape = dlrm.make_architecture(options, None)
+    monkeypatch.setattr("engine.table_layout.card_memory", lambda device: 0.25e9)
+    second, first = (Process(k, 2, k, torch.device("cuda", k), "nccl") for k in (1, 0))
+    TableLayout.from_options(options, shape, second)
+    with pytest.raises(dlrm.UserError) as caught:
+        TableLayout.from_options(options, shape, first)
+    assert str(caught.value).startswith(
+        "tables need 0.256 GB on cuda:0, which has 0.25 GB: no number of ranks up to 512 would do;"
+        " with --sharding=auto 2 ranks would;"
+    )
+
+
+def test_counts_stand_for_data_that_is_not_here(tmp_path):
+    """As Criteo's, with one id a bag, 13 dense features and --max-ind-range; nothing is read."""
+    flags = ["--data-generation=dataset", f"--raw-data-file={tmp_path}/none", "--print-plan=2"]
+    model = ["--arch-embedding-size=1000-50", "--arch-sparse-feature-size=4", "--arch-mlp-bot=9-4"]
+    found = train(*flags, *model, "--max-ind-range=100")
+    assert found.status == 0 and "2 tables of 150 rows" in found.out
+    assert sum(numbers[5] for numbers in ranks_of_plan(found.out).values()) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_scoring_keeps_no_optimisers_state():
+    options = dlrm.parse_options([*SMALL_MODEL, "--optimizer=adagrad"])
+    shape = dlrm.make_architecture(options, None)
+    matrix = shape.tables[0].matrices[0]
+    assert workload_of(options, shape).state_numbers(matrix) == matrix.dim
+    options.predict_file = "rows.txt"
+    assert workload_of(options, shape).state_numbers(matrix) == 0
 
 
 @pytest.mark.parametrize(

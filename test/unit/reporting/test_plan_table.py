@@ -3,8 +3,9 @@
 import re
 
 from ranks.placement import EVERY_RANK, LogicalTable, Matrix, Part, Placement
+from ranks.plan import Plan
 from ranks.plan_costs import Workload
-from reporting.plan_table import Plan, plan_lines
+from reporting.plan_table import plan_lines
 
 
 def tables_of(num_rows, dim=64):
@@ -40,8 +41,8 @@ def cells(line):
 def test_a_small_plan_line_by_line():
     lines = plan_lines(SMALL)
     assert lines[0] == (
-        "plan: 2 ranks, 3 tables of 4,000,100 rows, D 64, --sharding=auto, 2,000 rows a step,"
-        " 4 bytes for a number sent"
+        "plan: 2 ranks on cards, 3 tables of 4,000,100 rows, D 64, --sharding=auto,"
+        " 2,000 rows a step, 4 bytes for a number sent"
     )
     assert cells(lines[1]) == [
         "rank", "parts", "whole", "cut", "shared", "GB", "lookups/row", "MB sent/step", "ids",
@@ -49,10 +50,10 @@ def test_a_small_plan_line_by_line():
     ]  # fmt: skip
     # rank 0 sends 1,000 rows' ids of two tables, rank 1's vectors, gradients of two parts
     assert cells(lines[2]) == [
-        "0", "2", "0", "1", "1", "0.512", "1.50", "0.81", "0.01", "0.26", "0.51", "0.03",
+        "0", "2", "0", "1", "1", "0.512", "1.50", "0.81", "0.008", "0.26", "0.51", "0.03",
     ]  # fmt: skip
     assert cells(lines[3]) == [
-        "1", "3", "1", "1", "1", "0.512", "2.50", "0.80", "0.00", "0.51", "0.26", "0.03",
+        "1", "3", "1", "1", "1", "0.512", "2.50", "0.80", "0.004", "0.51", "0.26", "0.03",
     ]  # fmt: skip
     assert cells(lines[4]) == [
         "largest/mean", "1.20", "1.00", "1.25", "1.00", "1.33", "1.33", "1.33", "1.00",
@@ -62,6 +63,23 @@ def test_a_small_plan_line_by_line():
         "cut: table 0 over ranks 0-1",
         "a card needs 0.5121 GB for tables (rank 0), and more for the rest of a step",
     ]
+
+
+def test_a_projection_is_no_table_on_every_rank():
+    projection = Matrix(0, "0.proj.weight", 64, 8, 1.0, is_looked_up=False)
+    vectors = Matrix(0, "0.embs.weight", 100_000, 8, 1.0)
+    tables = [LogicalTable(100_000, 64, (vectors, projection), "project")]
+    parts = (Part(vectors, 0, 100_000, 1), Part(projection, 0, 64, EVERY_RANK))
+    plan = Plan(tables, "auto", Placement(parts, 2), Workload(8, is_routed=True))
+    lines = plan_lines(plan)
+    assert lines[0].startswith("plan: 2 ranks on CPUs, 1 table of 100,000 rows, D 64")
+    assert lines[-1].startswith("a rank needs 0.003204 GB for tables (rank 1)")
+    assert not [line for line in lines if "on every rank" in line]
+
+
+def test_small_tables_have_two_digits_of_a_gigabyte():
+    plan = plan_of([1000, 500], [[(0, 1000)], [(1, 500)]], 2)
+    assert [cells(line)[5] for line in plan_lines(plan)[2:4]] == ["0.00026", "0.00013"]
 
 
 def test_columns_are_aligned():
