@@ -179,6 +179,7 @@ def workload_of(options: argparse.Namespace, shape: ModelShape) -> Workload:
         state_numbers=state_numbers,
         pooling_numbers=pooling,
         num_dense=shape.num_dense,
+        has_lengths=options.data_generation != "dataset",
     )
 
 

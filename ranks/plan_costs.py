@@ -34,6 +34,7 @@ class Workload:
         state_numbers: numbers that the optimiser keeps for a row of a matrix.
         pooling_numbers: numbers of learned pooling for a row: its weight and this one's state.
         num_dense: parameters of the MLPs.
+        has_lengths: the number of ids in each bag is sent, too.
     """
 
     rows: int
@@ -43,6 +44,7 @@ class Workload:
     state_numbers: Callable[[Matrix], int] = no_state
     pooling_numbers: int = 0
     num_dense: int = 0
+    has_lengths: bool = False
 
     def ids_of(self, matrix: Matrix) -> float:
         """Ids of a bag that are looked up in the matrix; 0 for a projection."""
@@ -72,7 +74,7 @@ class RankCost:
         num_shared: parts that every rank holds.
         bytes_held: rows with their state, and the dense gradients of shared ones.
         lookups: rows looked up for each row of the global batch.
-        ids_sent: bytes of ids sent in a step.
+        ids_sent: bytes of ids, and of lengths of bags, sent in a step.
         vectors_sent: bytes of pooled vectors, or partial sums of them.
         gradients_sent: bytes of these vectors' gradients.
         dense_sent: bytes of the sum of dense gradients over ranks.
@@ -148,9 +150,9 @@ def _exchanged(
     """Bytes of ids, vectors and gradients that each rank sends in a step.
 
     Ids: rank r sends to each other rank s the ids of its b_r rows, once for each table that has a
-    part on s. Vectors: r answers each s with a vector for each of the b_s rows and each part on r.
-    Gradients go the opposite way: r sends to s one for each of its b_r rows and each part on s.
-    Nothing is sent for a rank's own parts.
+    part on s, and how many each bag has if that is not always one. Vectors: r answers each s with a
+    vector for each of the b_s rows and each part on r. Gradients go the opposite way: r sends to s
+    one for each of its b_r rows and each part on s. Nothing is sent for a rank's own parts.
 
     Args:
         on_rank: the parts on each rank but the shared ones.
@@ -198,14 +200,20 @@ def _ids_in(part: Part, workload: Workload) -> float:
 
 
 def _ids_for(parts: Sequence[Part], workload: Workload) -> float:
-    """Ids that go to a rank with these parts for each row of the global batch.
+    """Ids, and lengths of bags, that go to a rank with these parts for each row of the batch.
 
-    An id that two matrices of a table need goes there once.
+    What two matrices of a table need goes there once.
     """
-    unneeded: defaultdict[int, float] = defaultdict(lambda: 1)  # share of a table's ids
+    # shares of a table's ids, and of its bags, that go elsewhere alone
+    ids_elsewhere: defaultdict[int, float] = defaultdict(lambda: 1)
+    bags_elsewhere: defaultdict[int, float] = defaultdict(lambda: 1)
     ids = {}
     for part in parts:
         table = part.matrix.table
-        unneeded[table] *= 1 - _share_of_ids(part, workload)
+        ids_elsewhere[table] *= 1 - _share_of_ids(part, workload)
+        bags_elsewhere[table] *= 1 - _share_of_bags(part, workload)
         ids[table] = workload.ids_of(part.matrix)
-    return sum(ids[table] * (1 - share) for table, share in unneeded.items())
+    return sum(
+        ids[table] * (1 - ids_elsewhere[table]) + workload.has_lengths * (1 - bags_elsewhere[table])
+        for table in ids
+    )

@@ -108,7 +108,7 @@ def is_shared(matrix: Matrix, world_size: int, workload: Workload, times: float 
     A projection is a dense parameter, which all have. Other matrices are shared where that sends
     fewer bytes. Either way (W - 1) / W of the following is sent for each rank: by the dense sum the
     gradient of each row, twice; by the exchange, for each of the rank's B / W bags, 4 bytes for
-    each id, a vector and its gradient.
+    each id (and for how many there are), a vector and its gradient.
 
     Args:
         matrix: the matrix.
@@ -119,7 +119,8 @@ def is_shared(matrix: Matrix, world_size: int, workload: Workload, times: float 
     if not matrix.is_looked_up:
         return True
     summed = 2 * FLOAT_BYTES * matrix.num_rows * workload.gradient_numbers(matrix)
-    exchanged = 2 * workload.wire_bytes * matrix.dim + ID_BYTES * workload.ids_of(matrix)
+    whole_numbers = workload.ids_of(matrix) + workload.has_lengths
+    exchanged = 2 * workload.wire_bytes * matrix.dim + ID_BYTES * whole_numbers
     return summed < times * exchanged * workload.rows / world_size
 
 

@@ -210,14 +210,18 @@ def test_vectors_and_gradients_travel_in_the_wires_type_and_ids_as_int32(exchang
 @PLACED
 @pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["plain", "qr_mult", "md"])
-def test_ranks_send_as_many_bytes_as_the_planner_says(kind, wire, place):
+@pytest.mark.parametrize("num_ids", [0, 3], ids=["no lengths", "3 ids"])
+def test_ranks_send_as_many_bytes_as_the_planner_says(num_ids, kind, wire, place):
     """Ids, vectors, gradients and sums of a static exchange; shares of 5 rows are uneven."""
     words = [f"--arch-sparse-feature-size={DIM}", *KINDS.get(kind, "").split()]
     tables = compression_from_options(dlrm.parse_options(words)).make_tables(NUM_ROWS)
-    run = Run(tables, draw_batches(tables, 1, 5, True), True, types=Types(wire=wire))
+    batches = draw_batches(tables, 1, 5, True)
+    if num_ids:
+        batches = [([[bag * num_ids for bag in row] for row in rows], g) for rows, g in batches]
+    run = Run(tables, batches, not num_ids, types=Types(wire=wire))
     ranks = ThreadRanks(3)
     ranks.run(lambda process: train(process, run, place, StaticExchange))
-    load = Workload(rows=5, wire_bytes=wire.itemsize)
+    load = Workload(5, num_ids or 1, wire.itemsize, has_lengths=num_ids > 0)
     planned = [cost.bytes_sent for cost in rank_costs(place(tables, 3), load)]
     assert [ranks.bytes_sent[rank] for rank in range(3)] == pytest.approx(planned)
 

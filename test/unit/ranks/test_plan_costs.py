@@ -108,6 +108,14 @@ def test_a_routed_bag_of_several_ids_is_answered_by_each_part_that_has_one_of_th
     assert first.lookups == 1 and first.ids_sent == 4 * 10 * 2 * 0.5
 
 
+def test_lengths_of_bags_go_where_their_ids_go():
+    """To each rank with a part, or with one of the bag's ids."""
+    cut = Placement((Part(CUT, 0, 5, 0), Part(CUT, 5, 10, 1)), 2)
+    for is_routed, numbers in ((False, 2 + 1), (True, 2 * 0.5 + 0.75)):
+        workload = Workload(20, ids_per_bag=2, is_routed=is_routed, has_lengths=True)
+        assert isclose(rank_costs(cut, workload)[0].ids_sent, 4 * 10 * numbers)
+
+
 def test_one_rank_sends_nothing():
     (cost,) = rank_costs(Placement.of_whole([(CUT, 0), (PROJECTION, 0)], 1), Workload(20, 1))
     assert cost.bytes_sent == 0 and cost.lookups == 1 and cost.bytes_held == 4 * (80 + 16)
