@@ -99,7 +99,9 @@ def test_what_ranks_send_is_on_its_way_while_they_work(sharding, wire):
 def test_float16_carries_gradients_times_a_power_of_two_near_the_rows_of_their_mean():
     """16 of 20 rows: undivided gradients are not too small for it."""
     exact, rounded = (
-        [one for what, one in events_of_a_step(f"--sharding=row {flags}") if what[:5] == "begin"][-2]
+        [one for what, one in events_of_a_step(f"--sharding=row {flags}") if what[:5] == "begin"][
+            -2
+        ]
         for flags in ("", "--exchange-type=fp16")
     )
     assert exact.abs().max() < 0.2, "a factor shows"
