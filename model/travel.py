@@ -126,7 +126,7 @@ def _finite_as_before(rounded: torch.Tensor, numbers: torch.Tensor) -> torch.Ten
     infinite or nan before is a divergence, and stays.
     """
     largest = torch.finfo(rounded.dtype).max
-    return torch.where(numbers.isinf(), rounded, rounded.clamp(-largest, largest))
+    return torch.where(numbers.isfinite(), rounded.clamp(-largest, largest), rounded)
 
 
 class _Depart(torch.autograd.Function):

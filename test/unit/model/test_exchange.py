@@ -18,6 +18,7 @@ from placements import PLACEMENTS, cut, held, mixed, odd, shared, whole
 from thread_ranks import ThreadRanks
 
 from common.shares import split_evenly
+from model.batch import Bags
 from model.compression import NoCompression, compression_from_options
 from model.embedding_tables import EmbeddingTables
 from model.routed_exchange import RoutedExchange, make_exchange
@@ -240,6 +241,23 @@ def test_vectors_of_all_parts_travel_or_only_of_those_that_have_rows_of_a_bag(id
     assert numbers_sent(StaticExchange) == [all_vectors] * 2
     with_rows = [all_vectors, 0]
     assert numbers_sent(RoutedExchange) == (with_rows if ids == "first" else with_rows[::-1])
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_rows_have_numbers_as_large_as_ranks_have_rows(more):
+    """Below one another on rank 1: 2 ** 30 rows twice, whose last one int32 can tell, or more."""
+    half = 1 << 30
+    tables = NoCompression(DIM).make_tables((2 * half, 2 * half + 2 * more))
+    ids = torch.tensor([[2 * half - 1, 2 * half + 2 * more - 1], [0, 5]])
+
+    def work(process):
+        exchange = RoutedExchange(process, tables, cut(tables, 2))
+        return exchange.begin(Bags(ids.view(-1)), (2, 2), None).bags[0].ids.tolist()
+
+    ranks = ThreadRanks(2)
+    found = ranks.run(work)
+    assert found == [[0, half + 5] * 2, [half - 1, 2 * half + more - 1] * 2]
+    assert [one.dtype for one in sent_by(ranks, 0)][1] == (torch.int64 if more else torch.int32)
 
 
 def test_a_cpu_routes_ids_if_a_matrix_is_cut_and_a_card_never_does():
