@@ -96,6 +96,14 @@ def test_what_ranks_send_is_on_its_way_while_they_work(sharding, wire):
     assert sent == [*of_ids, WIRES[wire], WIRES[wire], torch.float32]
 
 
+def test_where_every_rank_has_all_tables_their_gradients_are_summed_with_the_mlps():
+    events = events_of_a_step("--sharding=auto --mini-batch-size=100000")  # it pays then
+    assert [what for what, _ in events] == [
+        "bottom MLP", "top MLP", "bottom MLP's backward", "tables' backward",
+        "begin all_reduce", "wait all_reduce",
+    ]  # fmt: skip
+
+
 def test_float16_carries_gradients_times_a_power_of_two_near_the_rows_of_their_mean():
     """16 of 20 rows: undivided gradients are not too small for it."""
     exact, rounded = (
