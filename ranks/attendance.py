@@ -52,7 +52,7 @@ class Attendance:
         self._go(False)  # not after an error
 
     def _go(self, inside: bool) -> None:
-        self.changed = time.monotonic()  # first: a reader never takes old time for a long wait
+        self.changed = time.monotonic()  # first, or a reader could take time outside for a wait
         self.is_inside = inside
 
 
