@@ -1,12 +1,30 @@
 """What the measurements share: programs of this repository, run apart, and lines of the table."""
 
+import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def listed(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A type for argparse that takes words joined by commas, each of which `parse` takes."""
+    return lambda text: [parse(word) for word in text.split(",")]
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A type for argparse that takes one of the words; `choices` would be for a whole list."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    return parse
 
 
 def start(

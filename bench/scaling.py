@@ -7,7 +7,6 @@ planner, and what ranks send takes as long as the links need. --capacity adds wh
 measures. docs/scaling.md has the tables and what follows from them.
 """
 
-import argparse
 import functools
 import math
 import sys
@@ -19,8 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import capacity
-from bench.common import row
-from common.flags import dashed_ints
+from bench.common import listed, row
+from common.errors import reports_errors
+from common.flags import ArgumentParser, dashed_ints, number_in
 from model.compression import NoCompression
 from model.interaction import num_pairs
 from ranks.model_shape import ModelShape
@@ -33,6 +33,7 @@ CRITEO = (
     11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
 )  # fmt: skip
 ROWS_OF_A_CARD, ROWS_OF_ALL = 32768, 65536
+MOST_CARDS = 4096  # as --print-plan has it: a plan of more takes minutes
 
 # What is assumed of a machine: (field of Machine, what it is, H200, Ascend 910, source).
 ASSUMPTIONS = (
@@ -328,22 +329,24 @@ def exchange_lines(model: Model, cards: Sequence[int]) -> Iterator[str]:
         yield row(f"{ranks} cards, {rows:,} rows", *sent[:3], f"{sent[3]}; {mean:,.0f}")
 
 
-def main() -> int:
+@reports_errors
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cards", default="1,8,64,512", help="numbers of cards")
-    parser.add_argument("--model", choices=MODELS, help="one of the models")
-    parser.add_argument("--machine", choices=MACHINES, help="one of the machines")
-    parser.add_argument("--capacity", action="store_true", help="adds bench/capacity.py's table")
-    options = parser.parse_args()
-    cards = [int(number) for number in options.cards.split(",")]
+    parser = ArgumentParser(prog="scaling.py", description=(__doc__ or "").splitlines()[0])
+    flag = parser.add_argument
+    number = listed(number_in(int, 1, MOST_CARDS))
+    flag("--cards", type=number, default="1,8,64,512", help="numbers of cards, joined by commas")
+    flag("--model", choices=tuple(MODELS), help="one of the models")
+    flag("--machine", choices=tuple(MACHINES), help="one of the machines")
+    flag("--capacity", action="store_true", help="adds bench/capacity.py's table")
+    options = parser.parse_args(argv)
     models = [model for name, model in MODELS.items() if options.model in (None, name)]
     machines = [one for name, one in MACHINES.items() if options.machine in (None, name)]
     print(*assumption_lines(), sep="\n")
     for setting in (Setting(*one) for one in product(models, machines, RUNS)):
-        print("", *lines(setting, cards), sep="\n", flush=True)
+        print("", *lines(setting, options.cards), sep="\n", flush=True)
     for model in models:
-        print("", *exchange_lines(model, cards), sep="\n", flush=True)
+        print("", *exchange_lines(model, options.cards), sep="\n", flush=True)
     if options.capacity:
         print("", *capacity.lines(), sep="\n", flush=True)
     return 0

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from common.compiled import compiled
 
 Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 class RoutedMatrices(NamedTuple):
@@ -23,7 +24,8 @@ class RoutedMatrices(NamedTuple):
         first_part: (C + 1,) where its parts begin.
         begin: (P,) first row of the part.
         rank: (P,) the rank that has it.
-        shift: (P,) what leads from a row of the matrix to one of the rank's own.
+        shift: (P,) what leads from a row of the matrix to one of the rank's own; rows that are
+            asked for have its type.
     """
 
     table: Ints
@@ -35,7 +37,7 @@ class RoutedMatrices(NamedTuple):
     first_part: Ints
     begin: Ints
     rank: Ints
-    shift: Ints
+    shift: Rows
 
 
 class Requests(NamedTuple):
@@ -44,14 +46,14 @@ class Requests(NamedTuple):
     A key is rank * groups + group.
 
     Attributes:
-        rows: (n,) int32 rows of the ranks' own matrices, one bag after the other.
+        rows: (n,) rows of the ranks' own matrices, one bag after the other.
         lengths: (m,) rows of each bag.
         targets: (m,) where its vector belongs: row of the batch * places in the group + place.
         num_rows: (keys,) rows of all bags with that key.
         num_bags: (keys,) bags with that key.
     """
 
-    rows: npt.NDArray[np.int32]
+    rows: Rows
     lengths: Ints
     targets: Ints
     num_rows: Ints
@@ -112,7 +114,7 @@ def route(
     """
     num_rows, num_bags = _count(ids, begins, lengths, matrices, num_groups, num_keys)
     next_row, next_bag = np.cumsum(num_rows) - num_rows, np.cumsum(num_bags) - num_bags
-    rows = np.empty(num_rows.sum(), np.int32)
+    rows = np.empty(num_rows.sum(), matrices.shift.dtype)
     new_lengths, targets = np.zeros(num_bags.sum(), np.int64), np.empty(num_bags.sum(), np.int64)
     num_parts, num_matrices = len(matrices.begin), len(matrices.table)
     counted, placed = np.full(num_parts, -1), np.full(num_parts, -1)  # the last bag that was

@@ -5,13 +5,10 @@ written into them, and the checksums of the zip file are put right. The file is 
 torch.save makes of the whole content, to the byte.
 """
 
-import math
-import mmap
 import struct
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -23,12 +20,12 @@ _ENTRY, _ENTRY_BYTES = struct.Struct("<HHH"), 46
 _LENGTHS_IN_HEADER, _LENGTHS_IN_ENTRY = 26, 28
 _CRC_IN_HEADER, _CRC_IN_ENTRY, _CRC_IN_DESCRIPTOR = 14, 16, 4
 _HAS_DESCRIPTOR = 1 << 3  # the checksum stands behind the bytes, not before them
-_UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _ID = ".data/serialization_id"
 _ID_DIGITS = 20
 
-
 Blocks = Iterable[torch.Tensor]
+# tensors, or what stands for them, with the blocks of their rows; None: it has its numbers itself
+_Tensors = list[tuple[Any, Blocks | None]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ def streamed_tensors(content: Any) -> Iterator[StreamedTensor]:
 def write_streamed(file: BinaryIO, content: Any) -> None:
     """Write what torch.save writes if each streamed tensor is the tensor that it stands for.
 
-    Beside the content, memory for one block is needed. A torch without `skip_data`, which is a
-    prototype, needs memory for all streamed tensors.
+    Beside the content, memory and addresses (ulimit -v) for one block are needed. A torch without
+    `skip_data`, which is a prototype, needs memory for all streamed tensors.
 
     Args:
         file: an empty file, open for reading and writing.
@@ -74,15 +71,15 @@ def write_streamed(file: BinaryIO, content: Any) -> None:
     Raises:
         OSError, RuntimeError: the file cannot be written.
     """
-    tensors: list[tuple[torch.Tensor, Blocks | None]] = []
-    outline = _outlined(content, tensors)
-    skip_data = getattr(torch.serialization, "skip_data", None)
-    if skip_data is None:
+    tensors: _Tensors = []
+    if not hasattr(torch.serialization, "skip_data"):
+        whole = _outlined(content, tensors, _with_memory)
         for tensor, blocks in tensors:
             _fill_in_memory(tensor, blocks or ())
-        torch.save(outline, file)
+        torch.save(whole, file)
         return
-    with skip_data():
+    outline = _outlined(content, tensors, _Outline)
+    with torch.serialization.skip_data():
         torch.save(outline, file)
     records = _records(file)
     identity = _identity(records)
@@ -95,34 +92,52 @@ def write_streamed(file: BinaryIO, content: Any) -> None:
         _renew_identity(file, by_name[_ID], identity, _identity(records))
 
 
-def _outlined(value: Any, tensors: list[tuple[torch.Tensor, Blocks | None]]) -> Any:
-    """The content with tensors whose memory nobody touches in place of streamed ones.
+def _outlined(value: Any, tensors: _Tensors, stand_in: Callable[[StreamedTensor], Any]) -> Any:
+    """The content with others in place of its streamed tensors.
 
     Args:
         value: the content, or a part of it.
-        tensors: all tensors are appended to it, in pickle's order, with the blocks of their rows.
+        tensors: all tensors are appended to it, in pickle's order.
+        stand_in: makes what takes a streamed tensor's place.
     """
     if isinstance(value, StreamedTensor):
-        tensors.append((_without_memory(value), value.blocks))
+        tensors.append((stand_in(value), value.blocks))
         return tensors[-1][0]
     if isinstance(value, torch.Tensor):
         tensors.append((value, None))
     elif isinstance(value, dict):
-        return {key: _outlined(of_key, tensors) for key, of_key in value.items()}
+        return {key: _outlined(of_key, tensors, stand_in) for key, of_key in value.items()}
     elif isinstance(value, list | tuple):
-        return type(value)(_outlined(item, tensors) for item in value)
+        return type(value)(_outlined(item, tensors, stand_in) for item in value)
     return value
 
 
-def _without_memory(tensor: StreamedTensor) -> torch.Tensor:
-    """A tensor that takes addresses, but no memory, and that limits of memory do not count."""
-    num_bytes = math.prod(tensor.shape) * tensor.dtype.itemsize
-    if not hasattr(torch.serialization, "skip_data") or not num_bytes:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
-    pages = mmap.mmap(-1, num_bytes, flags=_UNTOUCHED, prot=mmap.PROT_READ)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")
-        return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
+class _Outline:
+    """What is pickled as a tensor on the CPU, and has neither memory nor addresses.
+
+    torch pickles its own fake tensors so; these would take a second of each save for the import of
+    torch's symbolic shapes.
+
+    Args:
+        tensor: the tensor that it stands for.
+    """
+
+    def __init__(self, tensor: StreamedTensor) -> None:
+        self._shape, self._dtype = tensor.shape, tensor.dtype
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        rebuild, given = torch.empty(0, dtype=self._dtype).__reduce_ex__(protocol)
+        shape = torch.empty(self._shape, dtype=self._dtype, device="meta")
+        storage: Any = shape.untyped_storage()
+        if isinstance(given[0], torch.TypedStorage):
+            typed = torch.storage.TypedStorage
+            storage = typed(wrap_storage=storage, dtype=self._dtype, _internal=True)
+        storage._fake_device = "cpu"  # where the file says that the numbers were
+        return rebuild, (storage, 0, tuple(shape.shape), shape.stride(), *given[4:])
+
+
+def _with_memory(tensor: StreamedTensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _fill_in_memory(tensor: torch.Tensor, blocks: Blocks) -> None:

@@ -1,4 +1,7 @@
-"""What an exchange is: it sends ids to the ranks that have the rows, and pooled vectors back."""
+"""What an exchange is: it sends ids to the ranks that have the rows, and pooled vectors back.
+
+`make_exchange` of routed_exchange.py chooses one for a device and a placement.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol

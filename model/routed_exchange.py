@@ -16,7 +16,7 @@ from model.static_exchange import StaticExchange
 from model.travel import Travel, Types
 from optim.update import Update
 from ranks.collectives import all_to_all
-from ranks.placement import LogicalTable, Placement
+from ranks.placement import LogicalTable, Matrix, Placement
 from ranks.process import Process
 
 Counts = npt.NDArray[np.int64]  # (ranks, groups)
@@ -79,7 +79,8 @@ class RoutedExchange(Exchange):
         lengths: list[torch.Tensor | None] = [None] * len(dims)
         rows = self._send(asked.rows, ask[0], give[0])
         if bags.lengths is not None:
-            lengths = [one[:, None] for one in self._send(asked.lengths, ask[1], give[1])]
+            own = asked.lengths.astype(np.int32)
+            lengths = [one[:, None] for one in self._send(own, ask[1], give[1])]
         (_, ask_bags), (_, give_bags) = ask, give
         sizes = (give_bags @ dims).tolist(), (ask_bags @ dims).tolist()
         travel = Travel(self.process, *sizes, self.types, update)
@@ -106,9 +107,9 @@ class RoutedExchange(Exchange):
         return received.view_as(by_rank).numpy().transpose(1, 0, 2)
 
     def _send(self, numbers: npt.NDArray[Any], send: Counts, receive: Counts) -> list[torch.Tensor]:
-        """Send whole numbers to all ranks as int32; returns those of all ranks for each group."""
+        """Send whole numbers to all ranks; returns those of all ranks for each group, as int64."""
         sizes = send.sum(1).tolist(), receive.sum(1).tolist()
-        received = all_to_all(self.process, torch.from_numpy(numbers).int(), *sizes)
+        received = all_to_all(self.process, torch.from_numpy(numbers), *sizes)
         return _by_group(received.long(), receive)
 
 
@@ -171,26 +172,24 @@ class _RoutedTrip:
 
 def _as_arrays(groups: Sequence[LookupGroup]) -> RoutedMatrices:
     """The matrices whose vectors travel, and their parts."""
-    columns, parts = [], []
-    first_part = [0]
+    matrices, parts, first_part = [], [], [0]
     for number, group in enumerate(groups):
-        shifts = {
-            part: shift
-            for parts in group.parts
-            for part, shift in zip(parts, shifts_of(parts), strict=True)
-        }
+        parts_of: dict[Matrix, list[tuple[int, int, int]]] = {}
+        for of_rank in group.parts:
+            for part, shift in zip(of_rank, shifts_of(of_rank), strict=True):
+                parts_of.setdefault(part.matrix, []).append((part.begin, part.rank, shift))
         for slot, matrix in enumerate(group.travelling):
             places = matrix.table, matrix.divisor, matrix.modulus, number, slot
-            columns.append((*places, len(group.travelling)))
-            of_matrix = sorted(
-                (part.begin, part.rank, shift)
-                for part, shift in shifts.items()
-                if part.matrix == matrix
-            )
-            parts += of_matrix
+            matrices.append((*places, len(group.travelling)))
+            parts += sorted(parts_of[matrix])
             first_part.append(len(parts))
+    of_matrices = np.array(matrices, np.int64).reshape(-1, 6).T.copy()
+    begin, rank, shift = np.array(parts, np.int64).reshape(-1, 3).T.copy()
+    of_parts = np.array(first_part, np.int64), begin, rank, shift.astype(_type_of_rows(groups))
+    return RoutedMatrices._make([*of_matrices, *of_parts])
 
-    of_matrices = np.array(columns, np.int64).reshape(-1, 6).T.copy()
-    of_parts = np.array(parts, np.int64).reshape(-1, 3).T.copy()
-    arrays = [*of_matrices, np.array(first_part, np.int64), *of_parts]
-    return RoutedMatrices(**dict(zip(RoutedMatrices._fields, arrays, strict=True)))
+
+def _type_of_rows(groups: Sequence[LookupGroup]) -> type:
+    """int32, or int64 if a rank's parts of a group together have more rows than that can tell."""
+    held = (sum(part.num_rows for part in parts) for group in groups for parts in group.parts)
+    return np.int32 if max(held, default=0) <= np.iinfo(np.int32).max + 1 else np.int64

@@ -78,6 +78,8 @@ class StaticExchange(Exchange):
             rows_per_rank: rows of the batch on each rank, B in all.
             update: what the backward pass does with the gradients; None: there is no such pass.
         """
+        if not any(map(any, self.widths)):  # on no rank: what is empty need not be sent
+            return _NothingTravels(self, rows_per_rank[self.process.rank])
         if self.process.world_size > 1:
             bags = self._ids_to_tables(bags, rows_per_rank)
         of_own = [rows_of_ids(pick(bags)) for pick, rows_of_ids in self._own]
@@ -114,6 +116,25 @@ class StaticExchange(Exchange):
         return torch.cat(
             [share.reshape(-1) for share in columns[:, self._order].split(widths, dim=1)]
         )
+
+
+class _NothingTravels:
+    """The trip where all matrices are on every rank."""
+
+    bags: Sequence[Bags] = ()
+
+    def __init__(self, exchange: StaticExchange, num_rows: int) -> None:
+        types, device = exchange.types, exchange.process.device
+        self._vectors = [
+            torch.empty(num_rows, 0, group.dim, dtype=types.vectors, device=device)
+            for group in exchange.groups
+        ]
+
+    def depart(self, vectors: Sequence[torch.Tensor]) -> None:
+        assert not vectors
+
+    def arrive(self) -> list[torch.Tensor]:
+        return self._vectors
 
 
 class _StayAtHome:

@@ -59,7 +59,8 @@ class Travel:
         # Gradients are of a mean over many rows: in float16 most of them would be 0, so they travel
         # times a power of two near that number. Where vectors are float16 the loss has a scale.
         self._factor = 1.0
-        if update is not None and types.wire == torch.float16 != types.vectors:
+        self._narrows = types.wire == torch.float16 != types.vectors
+        if update is not None and self._narrows:
             self._factor = float(1 << (update.mean_over.bit_length() - 1))
         self._pending: Pending | None = None
         self._received, self._returned = torch.empty(0), torch.empty(0)
@@ -111,9 +112,21 @@ class Travel:
         self, numbers: torch.Tensor, send: Sequence[int], receive: Sequence[int]
     ) -> torch.Tensor:
         sent = numbers.to(self._types.on_their_way).contiguous()
+        if self._narrows:
+            sent = _finite_as_before(sent, numbers)
         received = sent.new_empty(sum(receive))
         self._pending = begin_all_to_all(self._process, received, sent, receive, send)
         return received
+
+
+def _finite_as_before(rounded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers that only rounding has made infinite, as the type's largest one.
+
+    Without a scale of the loss nobody would skip the step that one of them spoils. What was
+    infinite or nan before is a divergence, and stays.
+    """
+    largest = torch.finfo(rounded.dtype).max
+    return torch.where(numbers.isfinite(), rounded.clamp(-largest, largest), rounded)
 
 
 class _Depart(torch.autograd.Function):

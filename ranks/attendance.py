@@ -4,41 +4,36 @@ All ranks call the same collectives in the same order. The rank that has begun t
 that the others wait for.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
 
 class Attendance:
-    """How many collectives this rank has begun and ended; entered and left for each of them.
+    """How many collectives this rank has begun, and whether it is inside one; entered for each.
 
-    One that goes on while the rank does other work has begun and not ended: `begin` and `end`.
+    A collective that goes on while the rank does other work is entered where it begins, and
+    `waiting` is entered where the rank waits for it. In between the rank is not inside, however
+    many such collectives go on: others that wait may wait for this rank.
 
     One thread enters and leaves it, another one reads. Both take a fraction of a microsecond.
 
     Attributes:
         begun: collectives begun.
-        ended: collectives ended; one that fails never ends.
-        changed: when the latest one began or ended, by time.monotonic().
+        is_inside: the rank waits in a collective; it stays inside one that has failed.
+        changed: when it went in or came out last, by time.monotonic().
     """
 
-    __slots__ = ("begun", "changed", "ended")
+    __slots__ = ("begun", "changed", "is_inside")
 
     def __init__(self) -> None:
-        self.begun, self.ended, self.changed = 0, 0, time.monotonic()
-
-    def begin(self) -> None:
-        """Note that a collective begins."""
-        self.changed = time.monotonic()
-        self.begun += 1
-
-    def end(self) -> None:
-        """Note that a collective has ended."""
-        self.changed = time.monotonic()
-        self.ended += 1
+        self.begun, self.is_inside, self.changed = 0, False, time.monotonic()
 
     def __enter__(self) -> None:
-        self.begin()
+        self._go(True)
+        self.begun += 1
 
     def __exit__(
         self,
@@ -47,12 +42,18 @@ class Attendance:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self.end()
+            self._go(False)
 
-    @property
-    def is_inside(self) -> bool:
-        """Whether the rank is inside a collective."""
-        return self.begun > self.ended
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for a collective that was entered before."""
+        self._go(True)
+        yield
+        self._go(False)  # not after an error
+
+    def _go(self, inside: bool) -> None:
+        self.changed = time.monotonic()  # first, or a reader could take time outside for a wait
+        self.is_inside = inside
 
 
 @dataclass(frozen=True)
@@ -62,31 +63,26 @@ class Sign:
     Attributes:
         number: how many it has given before.
         begun: collectives that it has begun.
-        ended: collectives that it has ended.
-        seconds: time since the latest one began or ended.
+        is_inside: whether it waits in one.
+        seconds: time since it went in or came out last.
     """
 
     number: int
     begun: int
-    ended: int
+    is_inside: bool
     seconds: float
 
     @classmethod
     def of(cls, attendance: Attendance, number: int = 0) -> "Sign":
         """The sign that a rank with this attendance gives now."""
         seconds = time.monotonic() - attendance.changed
-        return cls(number, attendance.begun, attendance.ended, seconds)
+        return cls(number, attendance.begun, attendance.is_inside, seconds)
 
     @classmethod
     def parse(cls, text: str) -> "Sign":
         """The sign whose `str` the text is."""
-        number, begun, ended, seconds = text.split()
-        return cls(int(number), int(begun), int(ended), float(seconds))
+        number, begun, inside, seconds = text.split()
+        return cls(int(number), int(begun), inside == "1", float(seconds))
 
     def __str__(self) -> str:
-        return f"{self.number} {self.begun} {self.ended} {self.seconds:.3f}"
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether the rank is inside a collective."""
-        return self.begun > self.ended
+        return f"{self.number} {self.begun} {int(self.is_inside)} {self.seconds:.3f}"

@@ -119,7 +119,7 @@ class Board:
     def enter(self) -> None:
         """Tell of this process; every rank does so before any reads."""
         self._store.set(f"member/{self._rank}", str(Member.of_this_process()))
-        self.give(Sign(0, 0, 0, 0.0))
+        self.give(Sign(0, 0, False, 0.0))
 
     def members(self) -> list[Member]:
         """The members, by rank; waits until all have entered."""

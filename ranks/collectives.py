@@ -30,13 +30,13 @@ class Pending:
         self, process: Process, begin: Callable[[], Any], tensors: Sequence[torch.Tensor]
     ) -> None:
         self._process, self._tensors = process, tensors
-        process.attendance.begin()
-        self._work = begin()
+        with process.attendance:  # the first one may wait until all ranks have a connection
+            self._work = begin()
 
     def wait(self) -> None:
         """Wait until it has ended or, on a device that runs ahead, let the device wait."""
-        self._work.wait()
-        self._process.attendance.end()
+        with self._process.attendance.waiting():
+            self._work.wait()
         self._work, self._tensors = None, ()  # gloo's threads live as long as what they worked on
 
 

@@ -21,7 +21,8 @@ class Late:
         ranks: their numbers; none: none is known to be late.
         waiting: the ranks that wait for them.
         answer: whether the late ranks give signs of life.
-        seconds: time since the late ranks' last collective has ended, if they answer.
+        seconds: time since the late ranks have left their last collective, if they answer. One that
+            goes on is left, too: its numbers come although the rank does not wait for it.
         hosts: the machines of those of them that are not on the machine that says so.
     """
 
@@ -52,7 +53,7 @@ class Late:
         where = f" (on {', '.join(self.hosts)})" if self.hosts else ""
         why = "the others have waited for {them} at a collective"
         if self.answer:
-            why += " that {they} {have} not begun ({their} last one ended {ago:.0f} s ago)"
+            why += " that {they} {have} not begun ({they} left {their} last one {ago:.0f} s ago)"
         else:
             why += ", and {they} {do} not answer"
         given = words | {"ranks": f"{words['ranks']} {numbers}{where}", "waited": waited}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, shell
 
-from bench import capacity, evaluation, gpu, random_data, scaling
+from bench import capacity, evaluation, gpu, random_data, ranks, scaling
 from bench.training import Case
 
 
@@ -157,6 +157,28 @@ def test_scaling_is_told_for_a_fixed_share_and_for_a_fixed_batch(capsys, monkeyp
         *seen, hidden = (float(number) for number in re.findall(r"[\d.]+", parts))
         assert float(ms) == pytest.approx(max(2.9, float(card) + sum(seen)), abs=0.05)
         assert hidden > 0
+
+
+@pytest.mark.parametrize(
+    "program, word, told",
+    [
+        (scaling, "--cards=8,0", "argument --cards: '0' is not a whole number in [1, 4096]"),
+        (scaling, "--cards=", "argument --cards: '' is not a whole number in [1, 4096]"),
+        (ranks, "--ranks=1,-2", "argument --ranks: '-2' is not a whole number at least 1"),
+        (ranks, "--sharding=rows", "argument --sharding: 'rows' is none of table, auto, row"),
+        (ranks, "--exchange-type=", "argument --exchange-type: '' is none of float32, bf16, fp16"),
+        (ranks, "--steps=7", "argument --steps: '7' is not a whole number at least 8"),
+    ],
+)
+def test_a_wrong_value_is_one_line(program, word, told, capsys):
+    assert program.main([word]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"error: {told}; {program.__name__[6:]}.py --help lists all flags\n"
+
+
+def test_a_wrong_flag_of_the_runs_is_one_line_too(capsys):
+    assert ranks.main(["--ranks=2", "--batch=1", "--steps=8", "--flags=--bogus"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown flag --bogus")
 
 
 def test_shares_of_ids_on_the_parts_of_a_table():

@@ -33,7 +33,7 @@ def draw_matrices(random, num_tables, num_ranks, num_groups):
     return matrices, ids_of
 
 
-def as_arrays(matrices):
+def as_arrays(matrices, type_of_rows=np.int32):
     columns = {
         name: [matrix[name] for matrix in matrices]
         for name in ("table", "divisor", "modulus", "group", "slot", "num_slots")
@@ -42,7 +42,8 @@ def as_arrays(matrices):
     parts = np.array([part for matrix in matrices for part in matrix["parts"]]).T
     columns |= {"first_part": np.cumsum([0, *counts])}
     columns |= zip(("begin", "rank", "shift"), parts, strict=True)
-    return RoutedMatrices(**{name: np.array(one, np.int64) for name, one in columns.items()})
+    arrays = {name: np.array(one, np.int64) for name, one in columns.items()}
+    return RoutedMatrices(**arrays | {"shift": arrays["shift"].astype(type_of_rows)})
 
 
 def naive(lists, matrices, num_groups, num_keys):
@@ -62,9 +63,10 @@ def naive(lists, matrices, num_groups, num_keys):
     return bags
 
 
+@pytest.mark.parametrize("type_of_rows", [np.int32, np.int64])
 @pytest.mark.parametrize("longest", [1, 6])
 @pytest.mark.parametrize("seed", range(40))
-def test_rows_are_sorted_as_loops_over_bags_sort_them(seed, longest):
+def test_rows_are_sorted_as_loops_over_bags_sort_them(seed, longest, type_of_rows):
     """Bags of one id, or of none to five, some ids of which come twice."""
     random = np.random.default_rng(seed)
     num_ranks, num_groups, num_tables = random.integers(1, 5, 3).tolist()
@@ -79,7 +81,11 @@ def test_rows_are_sorted_as_loops_over_bags_sort_them(seed, longest):
     lengths = lengths.reshape(num_rows, num_tables)
     ids = np.array([one for row in lists for bag in row for one in bag], np.int64)
     begins = lengths.cumsum().reshape(lengths.shape) - lengths
-    found = route(ids, begins, lengths, as_arrays(matrices), num_groups, num_keys)
+    if type_of_rows is np.int64:
+        for matrix in matrices:
+            matrix["parts"] = [(*part[:2], part[2] + (1 << 40)) for part in matrix["parts"]]
+    arrays = as_arrays(matrices, type_of_rows)
+    found = route(ids, begins, lengths, arrays, num_groups, num_keys)
 
     wanted = naive(lists, matrices, num_groups, num_keys)
     assert found.num_bags.tolist() == [len(bags) for bags in wanted.values()]
@@ -88,7 +94,7 @@ def test_rows_are_sorted_as_loops_over_bags_sort_them(seed, longest):
     assert found.targets.tolist() == [target for target, _ in in_order]
     assert found.lengths.tolist() == [len(rows) for _, rows in in_order]
     assert found.rows.tolist() == [one for _, rows in in_order for one in rows]
-    assert found.rows.dtype == np.int32
+    assert found.rows.dtype == type_of_rows
 
 
 def test_without_matrices_that_travel_no_rank_is_asked():

@@ -1,7 +1,10 @@
 """A file whose numbers come in blocks is the file that torch.save writes of all of them."""
 
 import io
+import os
+import resource
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +96,28 @@ def test_rows_are_asked_for_in_the_order_of_the_streamed_tensors(tmp_path):
     with open(tmp_path / "m.pth", "w+b") as file:
         write_streamed(file, content)
     assert asked == [0, 1, 2, 3]
+
+
+class AskedForError(Exception):
+    """Rows were asked for."""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="reads /proc")
+def test_streamed_tensors_take_no_addresses(tmp_path):
+    """A limit of addresses (ulimit -v) that training keeps does not make the save after it fail."""
+
+    def blocks():
+        raise AskedForError
+        yield
+
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (256 << 20), limits[1]))
+    try:
+        with open(tmp_path / "m.pth", "w+b") as file, pytest.raises(AskedForError):
+            write_streamed(file, StreamedTensor((1 << 22, 64), blocks()))  # 1 GB, of holes
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.parametrize("num_rows", [999, 1001])

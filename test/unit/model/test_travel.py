@@ -24,7 +24,10 @@ class Noted(torch.autograd.Function):
         return gradient, None
 
 
-def travel_there_and_back(types=Types(), num_rows=4, size=1.0, has_vectors=True):  # noqa: B008
+FLOAT32 = Types()
+
+
+def travel_there_and_back(types=FLOAT32, num_rows=4, size=1.0, has_vectors=True, first=1.0):
     """Rank r sends r + 1 numbers to each rank; (events, what arrives, gradients) of each rank."""
     ranks = ThreadRanks(NUM_RANKS)
 
@@ -36,7 +39,7 @@ def travel_there_and_back(types=Types(), num_rows=4, size=1.0, has_vectors=True)
         send, receive = [sizes[process.rank]] * NUM_RANKS, sizes
         update = Update(0.1, mean_over=num_rows, dense_is_ready=note("dense is ready"))
         travel = Travel(process, send, receive, types, update)
-        own = 1.0 + process.rank + torch.arange(sum(send)) / 8
+        own = first + process.rank + torch.arange(sum(send)) / 8
         own = own.to(types.vectors).requires_grad_()
         dense = torch.ones(3, dtype=types.vectors, requires_grad=True)
         travel.depart([Noted.apply(own, note("rows"))] if len(own) else [])
@@ -82,7 +85,7 @@ def test_gradients_of_a_mean_over_many_rows_survive_two_bytes(wire, tolerance, n
     for of_row in (0.1, 1e-3, 1e-4):
         size = of_row / num_rows
         _, arrived, gradients = travel_there_and_back(Types(wire=wire), num_rows, size)
-        _, _, wanted = travel_there_and_back(Types(), num_rows, size)
+        _, _, wanted = travel_there_and_back(FLOAT32, num_rows, size)
         for found, exact in zip(gradients, wanted, strict=True):
             torch.testing.assert_close(found, exact, rtol=tolerance, atol=0)
         assert {one.dtype for one in arrived} == {torch.float32}
@@ -93,3 +96,37 @@ def test_a_loss_with_a_scale_needs_no_other_one():
     _, arrived, gradients = travel_there_and_back(Types(torch.float16), 65536, 1000.0)
     assert gradients[0].tolist() == [1000, 2000]
     assert {one.dtype for one in (*arrived, *gradients)} == {torch.float16}
+
+
+LARGEST = torch.finfo(torch.float16).max
+LARGEST_OF_BOTH = 65536 / 4  # rounded to the type of the vectors
+INFINITE, NO_NUMBER = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    "vectors, size, wanted",
+    [
+        (torch.float32, 1e6, LARGEST / 4),
+        (torch.float32, -1e6, -LARGEST / 4),
+        (torch.bfloat16, 1e6, LARGEST_OF_BOTH),
+        (torch.float32, INFINITE, INFINITE),
+        (torch.float16, INFINITE, INFINITE),
+        (torch.float32, NO_NUMBER, NO_NUMBER),
+    ],
+)
+def test_gradients_that_float16_has_no_number_for_are_its_largest_unless_they_are_infinite(
+    vectors, size, wanted
+):
+    """They travel times 4. A loss with a scale, that of --amp=fp16, has to see what overflows."""
+    types = Types(vectors, torch.float16)
+    _, _, gradients = travel_there_and_back(types, num_rows=4, size=size)
+    wanted = torch.full((2,), wanted, dtype=vectors)
+    torch.testing.assert_close(gradients[0], wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_vectors_that_float16_has_no_number_for_are_its_largest():
+    types = Types(wire=torch.float16)
+    _, arrived, _ = travel_there_and_back(types, first=1e5)
+    assert arrived[0].tolist() == [LARGEST] * 3
+    _, arrived, _ = travel_there_and_back(types, first=INFINITE)
+    assert arrived[0].tolist() == [INFINITE] * 3

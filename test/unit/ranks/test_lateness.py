@@ -3,13 +3,16 @@
 import time
 
 import pytest
+import torch
 
 from ranks.attendance import Attendance, Sign
+from ranks.collectives import Pending
 from ranks.lateness import Hearing, Late
+from ranks.process import Process
 
-# begun, ended, seconds
-INSIDE, ONE_AHEAD, OUTSIDE = (8, 7, 60.0), (9, 8, 60.0), (7, 7, 61.4)
-PASSED = (8, 8, 60.0)
+# begun, is_inside, seconds
+INSIDE, ONE_AHEAD, OUTSIDE = (8, True, 60.0), (9, True, 60.0), (7, False, 61.4)
+PASSED = (8, False, 60.0)
 
 
 def late_of(facts, stopped=(), runs_ahead=False):
@@ -55,7 +58,7 @@ def test_sentences():
     one, several = Late([2], [0, 1], seconds=61.4), Late([1, 3], [0, 2], answer=False)
     assert one.slow_sentence(60.2) == (
         "rank 2 is slow: for 60 s the others have waited for it at a collective that it has not"
-        " begun (its last one ended 61 s ago)"
+        " begun (it left its last one 61 s ago)"
     )
     assert several.slow_sentence(60) == (
         "ranks 1, 3 are slow: for 60 s the others have waited for them at a collective, and they do"
@@ -72,8 +75,38 @@ def test_a_sign_tells_of_the_attendance_and_travels_as_text():
     attendance = Attendance()
     with attendance:
         inside = Sign.parse(str(Sign.of(attendance, 4)))
-    assert (inside.number, inside.begun, inside.ended, inside.is_inside) == (4, 1, 0, True)
-    assert 0 <= inside.seconds < 60 and not Sign.of(attendance).is_inside
-    with pytest.raises(RuntimeError), attendance:
+    assert (inside.number, inside.begun, inside.is_inside) == (4, 1, True)
+    assert 0 <= inside.seconds < 60
+    outside = Sign.parse(str(Sign.of(attendance)))
+    assert (outside.begun, outside.is_inside) == (1, False)
+
+
+@pytest.mark.parametrize("enter", [lambda one: one, Attendance.waiting], ids=["begin", "wait"])
+def test_a_rank_stays_inside_a_collective_that_has_failed(enter):
+    attendance = Attendance()
+    with pytest.raises(RuntimeError), enter(attendance):
         raise RuntimeError("the connection is closed")
-    assert attendance.is_inside, "one that fails never ends"
+    assert attendance.is_inside
+
+
+def test_a_rank_is_inside_collectives_that_go_on_only_while_it_waits_for_them():
+    """Where a rank does other work in between, or hangs, the others may wait for that rank."""
+    process = Process(0, 2, 0, torch.device("cpu"), "gloo")
+    attendance, begun = process.attendance, []
+
+    class Handle:
+        def wait(self):
+            assert attendance.is_inside and attendance.changed >= now, "the wait has begun now"
+
+    def begin():
+        assert attendance.is_inside, "it may have to wait for a connection"
+        begun.append(attendance.begun)
+        return Handle()
+
+    pending = [Pending(process, begin, ()) for _ in range(2)]
+    for one in pending:
+        assert not attendance.is_inside
+        now = time.monotonic()
+        one.wait()
+    assert not attendance.is_inside
+    assert begun == [1, 2] and attendance.begun == 2, "waiting begins none"

@@ -59,7 +59,7 @@ def test_a_slow_rank_is_named_in_the_log_and_one_that_hangs_in_the_error(tmp_pat
     waited = "the others have waited for it at a collective"
     lines = [re.sub(r"\d s", "N s", line) for line in done.stdout.splitlines()]
     assert lines[:3] == [
-        f"rank 1 is slow: for N s {waited} that it has not begun (its last one ended N s ago)",
+        f"rank 1 is slow: for N s {waited} that it has not begun (it left its last one N s ago)",
         "rank 1 is no longer waited for, after N s",
         f"rank 2 is slow: for N s {waited}, and it does not answer",
     ]
@@ -71,6 +71,60 @@ def test_a_slow_rank_is_named_in_the_log_and_one_that_hangs_in_the_error(tmp_pat
         assert ends[name] == f"PassingError: {hangs}" or re.fullmatch(gone, ends[name])
     assert f"error: {hangs}" in re.sub(r"\d s", "N s", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+BETWEEN = """
+import sys, time
+sys.path[:0] = {paths}
+import dlrm_s_pytorch as dlrm
+import torch
+from common.errors import PassingError
+from forked_ranks import run_ranks
+from ranks import watch
+from ranks.collectives import any_rank, begin_all_to_all
+from ranks.process import joined, this_process
+
+watch.SECONDS_BETWEEN_SIGNS, watch.SECONDS_OF_A_SLOW_RANK = 0.2, 1.0
+
+
+def work():
+    process = this_process("cpu")
+    try:
+        with joined(process, timeout=3):
+            numbers = torch.zeros(3)
+            exchanges = [
+                begin_all_to_all(process, torch.empty(3), numbers, [1] * 3, [1] * 3)
+                for _ in range(2)
+            ]
+            if process.rank == 1:
+                time.sleep(4)
+            for one in exchanges:
+                one.wait()
+            any_rank(process, [True])
+    except PassingError as error:
+        print(f"rank {{process.rank}} ends: {{error}}\\n", end="", flush=True)
+
+
+run_ranks(3, work)
+"""
+
+
+def test_a_rank_that_hangs_between_beginning_and_waiting_is_named(tmp_path):
+    """Its numbers have come, so the others wait for it at the next collective."""
+    program = tmp_path / "three_ranks.py"
+    program.write_text(BETWEEN.format(paths=[str(ROOT), str(ROOT / "test" / "unit")]))
+    done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    why = "the others have waited for it at a collective that it has not begun"
+    left = "(it left its last one N s ago)"
+    slow, *ends = (re.sub(r"\d s", "N s", line) for line in done.stdout.splitlines())
+    assert slow == f"rank 1 is slow: for N s {why} {left}"
+    hangs = f"rank 1 hangs: for N s (--dist-timeout) {why} {left}"
+    ends = dict(line.split(" ends: ") for line in ends)
+    assert hangs in (ends["rank 0"], ends["rank 2"])
+    for name in ("rank 0", "rank 2"):  # it may see that the other one has ended
+        gone = r"rank \d has ended \(process \d+\): its own log says why"
+        assert ends[name] == hangs or re.fullmatch(gone, ends[name])
 
 
 STUCK = """
