@@ -12,6 +12,7 @@ from common.errors import PassingError
 _WORDS = (
     "out of memory",
     "can't allocate memory",
+    "Cannot allocate memory",  # the system's own words, as when a file cannot be mapped
     "ALLOC_FAILED",
     "Storage size calculation overflowed",
 )

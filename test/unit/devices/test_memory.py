@@ -30,6 +30,7 @@ SAID = [
     (RuntimeError("Storage size calculation overflowed with sizes=[1, 2]"), ""),
     (MemoryError("Unable to allocate 2.91 TiB for an array"), " (asked for 2.91 TiB)"),
     (MemoryError(), ""),
+    (RuntimeError("unable to mmap 672 bytes from file <a>: Cannot allocate memory (12)"), ""),
 ]  # fmt: skip
 
 
