@@ -22,21 +22,37 @@ def meeting_at(port, say=print):
     return Meeting(2, LOOPBACK, port, time.monotonic() + 60, say)
 
 
-def test_all_wait_until_the_slowest_has_done_its_work(monkeypatch, tmp_path):
+@pytest.mark.parametrize("slow", [0, 1])
+def test_all_wait_until_the_slowest_has_done_its_work(slow, monkeypatch, tmp_path):
     monkeypatch.setattr("ranks.gathering.SECONDS_BEFORE_A_LINE", 0.1)
-    listening, said = socket.create_server((LOOPBACK, 0)), []
+    listening, said, found = socket.create_server((LOOPBACK, 0)), ([], []), {}
     port = listening.getsockname()[1]
+    meetings = [meeting_at(port, lines.append) for lines in said]
     with (
-        Work(["sh", "-c", "sleep 1; touch slow"], str(tmp_path)) as slow,
-        Work(["true"], ".") as fast,
+        Work(["sh", "-c", "sleep 1; touch done"], str(tmp_path)) as slow_work,
+        Work(["true"], ".") as fast_work,
     ):
-        first = First(meeting_at(port, lambda line: None), Machine(0, "here"), slow, listening)
-        thread = threading.Thread(target=first.run)
+        works = (slow_work, fast_work)[:: 1 if slow == 0 else -1]
+        machines = (
+            First(meetings[0], Machine(0, "here"), works[0], listening),
+            Guest(meetings[1], Machine(1, "there"), works[1]),
+        )
+
+        def run(number):
+            found[number] = machines[number].run(), (tmp_path / "done").exists()
+
+        run_all(run, 2)
+    assert found == {0: (0, True), 1: (0, True)}
+    assert said[1 - slow][-1] == f"Waiting for the machine with --node_rank={slow}, still at work"
+
+
+def run_all(run, count):
+    """Run it with each number in a thread of its own, and wait for all."""
+    threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(count)]
+    for thread in threads:
         thread.start()
-        assert Guest(meeting_at(port, said.append), Machine(1, "there"), fast).run() == 0
-        assert (tmp_path / "slow").exists()
+    for thread in threads:
         thread.join(60)
-    assert said[-1] == "Waiting for the machine with --node_rank=0, still at work"
 
 
 @pytest.mark.parametrize(
@@ -72,24 +88,21 @@ def test_strangers_neither_count_nor_keep_the_others_waiting():
     """They are there all the time, and some have begun a line that they never end."""
     listening = socket.create_server((LOOPBACK, 0))
     port, ends = listening.getsockname()[1], {}
-
-    def run(name, machine):
-        ends[name] = machine.run()
-
-    first = First(meeting_at(port), Machine(0, "here"), Work([], "."), listening)
     with contextlib.ExitStack() as stack:
-        threads = [threading.Thread(target=run, args=("first", first))]
-        threads[0].start()
         for told in STRANGERS:
             stranger = stack.enter_context(socket.create_connection((LOOPBACK, port)))
             stranger.sendall(told)
         begin = time.monotonic()
-        guest = Guest(meeting_at(port), Machine(1, "there"), Work([], "."))
-        threads.append(threading.Thread(target=run, args=("guest", guest)))
-        threads[1].start()
-        for thread in threads:
-            thread.join(60)
-        assert ends == {"first": 0, "guest": 0}
+        machines = (
+            First(meeting_at(port), Machine(0, "here"), Work([], "."), listening),
+            Guest(meeting_at(port), Machine(1, "there"), Work([], ".")),
+        )
+
+        def run(number):
+            ends[number] = machines[number].run()
+
+        run_all(run, 2)
+        assert ends == {0: 0, 1: 0}
         assert time.monotonic() - begin < SECONDS_TO_CONNECT
 
 

@@ -655,6 +655,23 @@ def test_each_host_may_prepare_a_copy_of_its_own_but_no_other_data(hosts, copy, 
 
 @pytest.mark.slow
 @needs_hosts
+def test_the_script_of_the_other_host_ends_if_one_cannot_prepare(hosts, copy, tmp_path):
+    write_days(tmp_path / "data", 2, 900)
+    folders = [tmp_path / host.name for host in hosts]
+    folders[1].mkdir()
+    with (
+        script_on(hosts[0], copy, folders[0], tmp_path / "data") as one,
+        script_on(hosts[1], copy, folders[1], folders[1]) as other,
+    ):
+        ends = one.wait(timeout=100), other.wait(timeout=100)
+    said, own = ((folder / "err").read_text() for folder in folders)
+    assert ends == (2, 2) and "neither day_0" in own and "--node_rank" not in own
+    line = "error: the machine with --node_rank=1 (host1) has ended before all were ready: its"
+    assert line in said and said.count("error: ") == 1
+
+
+@pytest.mark.slow
+@needs_hosts
 def test_a_script_on_one_host_listens_at_the_loopback_address_alone(hosts, copy, tmp_path):
     write_days(tmp_path / "data", 2, 900)
     one_machine = ["--nnodes=1"]
