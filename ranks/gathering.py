@@ -260,11 +260,10 @@ class First:
         deadline = time.monotonic() + SECONDS_TO_CONNECT
         while self._guests and time.monotonic() < deadline:
             for one in self._events.wait():
-                with contextlib.suppress(ValueError):
-                    try:
-                        one.take()
-                    except EOFError:
-                        self._drop(one)
+                try:
+                    one.take()
+                except (EOFError, ValueError):
+                    self._drop(one)
 
 
 class Guest:
