@@ -29,7 +29,7 @@ PATHS = frozenset(
     {
         "save_model", "load_model", "onnx_file", "checkpoint_dir", "resume", "run_dir",
         "tensor_board_filename", "metrics_file", "report", "predict_file", "scores_file",
-        "vocabulary_file",
+        "vocabulary_file", "data_trace_file", "export_checkpoint",
     }
 )  # fmt: skip
 MOST_SHOWN = 3  # flags or facts in a message

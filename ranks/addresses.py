@@ -5,10 +5,13 @@ import fcntl
 import ipaddress
 import socket
 import struct
+from array import array
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-_SIOCGIFADDR = 0x8915  # Linux: asks for an interface's IPv4 address
+_SIOCGIFCONF = 0x8912  # Linux: asks for all IPv4 addresses of all interfaces
+_ENTRY = struct.Struct("16s4x4s16x")  # of its answer: a name, a family and a port, an address
+_MOST_ADDRESSES = 1024
 
 
 def why_no_address(name: str) -> str:
@@ -32,9 +35,10 @@ def address_of(name: str) -> str:
     return str(found[0][4][0])
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an address leads to the machine itself, wherever it is used."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+def is_reachable(address: str) -> bool:
+    """Whether an address may lead to a machine from another one: loopback or 0.0.0.0 does not."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return not (parsed.is_loopback or parsed.is_unspecified or parsed.is_multicast)
 
 
 def own_address(other: str) -> str:
@@ -55,19 +59,21 @@ def interface_of(address: str) -> str:
         return _interface_of_ipv6(wanted.packed.hex())
     if wanted.is_loopback:  # all of 127.0.0.0/8
         wanted = ipaddress.ip_address(LOOPBACK)
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in names if _ipv4_of(name) == wanted.packed), "")
+    return next((name for name, packed in _ipv4_addresses() if packed == wanted.packed), "")
 
 
-def _ipv4_of(interface: str) -> bytes:
-    """The first IPv4 address of an interface; empty if it has none."""
-    request = struct.pack("256s", interface.encode())
+def _ipv4_addresses() -> list[tuple[str, bytes]]:
+    """(interface, address) of all IPv4 addresses of this machine; an interface may have several."""
+    room = array("B", bytes(_ENTRY.size * _MOST_ADDRESSES))
+    request = struct.pack("iP", len(room), room.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
-            answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)
+            answer = fcntl.ioctl(asking.fileno(), _SIOCGIFCONF, request)
         except OSError:
-            return b""
-    return answer[20:24]
+            return []
+    num_bytes, _ = struct.unpack("iP", answer)
+    entries = _ENTRY.iter_unpack(room.tobytes()[:num_bytes])
+    return [(name.partition(b"\0")[0].decode(), packed) for name, packed in entries]
 
 
 def _interface_of_ipv6(digits: str) -> str:

@@ -17,7 +17,7 @@ from ranks.addresses import (
     LOOPBACK,
     address_of,
     interface_of,
-    is_loopback,
+    is_reachable,
     listen,
     own_address,
     why_no_address,
@@ -123,7 +123,7 @@ def _are_elsewhere_too(world_size: int) -> bool:
 
 def _listening(host: str, port: int, world_size: int) -> socket.socket:
     address = address_of(host)
-    if is_loopback(address) and _are_elsewhere_too(world_size):
+    if not is_reachable(address) and _are_elsewhere_too(world_size):
         raise RankError(
             f"MASTER_ADDR={host} is {address} on rank 0's machine, and no other machine reaches"
             " that: give its name or number in the network"
@@ -159,7 +159,7 @@ def choose_interface(world_size: int) -> None:
     host = _meeting_host(world_size)
     with contextlib.suppress(OSError):  # gloo chooses, then
         address = own_address(address_of(host))
-        if is_loopback(address) and _are_elsewhere_too(world_size):
+        if not is_reachable(address) and _are_elsewhere_too(world_size):
             raise RankError(
                 f"MASTER_ADDR={host} is {address} on this machine, and no other machine reaches"
                 f" that: set {GLOO_INTERFACE} to the network interface that they reach"

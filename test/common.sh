@@ -145,6 +145,14 @@ extra_value() { # FLAG: prints the value that it has after --, if it stands ther
     echo "$value"
 }
 
+has_extra() { # FLAG...: does one of them stand after --, with or without a value?
+    local word
+    for word in "${EXTRA[@]%%=*}"; do
+        [[ " $* " != *" ${word//_/-} "* ]] || return 0
+    done
+    return 1
+}
+
 check_options() {
     [ -n "$DATA_PATH$DEMO" ] || fail "no data: give --data_path=DIR (day_0, day_1, ... or train.txt) or --demo"
     [ -z "$DATA_PATH" ] || [ -z "$DEMO" ] || fail "--data_path and --demo: give one of them"
@@ -211,7 +219,11 @@ source_cann() {
 
 make_demo_data() { # writes the demo's day files, once
     if [ ! -f "$DEMO_DATA/day_0" ]; then
-        (set -o pipefail && "$PYTHON" "$ROOT/data_utils.py" --make-demo="$DEMO_DATA" | tee "$DEMO_DATA.txt") || exit 2
+        (
+            set -o pipefail
+            ! command -v flock >/dev/null || flock 9 # machines may share the folder
+            [ -f "$DEMO_DATA/day_0" ] || "$PYTHON" "$ROOT/data_utils.py" --make-demo="$DEMO_DATA" | tee "$DEMO_DATA.txt"
+        ) 9>>"$ROOT/test/output/demo.lock" || exit 2
     fi
     DATA_PATH=$DEMO_DATA
 }
@@ -259,7 +271,7 @@ set_flags() { # sets FLAGS, BATCH_SIZE and CASE: the published model, changed as
 
 keep_checkpoints() { # sets CHECKPOINTS, unless the user has flags of their own
     CHECKPOINTS='' GOES_ON=''
-    [[ " ${EXTRA[*]}" =~ \ --(checkpoint[-_]dir|resume|load[-_]model) ]] && return
+    ! has_extra --checkpoint-dir --resume --load-model || return 0
     if [ "$NNODES" -gt 1 ]; then # only the user knows what all machines see
         echo "No checkpoints: -- --checkpoint-dir=DIR --save-minutes=5 --resume keeps them, in a DIR that all machines share" >&2
         return
@@ -284,10 +296,6 @@ remove_checkpoints() { # the mark goes last: the next call removes the rest if t
     fi
 }
 
-goes_on_by_itself() { # would ranks that start again go on from a checkpoint?
-    [ -n "$CHECKPOINTS" ] || { [ "$NNODES" -gt 1 ] && [[ " ${EXTRA[*]} " =~ \ --checkpoint[-_]dir.*\ --resume\  ]]; }
-}
-
 has_checkpoint() {
     [ -n "$CHECKPOINTS" ] && compgen -G "$CHECKPOINTS/*-step-*" >/dev/null
 }
@@ -300,16 +308,27 @@ mark_finished() { # tells what the checkpoints take, as nothing needs them any m
 # ---------------------------------------------------------------- launching
 
 prepare() { # checks options, device and data, and prepares the data, in one process
-    "$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run || exit $?
-    [[ " ${EXTRA[*]} " =~ \ (--dry[-_]run(=true|=yes|=1)?|--help|-h)\  ]] && exit 0
-    return 0
+    local command=("$PYTHON" "$ROOT/dlrm_s_pytorch.py" "${FLAGS[@]}" "${EXTRA[@]}" --dry-run)
+    if has_extra --print-plan --help -h || is_dry_run; then # this machine answers alone
+        ! has_extra --print-plan || [[ $(extra_value --print-plan) =~ ^[0-9] ]] || command+=(--print-plan="$RANKS")
+        exec "${command[@]}"
+    elif [ "$NNODES" -gt 1 ]; then
+        check_flags
+        meet_machines "${command[@]}"
+    else
+        "${command[@]}" || exit $?
+    fi
+}
+
+is_dry_run() {
+    local words=" ${EXTRA[*]} "
+    [[ ${words,,} =~ \ --dry[-_]run(=true|=yes|=1)?\  ]]
 }
 
 launch() { # runs the ranks; each writes to train_<rank>.log (eval_, perf_) of the run, and the lowest one's lines are shown too
     local status=0 follower cores lines restarts=0
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NPROC > 0 ? cores / NPROC : 1))} LOGS=$OUTPUT/$KIND
-    meet_machines $SECONDS_TO_BE_READY
     begin_run
     lines=$(($(wc -l <"${LOGS}_$FIRST_RANK.log") + 1))
     set_meeting
@@ -353,7 +372,7 @@ what_is_left() {
 }
 
 remove_partial() { # a rank removes its half-written files, unless SIGKILL ends it, as when memory is short
-    rm -f "$CALLED_FROM"/{DLRM.pth,DLRM.vocabulary,DLRM.html,dlrm_s_pytorch.onnx{,.data}}.partial
+    is_elsewhere || rm -f "$CALLED_FROM"/{DLRM.pth,DLRM.vocabulary,DLRM.html,dlrm_s_pytorch.onnx{,.data}}.partial
 }
 
 ANOTHER_RANKS_FAULT='^error: .*: its own log says why$' # ranks/watch.py
@@ -370,6 +389,7 @@ report_failure() { # prints the error of the rank that failed, and the end of it
     tail -n 15 "$log" >&2
     echo "----" >&2
     if line=$(grep '^error: ' "$log" | tail -n 1) && [ -n "$line" ]; then
+        [[ $line != *" gives no sign of life "* ]] || line+=", or that machine's script was stopped"
         [[ $line != "error: --resume="* ]] || line+=" (this script: --fresh starts anew)"
         fail "${log##*/}: ${line#error: }" 1
     fi
@@ -388,7 +408,6 @@ begin_case() { # train|eval|perf DEFAULT_NPROC ARGUMENT...: does everything that
     ! is_elsewhere || OUTPUT+=/node$NODE_RANK # machines may share the folder
     mkdir -p "$OUTPUT" || fail "cannot write to $OUTPUT"
     keep_others_out
-    meet_machines $SECONDS_TO_COME
     [ -z "$DEMO" ] || make_demo_data
     set_flags
 }

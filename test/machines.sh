@@ -1,15 +1,14 @@
 # Sourced by common.sh: which machines a run has, how they find one another, what the others are left with.
 # shellcheck shell=bash disable=SC2034
 
-SECONDS_TO_COME=1800       # that a machine waits for the others before it prepares data
-SECONDS_TO_BE_READY=86400  # and afterwards: each may prepare a copy of its own
+SECONDS_TO_COME=1800       # that a machine waits for the others to come
 SECONDS_TO_START_AGAIN=120 # that torchrun waits for the other machines when ranks start again
 
 NNODES=1 NODE_RANK=0 FIRST_RANK=0 # unless options say otherwise
 
 check_machines() { # sets RANKS and FIRST_RANK, the lowest one of this machine
     local missing=() given=$NODE_RANK$MEET_ADDR$MEET_PORT
-    [[ ${NNODES:-1} =~ ^[1-9][0-9]{0,4}$ ]] || fail "--nnodes=$NNODES: expected a whole number of at least 1"
+    [[ ${NNODES:-1} =~ ^[1-9][0-9]{0,4}$ ]] || fail "--nnodes=$NNODES: expected a whole number from 1 to 99999"
     [ -n "$NNODES" ] || [ -z "$given" ] || fail "--node_rank, --master_addr and --master_port are for several machines: give --nnodes=N too"
     NNODES=${NNODES:-1}
     if [ "$NNODES" -gt 1 ]; then
@@ -32,11 +31,57 @@ joined() { # SEPARATOR WORD...
     echo "${words#"$1"}"
 }
 
-meet_machines() { # SECONDS: waits until all machines are here, and ends if their options differ
-    [ "$NNODES" -gt 1 ] || return 0
-    (cd "$ROOT" && exec "$PYTHON" -m ranks.machines --nnodes="$NNODES" --node-rank="$NODE_RANK" --seconds="$1" \
-        --master-addr="$MEET_ADDR" --master-port="$MEET_PORT" \
-        -- --nnodes="$NNODES" --nproc="$NPROC" --device="$DEVICE" --demo="${DEMO:-no}" script="$KIND") || exit $?
+check_flags() { # of the program, before anybody waits for this machine
+    "$PYTHON" - "$ROOT" "${FLAGS[@]}" "${EXTRA[@]}" <<'PY' || exit $?
+import sys
+
+sys.path[0] = sys.argv[1]
+import dlrm_s_pytorch
+from common.errors import reports_errors
+
+
+def check(argv):
+    dlrm_s_pytorch.parse_options(argv)
+    return 0
+
+
+sys.exit(reports_errors(check)(sys.argv[2:]))
+PY
+}
+
+meet_machines() { # COMMAND...: runs it on all machines once all are here with the same options; ends unless it ends well on all
+    local status=0
+    # its own process group: Ctrl-C reaches this script alone, which ends it with all that it has started
+    set -m
+    (cd "$ROOT" && exec "$PYTHON" -m ranks.machines --nnodes="$NNODES" --node-rank="$NODE_RANK" \
+        --master-addr="$MEET_ADDR" --master-port="$MEET_PORT" --seconds="$SECONDS_TO_COME" --folder="$CALLED_FROM" --parent=$$ \
+        --same=--nproc="$NPROC" --same=--device="$DEVICE" --same=--demo="${DEMO:-no}" --same=script="$KIND" -- "$@") &
+    MEETS=$!
+    set +m
+    trap 'stop_meeting INT 130' INT
+    trap 'stop_meeting TERM 143' TERM
+    trap 'stop_meeting HUP 129' HUP
+    wait "$MEETS" || status=$?
+    trap - INT TERM HUP
+    [ $status -eq 0 ] || exit $status
+}
+
+stop_meeting() { # SIGNAL STATUS: nothing that this script has started goes on, or keeps the lock
+    trap '' INT TERM HUP
+    kill -TERM "$MEETS" 2>/dev/null
+    wait "$MEETS"
+    echo "stopped by SIG$1 before any rank has started" >&2
+    exit "$2"
+}
+
+goes_on_by_itself() { # would ranks that start again go on from their last checkpoint?
+    local folder path
+    [ -z "$CHECKPOINTS" ] || return 0
+    [ "$NNODES" -gt 1 ] && has_extra --checkpoint-dir && has_extra --resume || return 1
+    folder=$(extra_value --checkpoint-dir) path=$(extra_value --resume)
+    [[ -n $path && $path != --* && $path != "$folder" ]] || return 0
+    echo "No restarts: --resume=$path begins there each time; --resume alone goes on from the newest in --checkpoint-dir" >&2
+    return 1
 }
 
 set_meeting() { # sets MEETING, torchrun's arguments, and RANKS_MEET, the beginning of a rank's command

@@ -17,12 +17,22 @@ begin_run() { # sets RUN and begins its logs: a new folder, or that of the run w
     fi
     mkdir -p "$RUN" "$OUTPUT/tensorboard" || fail "cannot write to $RUN"
     [ -z "$CHECKPOINTS" ] || { mkdir -p "${CHECKPOINTS%/*}" && echo "$name" >"$CHECKPOINTS.run"; } || fail "cannot write to $OUTPUT"
-    rm -f "$RUN/$KIND"_[1-9]*.log
+    remove_logs
     begin_log "$RUN/${KIND}_$FIRST_RANK.log"
     rm -f "${LOGS}"_*.log
     for ((rank = FIRST_RANK; rank < FIRST_RANK + NPROC; rank++)); do link "${KIND}_$rank.log"; done
-    link launcher.log
+    if is_elsewhere; then link launcher.log "launcher_node$NODE_RANK.log"; else link launcher.log; fi
     link_board "${name#*_}_${name%%_*}"
+}
+
+remove_logs() { # those of an earlier run in this folder, which machines may share: none that another machine writes now
+    local log rank
+    for log in "$RUN/$KIND"_[0-9]*.log; do
+        rank=${log%.log} rank=${rank##*_}
+        if [[ $rank -gt $FIRST_RANK && $rank -lt $((FIRST_RANK + NPROC)) ]] || { ! is_elsewhere && [ "$rank" -ge $((NNODES * NPROC)) ]; }; then
+            rm -f "$log"
+        fi
+    done
 }
 
 begin_log() { # LOG: the lowest rank's has the whole run, for the results; an error of before would be taken for a new one
@@ -34,8 +44,8 @@ begin_log() { # LOG: the lowest rank's has the whole run, for the results; an er
     sed -i '/^error: /d' "$1"
 }
 
-link() { # NAME: where users look for logs and results there is a link to the newest run's
-    ln -sfn "$RUN_LINK/$1" "$OUTPUT/$1" || fail "cannot write to $OUTPUT"
+link() { # NAME [ITS_NAME_THERE]: where users look for logs and results there is a link to the newest run's
+    ln -sfn "$RUN_LINK/${2:-$1}" "$OUTPUT/$1" || fail "cannot write to $OUTPUT"
 }
 
 link_board() { # NAME: TensorBoard shows all runs of a folder by their names

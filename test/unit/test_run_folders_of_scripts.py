@@ -87,6 +87,29 @@ def test_a_folder_of_the_users_own_is_taken(tmp_path):
     assert not any((tmp_path / "tensorboard").iterdir())
 
 
+def test_machines_that_share_a_folder_touch_no_logs_of_one_another(tmp_path):
+    """The first one removes those of ranks that there are no more, too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    ranks = range(6)
+
+    def left_by(node_rank):
+        for rank in ranks:
+            (mine / f"train_{rank}.log").write_text("of before\n")
+        output = tmp_path / f"node{node_rank}"
+        script = BEGIN.format(root=ROOT, output=output, extra="--run-dir=" + str(mine))
+        machine = f"NNODES=2 NODE_RANK={node_rank} FIRST_RANK={2 * node_rank}\nbegin_run"
+        done = shell("bash", "-c", script.replace("begin_run", machine))
+        assert done.returncode == 0, done.stderr
+        logs = [mine / f"train_{rank}.log" for rank in ranks]
+        texts = [log.read_text() if log.exists() else None for log in logs]
+        return texts, os.readlink(output / "launcher.log")
+
+    old = "of before\n"
+    assert left_by(0) == (["", None, old, old, None, None], f"{mine}/launcher.log")
+    assert left_by(1) == ([old, old, "", None, old, old], f"{mine}/launcher_node1.log")
+
+
 @pytest.mark.parametrize("name", ["", "../../elsewhere_DLRM_bs1_2p_acc", "20260101-000000_other"])
 def test_a_name_that_nobody_has_written_is_not_taken(tmp_path, name):
     (tmp_path / "checkpoints").mkdir()

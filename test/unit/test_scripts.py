@@ -115,6 +115,10 @@ GONE = "error: rank 2 has ended (process 17): its own log says why\n"
         ([GONE, "Traceback (most recent call last):\n"], "train_1.log\n"),
         (["Finished\n" + GONE, "killed\n"], f"error: train_0.log: {GONE.removeprefix('error: ')}"),
         (["Finished\n", ""], "launcher.log\n"),
+        (
+            ["error: rank 2 gives no sign of life (process 7 on b): its own log says why\n"],
+            "its own log says why, or that machine's script was stopped\n",
+        ),
     ],
 )
 def test_the_log_that_says_why_is_shown(logs, shown, tmp_path):

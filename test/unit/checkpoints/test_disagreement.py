@@ -27,6 +27,17 @@ def test_what_may_differ_is_known_and_everything_else_is_compared():
     assert told(*others) == told()
 
 
+def test_each_flag_of_a_path_is_known_as_one():
+    """By what stands for its value in the help, or by its own name."""
+    words, ends = {"PATH", "DIR", "FILE", "FILE.html", "IN", "OUT"}, ("_file", "_filename", "_dir")
+    paths = {
+        action.dest
+        for action in dlrm.make_parser()._actions
+        if action.metavar in words or action.dest.endswith(ends)
+    }
+    assert paths - OF_A_RANK == PATHS
+
+
 @pytest.mark.parametrize("name", sorted(PATHS))
 def test_a_path_may_differ_but_not_whether_it_is_given(name):
     here, there = (SimpleNamespace(**{name: path}) for path in ("/here/x", "/there/y"))

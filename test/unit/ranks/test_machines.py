@@ -6,6 +6,7 @@ The hosts are namespaces of this machine that are joined by a cable (two_hosts.p
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,8 @@ from conftest import (
 from two_hosts import two_hosts, why_no_hosts
 
 from ranks import machines
-from ranks.addresses import LOOPBACK, interface_of, own_address
+from ranks.addresses import LOOPBACK, interface_of, is_reachable, own_address
+from ranks.machine_connection import SECONDS_OF_SILENCE
 
 PORT = 29500
 REASON = why_no_hosts()
@@ -43,30 +45,60 @@ def hosts():
 # ---------------------------------------------------------------- machines meet
 
 
-def options(node_rank, *more, address="10.77.0.1", nnodes=2, seconds=20):
+def options(node_rank, *more, address="10.77.0.1", nnodes=2, seconds=60):
     return [f"--nnodes={nnodes}", f"--node-rank={node_rank}", f"--master-addr={address}",
-            f"--master-port={PORT}", f"--seconds={seconds}", "--", *more]  # fmt: skip
+            f"--master-port={PORT}", f"--seconds={seconds}", *more]  # fmt: skip
+
+
+MEET = [sys.executable, "-m", "ranks.machines"]
 
 
 def meet(hosts, *lines):
     """(status, stderr) of `python -m ranks.machines` with each line of options, on host 0, 1, 0."""
     running = [
         subprocess.Popen(
-            hosts[k % 2].command(sys.executable, "-m", "ranks.machines", *line, cwd=ROOT),
-            stderr=subprocess.PIPE, text=True,
+            hosts[k % 2].command(*MEET, *line, cwd=ROOT), stderr=subprocess.PIPE, text=True
         )
         for k, line in enumerate(lines)
     ]  # fmt: skip
-    ends = [process.communicate(timeout=60)[1] for process in running]
+    return ends_of(*running)
+
+
+def ends_of(*running):
+    """(status, stderr) of each, once all have ended."""
+    ends = [process.communicate(timeout=100)[1] for process in running]
     return [(process.returncode, end) for process, end in zip(running, ends, strict=True)]
+
+
+def begin(hosts, number, *words, **settings):
+    """Start a command on a host."""
+    command = hosts[number].command(*words, cwd=ROOT)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def processes_with(word):
+    """Processes whose command line has it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(word).encode() in (path / "cmdline").read_bytes():
+                found.append(path.name)
+    return found
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 100  # others may be at work on this machine
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @needs_hosts
 def test_machines_that_all_come_and_agree_go_on_and_say_nothing(hosts):
-    ours = ["--nproc=4", "script=train"]
+    ours = ["--same=--nproc=4", "--same=script=train"]
     assert meet(hosts, options(0, *ours), options(1, *ours)) == [(0, "")] * 2
     hosts[1].pull_the_cable()
-    alone, other = meet(hosts, options(0, seconds=6), options(1, seconds=6))
+    alone, other = meet(hosts, options(0, seconds=15), options(1, seconds=15))
     assert alone[0] == other[0] == 2
     assert "error: no machine with --node_rank=1 at 10.77.0.1:29501 in " in alone[1]
     assert "Waiting for the machine with --node_rank=0 at 10.77.0.1:29501 (" in other[1]
@@ -76,10 +108,10 @@ def test_machines_that_all_come_and_agree_go_on_and_say_nothing(hosts):
 @pytest.mark.parametrize(
     "one, other, line",
     [
-        (options(0, "--nproc=4"), options(1, "--nproc=2"),
+        (options(0, "--same=--nproc=4"), options(1, "--same=--nproc=2"),
          "--nproc=2 on the machine with --node_rank=1 (host1), --nproc=4 on the machine with"
          " --node_rank=0 (host0): give both the same"),
-        (options(0, "--nnodes=3", nnodes=3), options(1, "--nnodes=2"),
+        (options(0, nnodes=3), options(1),
          "--nnodes=2 on the machine with --node_rank=1 (host1), --nnodes=3 on the machine with"
          " --node_rank=0 (host0): give both the same"),
     ],
@@ -100,18 +132,118 @@ def test_a_number_that_two_machines_have_is_one_line_on_all(hosts):
 
 @needs_hosts
 def test_a_machine_that_starts_again_counts_once_and_a_stranger_does_not(hosts):
-    def begin(host, *words):
-        return subprocess.Popen(hosts[host].command(*words, cwd=ROOT))
-
-    meeting = [sys.executable, "-m", "ranks.machines"]
-    first = begin(0, *meeting, *options(0, nnodes=3))
-    given_up = begin(1, "timeout", "2", *meeting, *options(1, nnodes=3))
-    assert given_up.wait(timeout=20) == 124
+    first = begin(hosts, 0, *MEET, *options(0, nnodes=3, seconds=200))
+    both, second = ("--node_rank=1, --node_rank=2 at", "machine with --node_rank=2 at")
+    assert both in first.stderr.readline()
+    leaves = begin(hosts, 1, "bash", "-c", '"$@" & read -r; kill -9 $!', "x", *MEET,
+                   *options(1, nnodes=3), stdin=subprocess.PIPE)  # fmt: skip
+    assert second in first.stderr.readline()
+    leaves.communicate("\n", timeout=100)
+    assert both in first.stderr.readline()
     calls = f"import socket; socket.create_connection(('10.77.0.1', {PORT + 1})).send(b'GET\\n')"
-    assert begin(1, sys.executable, "-c", calls).wait(timeout=20) == 0
+    assert begin(hosts, 1, sys.executable, "-c", calls).wait(timeout=100) == 0
     assert first.poll() is None
-    others = [begin(1, *meeting, *options(number, nnodes=3)) for number in (1, 2)]
-    assert [one.wait(timeout=20) for one in (first, *others)] == [0, 0, 0]
+    others = [begin(hosts, 1, *MEET, *options(number, nnodes=3)) for number in (1, 2)]
+    assert [end[0] for end in ends_of(first, *others)] == [0, 0, 0]
+
+
+AT_WORK = ["bash", "-c", 'touch "$0"; sleep 1000; true']  # with the file that says so
+
+
+@needs_hosts
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_machine_that_fails_at_its_work_ends_the_others_and_their_work(fails, hosts, tmp_path):
+    """As one does that cannot prepare its data; its own words are its work's alone."""
+    busy = [*AT_WORK, tmp_path / "busy"]
+    wait = 'while [ ! -e "$0" ]; do sleep 0.1; done; exit 7'
+    work = {1 - fails: busy, fails: ["bash", "-c", wait, tmp_path / "busy"]}
+    running = [begin(hosts, k, *MEET, *options(k), "--", *work[k]) for k in range(2)]
+    found = ends_of(*running)
+    line = (
+        f"error: the machine with --node_rank={fails} (host{fails}) has ended before all were"
+        " ready: its script says why; start the same command on all machines\n"
+    )
+    assert found[fails] == (7, "") and found[1 - fails] == (2, line)
+    assert not processes_with(tmp_path)
+
+
+@needs_hosts
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_machine_that_is_killed_at_its_work_ends_the_others(killed, hosts, tmp_path):
+    running = [
+        begin(hosts, k, *MEET, *options(k), "--", *AT_WORK, tmp_path / f"{k}") for k in range(2)
+    ]
+    wait_until(lambda: all((tmp_path / f"{k}").exists() for k in range(2)))
+    hosts[killed].kill()
+    status, said = ends_of(*running)[1 - killed]
+    assert (
+        status == 2 and f"--node_rank={killed} (" in said and " has ended before all were" in said
+    )
+
+
+@needs_hosts
+@pytest.mark.slow
+def test_a_machine_that_loses_its_network_at_its_work_is_missed_in_a_minute(hosts, tmp_path):
+    running = [
+        begin(hosts, k, *MEET, *options(k), "--", *AT_WORK, tmp_path / f"{k}") for k in range(2)
+    ]
+    wait_until(lambda: all((tmp_path / f"{k}").exists() for k in range(2)))
+    hosts[1].pull_the_cable()
+    start = time.monotonic()
+    assert [status for status, _ in ends_of(*running)] == [2, 2]
+    assert time.monotonic() - start < SECONDS_OF_SILENCE + 15
+
+
+@needs_hosts
+def test_a_machine_that_starts_again_while_others_work_ends_all_with_one_line(hosts, tmp_path):
+    """It would wait for work that the others have begun without it, and they for its ranks."""
+    running = [
+        begin(hosts, k, *MEET, *options(k), "--", *AT_WORK, tmp_path / f"{k}") for k in range(2)
+    ]
+    wait_until(lambda: all((tmp_path / f"{k}").exists() for k in range(2)))
+    running.append(begin(hosts, 1, *MEET, *options(1), "--", "true"))
+    line = (
+        "error: the machine with --node_rank=1 (host1) has started again while the others"
+        " prepared: start the same command on all machines\n"
+    )
+    assert ends_of(*running) == [(2, line)] * 3
+
+
+WAITS = """
+source "{root}/test/common.sh"
+PYTHON={python} OUTPUT={here} KIND=train DEVICE=cpu NPROC=1 NNODES=2 NODE_RANK=1
+MEET_ADDR=10.77.0.1 MEET_PORT=29500
+keep_others_out
+echo $$ >{here}/script
+meet_machines {work}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock there is no lock")
+@needs_hosts
+@pytest.mark.parametrize("when", ["waits", "works"])
+@pytest.mark.parametrize("name", ["TERM", "KILL", "HUP"])
+def test_a_script_that_is_ended_leaves_no_process_and_no_lock(name, when, hosts, tmp_path):
+    work = f"{shlex.join(AT_WORK)} {tmp_path}/at_work"
+    text = WAITS.format(root=ROOT, python=sys.executable, here=tmp_path, work=work)
+    script = begin(hosts, 1, "bash", "-c", text)
+    if when == "works":
+        own = [f"--same={word}" for word in ("--nproc=1", "--device=cpu")]
+        own += ["--same=--demo=no", "--same=script=train"]
+        first = begin(hosts, 0, *MEET, *options(0, *own), "--", "sleep", "100")
+        wait_until((tmp_path / "at_work").exists)
+    else:
+        wait_until(lambda: len(processes_with(f"--same=script=train\0--\0{AT_WORK[0]}")) > 0)
+    kill = hosts[1].command("kill", f"-{name}", (tmp_path / "script").read_text().strip(), cwd="/")
+    subprocess.run(kill, check=True)
+    said = script.communicate(timeout=60)[1]
+    wait_until(lambda: not processes_with(tmp_path))
+    assert shell("flock", "-n", tmp_path / "train.lock", "true").returncode == 0
+    if name != "KILL":
+        assert script.returncode == {"TERM": 143, "HUP": 129}[name]
+        assert said == f"stopped by SIG{name} before any rank has started\n"
+    if when == "works":
+        assert ends_of(first)[0][0] == 2
 
 
 def test_an_address_or_port_that_cannot_be_this_machines_is_one_line():
@@ -119,12 +251,45 @@ def test_an_address_or_port_that_cannot_be_this_machines_is_one_line():
         ("no.such.invalid", "--master_addr=no.such.invalid: "),
         (
             "192.0.2.77",
-            "cannot listen at 192.0.2.77:29500: this machine does not have that address",
+            "cannot listen at 192.0.2.77:29500: this machine does not have that address:"
+            " --node_rank=0 is for the machine that --master_addr names",
         ),
-        ("localhost", "--master_addr=localhost is 127.0.0.1 here, and no other machine reaches"),
     ]:
         found = train(*options(0, address=address), program=machines.main)
         assert found.status == 2 and line in found.err and found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    "address, meant",
+    [("localhost", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("224.0.0.1",) * 2, ("::", "::")],
+)
+def test_an_address_that_no_other_machine_reaches_is_one_line_on_all(address, meant, number):
+    found = train(*options(number, address=address), program=machines.main)
+    assert (found.status, found.out, found.err) == (2, "",
+        f"error: --master_addr={address} is {meant} here, and no other machine reaches that: give"
+        " the name or number in the network of the machine with --node_rank=0\n"
+    )  # fmt: skip
+
+
+def test_addresses_that_lead_from_one_machine_to_another_are_known():
+    assert all(map(is_reachable, ["10.77.0.1", "2001:db8::1", "fe80::1%eth0", "169.254.3.4"]))
+    assert not any(map(is_reachable, ["127.0.1.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1"]))
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (options(7), "error: --node_rank=7: expected a number from 0 to 1\n"),
+        (options(0, "--same=foo"), "error: argument --same: 'foo' is not NAME=VALUE; python -m"
+         " ranks.machines --help lists all flags\n"),
+        (options(0, "foo"), "error: unexpected argument 'foo': all arguments are flags; python -m"
+         " ranks.machines --help lists all flags\n"),
+    ],
+)  # fmt: skip
+def test_words_that_are_none_are_one_line(words, line):
+    found = train(*words, program=machines.main)
+    assert (found.status, found.err) == (2, line)
 
 
 @needs_hosts
@@ -137,7 +302,8 @@ with socket.create_server(("10.77.0.1", {number})):
 """
     command = hosts[0].command(sys.executable, "-c", taken, *options(0), cwd=ROOT)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    line = f"cannot listen at 10.77.0.1:{number}: the port is taken\n"
+    line = f"cannot listen at 10.77.0.1:{number}: the port is taken: give all machines another"
+    line += " --master_port\n"
     assert done.returncode == 2 and done.stderr.endswith(line) and done.stderr.count("\n") == 1
 
 
@@ -153,8 +319,11 @@ FRIENDS = "--node_rank=0 --master_addr=10.77.0.1 --master_port=29500".split()
         (["--nnodes=2", *FRIENDS[:2]], "--nnodes=2: give --master_port=PORT (the same on all) too"),
         (FRIENDS, "--node_rank, --master_addr and --master_port are for several machines:"
          " give --nnodes=N too"),
-        (["--nnodes=x", *FRIENDS], "--nnodes=x: expected a whole number of at least 1"),
-        (["--nnodes=0", *FRIENDS], "--nnodes=0: expected a whole number of at least 1"),
+        (["--nnodes=x", *FRIENDS], "--nnodes=x: expected a whole number from 1 to 99999"),
+        (["--nnodes=0", *FRIENDS], "--nnodes=0: expected a whole number from 1 to 99999"),
+        (["--nnodes=100000", *FRIENDS], "--nnodes=100000: expected a whole number from 1 to 99999"),
+        (["--nnodes=1", *FRIENDS, "--node_rank=1"],
+         "--node_rank=1: expected a whole number from 0 to 0, as --nnodes is 1"),
         (["--nnodes=2", *FRIENDS, "--node-rank=2"],
          "--node_rank=2: expected a whole number from 0 to 1, as --nnodes is 2"),
         (["--nnodes=2", *FRIENDS, "--node_rank", "-1"],
@@ -169,6 +338,84 @@ def test_machines_without_all_that_they_need_are_one_line_and_status_2(argv, lin
     script = ROOT / "test" / "train_full_8p.sh"
     done = shell("bash", script, f"--data_path={tmp_path}", "--device=cpu", *argv, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+
+
+def test_a_script_of_several_machines_answers_without_the_others(tmp_path):
+    """Nobody is at the address; a plan is one for the ranks of all machines."""
+    script = ROOT / "test" / "train_full_8p.sh"
+    given = [f"--data_path={tmp_path}", "--device=cpu", "--nnodes=2", "--nproc=2", *FRIENDS]
+    given += ["--node_rank=1", "--device_id=77", "--"]
+    plan = [*given, "--arch-embedding-size=9-9", "--print_plan"]
+    done = shell("bash", script, *plan, cwd=tmp_path, env=PYTHON_FIRST)
+    assert done.returncode == 0 and len(re.findall(r"^plan: 4 ranks, ", done.stdout, re.M)) == 1
+    assert "error" not in done.stderr and list(tmp_path.iterdir()) == []
+    done = shell("bash", script, *given, "--nepochs=0", cwd=tmp_path, env=PYTHON_FIRST)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("No checkpoints: ")]
+    assert done.returncode == 2 and len(lines) == 1 and "--nepochs" in lines[0]
+
+
+GOES_ON = """
+source "{root}/test/common.sh"
+NNODES={nnodes} CHECKPOINTS={own} EXTRA=({extra})
+goes_on_by_itself
+"""
+
+
+@pytest.mark.parametrize(
+    "extra, goes_on",
+    [
+        ("", False),
+        ("--checkpoint-dir=a", False),
+        ("--resume", False),
+        ("--checkpoint-dir=a --save-minutes=5 --resume", True),
+        ("--resume --checkpoint_dir a", True),
+        ("--checkpoint-dir=a --resume=a", True),
+        ("--resume=a/000001-step-5 --checkpoint-dir=a", False),
+        ("--checkpoint-dir=a --resume true", False),
+    ],
+)
+def test_ranks_start_again_if_they_go_on_from_the_newest_checkpoint(extra, goes_on):
+    """In whatever order the flags stand; another attempt must not begin at one path for ever."""
+    done = shell("bash", "-c", GOES_ON.format(root=ROOT, nnodes=2, own="", extra=extra))
+    assert (done.returncode == 0) == goes_on
+    path = re.search(r"--resume[= ](\S+)", extra) and not goes_on
+    said = re.match(r"No restarts: --resume=\S+ begins there each time", done.stderr)
+    assert bool(path) == bool(said), done.stderr
+    alone = shell("bash", "-c", GOES_ON.format(root=ROOT, nnodes=1, own="", extra=extra))
+    assert alone.returncode == 1 and alone.stderr == ""
+    own = shell("bash", "-c", GOES_ON.format(root=ROOT, nnodes=1, own="a", extra=extra))
+    assert own.returncode == 0
+
+
+MAKE = """
+source "{root}/test/common.sh"
+PYTHON={root}/makes_demo DEMO_DATA={root}/test/demo_data
+mkdir -p "$ROOT/test/output"
+make_demo_data
+echo "$DATA_PATH"
+"""
+MAKES_DEMO = """#!/bin/sh
+echo call >>"$0.calls"
+sleep 1
+mkdir "${2#--make-demo=}" && touch "${2#--make-demo=}/day_0" && echo "Bayes AUC 0.8"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="without flock nobody waits")
+def test_machines_that_share_a_folder_make_its_demo_once(tmp_path):
+    (tmp_path / "test").mkdir()
+    for path in (ROOT / "test").glob("*.sh"):
+        shutil.copy(path, tmp_path / "test")
+    stub = tmp_path / "makes_demo"
+    stub.write_text(MAKES_DEMO)
+    stub.chmod(0o755)
+    command = ["bash", "-c", MAKE.format(root=tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert "".join(said).count("Bayes AUC 0.8\n") == 1
+    assert all(text.endswith(f"{tmp_path}/test/demo_data\n") for text in said)
+    assert (tmp_path / "makes_demo.calls").read_text() == "call\n"
 
 
 # ---------------------------------------------------------------- ranks meet
@@ -264,6 +511,27 @@ def test_ranks_of_one_host_listen_at_the_loopback_address_alone(hosts):
 def test_the_interface_of_an_address_is_found():
     assert interface_of(own_address(LOOPBACK)) == "lo"
     assert interface_of("192.0.2.77") == "", "nobody's"
+
+
+@needs_hosts
+@pytest.mark.parametrize("label", [[], ["label", "veth0:1"]])
+def test_the_interface_of_an_address_that_is_not_its_first_is_found(label, hosts):
+    """gloo looks for a label as for an interface, and takes its address."""
+    for host, address in zip(hosts, ("10.78.0.1", "10.78.0.2"), strict=True):
+        host.ip("address", "add", f"{address}/24", "dev", "veth0", *label)
+    asks = "from ranks.addresses import *; print(interface_of(own_address('10.78.0.1')))"
+    command = hosts[1].command(sys.executable, "-c", asks, cwd=ROOT)
+    assert subprocess.check_output(command, text=True) == ["veth0", "veth0:1"][bool(label)] + "\n"
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_ranks_meet_at_an_address_that_is_not_the_first_one(hosts):
+    for host, address in zip(hosts, ("10.78.0.1", "10.78.0.2"), strict=True):
+        host.ip("address", "add", f"{address}/24", "dev", "veth0")
+    with ranks_on(hosts, "MASTER_ADDR=10.78.0.1", *TOGETHER[1:]) as running:
+        hosts[0].kill()
+        running[1].communicate(timeout=60)
 
 
 # ---------------------------------------------------------------- as a user starts them
@@ -383,6 +651,23 @@ def test_each_host_may_prepare_a_copy_of_its_own_but_no_other_data(hosts, copy, 
             (folder / "err").read_text(),
             re.M,
         )
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_the_script_of_the_other_host_ends_if_one_cannot_prepare(hosts, copy, tmp_path):
+    write_days(tmp_path / "data", 2, 900)
+    folders = [tmp_path / host.name for host in hosts]
+    folders[1].mkdir()
+    with (
+        script_on(hosts[0], copy, folders[0], tmp_path / "data") as one,
+        script_on(hosts[1], copy, folders[1], folders[1]) as other,
+    ):
+        ends = one.wait(timeout=100), other.wait(timeout=100)
+    said, own = ((folder / "err").read_text() for folder in folders)
+    assert ends == (2, 2) and "neither day_0" in own and "--node_rank" not in own
+    line = "error: the machine with --node_rank=1 (host1) has ended before all were ready: its"
+    assert line in said and said.count("error: ") == 1
 
 
 @pytest.mark.slow
