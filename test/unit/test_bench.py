@@ -28,6 +28,7 @@ def test_the_evaluation_is_measured_and_told_in_a_table(capsys, monkeypatch):
     assert found["peak memory"].endswith(" GB") and found["metric work"].endswith(" s")
 
 
+@pytest.mark.slow
 def test_the_gpus_table_is_printed_without_a_gpu_too(capsys, monkeypatch):
     """With a small model in place of the published ones."""
     case = Case("64, D 8", 64, 8, "13-16-8", "16-1", 0, 0)

@@ -174,7 +174,7 @@ def test_the_demo_with_8_ranks_comes_near_the_bayes_auc(length, copy, tmp_path):
         (["--demo", "--epochs=3"], "unknown option --epochs"),
         (["--data_path"], "--data_path wants a value"),
         (["demo"], "unexpected argument demo"),
-        (["--data_path=."], "neither day_0"),
+        pytest.param(["--data_path=."], "neither day_0", marks=pytest.mark.slow),
         (["--data_path=.", "--device=cpu", "--", "--nepochs=0"], "--nepochs"),
     ],
 )
@@ -219,6 +219,7 @@ def test_a_failing_rank_ends_all_and_its_line_is_shown(copy, tmp_path):
     assert "Final result" not in done.stdout and not (tmp_path / "DLRM.pth").exists()
 
 
+@pytest.mark.slow
 def test_a_traceback_of_a_rank_is_shown_not_the_launchers(copy, tmp_path):
     """The script shows the end of the rank's log if a bug, not a user's mistake, has ended it."""
     broken = tmp_path / "broken"
@@ -245,7 +246,10 @@ def take_interrupts():
 
 
 @pytest.mark.skipif(not shutil.which("pgrep"), reason="looks for processes with pgrep")
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status",
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_ctrl_c_and_sigterm_stop_all_ranks(number, status, copy, tmp_path):
     """Ctrl-C goes to all processes of a terminal, SIGTERM to the script alone."""
     shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
@@ -272,16 +276,27 @@ def test_ctrl_c_and_sigterm_stop_all_ranks(number, status, copy, tmp_path):
     assert running(f"{mine}/dlrm_s_pytorch.py") == []
 
 
-def test_ranks_started_by_hand_prepare_once_and_say_an_error_once(copy, tmp_path):
-    """Here torchrun starts the program: on data that nobody has prepared, then with wrong flags."""
-    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+def by_hand(copy, folder, *flags):
+    """Two ranks of the program, which torchrun starts."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = [copy / "dlrm_s_pytorch.py", f"--data_path={tmp_path}/data", "--num-batches=2"]
-    done = shell(*launcher, *program, "--tensor-board-filename=", cwd=tmp_path)
+    program = [copy / "dlrm_s_pytorch.py", f"--data_path={folder}/data", "--num-batches=2"]
+    return shell(*launcher, *program, *flags, cwd=folder)
+
+
+def test_ranks_started_by_hand_prepare_once(copy, tmp_path):
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    done = by_hand(copy, tmp_path, "--tensor-board-filename=")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Prepared 7003 rows") == 1
     assert done.stdout.count("Finished training") == 2
-    wrong = shell(*launcher, *program, "--max-ind-range=5", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_ranks_started_by_hand_say_an_error_once(copy, tmp_path):
+    """Prepared data is not what the flags ask for."""
+    shutil.copytree(GOLDEN / "data" / "kaggle", tmp_path / "data")
+    assert by_hand(copy, tmp_path, "--tensor-board-filename=").returncode == 0
+    wrong = by_hand(copy, tmp_path, "--max-ind-range=5")
     assert wrong.returncode != 0
     assert len(re.findall(r"^ *error: ", wrong.stderr, re.M)) == 1
     assert wrong.stderr.splitlines()[-2].startswith("  error: ")

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 
+import pytest
 import torch
 from conftest import ROOT, shell
 
@@ -80,6 +81,7 @@ def test_a_kill_inside_each_call_of_a_save_leaves_whole_checkpoints(tmp_path):
     assert number > 10 and newest == sorted(newest) and set(newest) == {2, 3}
 
 
+@pytest.mark.slow
 def test_a_campaign_of_random_kills_loses_nothing():
     """One rank, four ranks, random data; docs/checkpoints.md has the command of a long one."""
     done = shell(sys.executable, ROOT / "test" / "kill_campaign.py", 3, "--seed=3", timeout=280)

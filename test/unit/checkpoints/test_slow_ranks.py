@@ -47,7 +47,7 @@ run_ranks(2, work)
 """
 
 
-@pytest.mark.parametrize("slow_rank", [0, 1])
+@pytest.mark.parametrize("slow_rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_waits_for_the_slowest_rank(slow_rank, tmp_path):
     """A file of it takes longer than a rank may be without a sign of life, here 1 s."""
     settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'test' / 'unit'}"}

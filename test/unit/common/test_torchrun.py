@@ -94,7 +94,7 @@ def test_an_error_that_another_rank_has_caused_counts_as_later(launched):
     assert left(folder)[1] < later
 
 
-@pytest.mark.parametrize("num_ranks", [1, 3])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_torchruns_report_is_short_and_ends_with_the_line(num_ranks, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     program = [f"--nproc_per_node={num_ranks}", ROOT / "dlrm_s_pytorch.py", "--nepochs=0"]
@@ -181,6 +181,7 @@ def test_torchrun_tries_a_loss_that_is_nan_once(tmp_path):
     assert re.search("^  error: the loss became nan at it 2 of epoch 0", done.stderr, re.M)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_killed_rank_again(tmp_path):
     program = tmp_path / "dies_once.py"
     program.write_text(DIES_ONCE)

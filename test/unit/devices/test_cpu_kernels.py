@@ -52,6 +52,7 @@ for dim in (1, 7, 8, 16, 17, 33, 64, 128):
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_compiles_gets_the_bits_of_one_that_loads_compiled_kernels(tmp_path):
     """Else a run that is the first one on its machine could not be resumed exactly."""
     settings = {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}

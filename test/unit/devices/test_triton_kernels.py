@@ -127,6 +127,7 @@ def test_the_loss_and_its_gradient_are_the_operators(kernels, weights, padded):
     assert kernels.cross_entropy(predicted[:0], label[:0], label_weights, None)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_gpus_without_a_gpu_too(tmp_path):
     fresh = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = shell(sys.executable, ROOT / "test" / "unit" / "compile_kernels.py", env=fresh)

@@ -92,7 +92,10 @@ def test_a_file_is_as_torch_writes_it(tmp_path, optimizer):
     assert path.read_bytes() == (tmp_path / "again.pth").read_bytes()
 
 
-@pytest.mark.parametrize("num_ranks, placement", [(1, "whole"), (2, "whole"), (3, "cut")])
+@pytest.mark.parametrize(
+    "num_ranks, placement",
+    [(1, "whole"), pytest.param(2, "whole", marks=pytest.mark.slow), (3, "cut")],
+)
 def test_saving_needs_memory_for_a_block_of_rows(tmp_path, num_ranks, placement):
     """Each rank's memory grows by less than 100 MB, while the tables have 300."""
     path = tmp_path / "model.pth"

@@ -477,8 +477,15 @@ def addresses(found):
 
 
 @needs_hosts
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("how", ["killed", "cable"])
+@pytest.mark.parametrize(
+    "how, lost",
+    [
+        ("killed", 1),
+        ("cable", 0),
+        pytest.param("killed", 0, marks=pytest.mark.slow),
+        pytest.param("cable", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_host_ends_the_other_one_within_the_timeout_and_is_named(hosts, how, lost):
     with ranks_on(hosts, *TOGETHER) as running:
         for host in hosts:

@@ -15,7 +15,6 @@ from conftest import (
 )
 from ranks_program import run_cases
 
-WORLD_SIZES = (3, 8)
 RANDOM = [*SMALL_MODEL, "--num-batches=100", "--tensor-board-filename="]
 RANDOM_SHORT = [*SMALL_MODEL, "--num-batches=12", "--tensor-board-filename="]
 
@@ -123,7 +122,7 @@ def one_rank(cases):
     return run_cases(cases)
 
 
-@pytest.fixture(scope="module", params=WORLD_SIZES)
+@pytest.fixture(scope="module", params=[3, pytest.param(8, marks=pytest.mark.slow)])
 def many_ranks(request, cases, tmp_path_factory):
     """(how many ranks, their results)."""
     folder = tmp_path_factory.mktemp(f"ranks_{request.param}")

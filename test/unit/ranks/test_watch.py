@@ -163,7 +163,7 @@ run_ranks(2, main)
 """
 
 
-@pytest.mark.parametrize("warns", [False, True])
+@pytest.mark.parametrize("warns", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_rank_whose_backend_notices_nothing_ends_without_a_launcher(warns, tmp_path):
     """If SIGTERM has come before, the end of the other rank is no news: it got the signal too."""
     program = tmp_path / "two_ranks.py"
