@@ -47,7 +47,7 @@ def work():
         run.restore(path, Index.read(path))
         for held, sums in rows:
             assert sums_of(held) == sums
-    print(f"{saved - before:.1f} {saving.most_memory() - saved:.1f}", flush=True)
+    print(f"{saved - before:.1f} {saving.most_memory() - saved:.1f}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def work():
             os._exit(1)
         before = most_memory()
         save_model_file(sys.argv[2], state, Progress(iter=10, num_steps=10))
-        print(f"{most_memory() - before:.1f}", flush=True)
+        print(f"{most_memory() - before:.1f}\n", end="", flush=True)
         parameters = full_state_dict(state)
     if process.is_first:
         check_file(parameters)
