@@ -51,22 +51,44 @@ CASES = {
     "not filled": "--static-shapes=false",
 }
 STEPS = 2 * 7
+SELDOM = ("bf16", "itself", "cat", "quotient-remainder", "mixed dimensions")
+EACH = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SELDOM)) for name in CASES],
+)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("graphs")
+    names = [name for name in CASES if name not in SELDOM]
+    return results_of(names, tmp_path_factory.mktemp("graphs"))
+
+
+@pytest.fixture(scope="module")
+def seldom(tmp_path_factory):
+    return results_of(SELDOM, tmp_path_factory.mktemp("graphs"))
+
+
+@pytest.fixture
+def found_of(name, request):
+    """The results that have the case of that name."""
+    return request.getfixturevalue("seldom" if name in SELDOM else "found")
+
+
+def results_of(names, folder):
+    """What graph_program.py has found: of these cases with graphs and without, and of a resumed."""
     shutil.copytree(GOLDEN / "data" / "kaggle", folder / "data")
     cases = {}
     no_npu_kernel = "--fused-optimizer=false"  # that kernel reads the rate on the host
     sizes = ["--mini-batch-size=1000", "--test-mini-batch-size=330", "--test-freq=1000"]
-    for name, flags in CASES.items():
+    for name in names:
         argv = [*CRITEO_MODEL, *sizes, "--print-freq=1", "--nepochs=2", "--use-npu", no_npu_kernel,
-                "--memory-map", f"--data_path={folder / 'data'}", *flags.split()]  # fmt: skip
+                "--memory-map", f"--data_path={folder / 'data'}", *CASES[name].split()]  # fmt: skip
         cases[name], cases[f"{name} eager"] = [*argv, "--cuda-graphs"], argv
-    saves = [f"--save-model={folder / 'model.pth'}", "--test-freq=-1"]
-    cases["saved"] = [*cases["rwsadagrad"], *saves, "--nepochs=1"]
-    cases["resumed"] = [*cases["rwsadagrad"], f"--load-model={folder / 'model.pth'}"]
+    if "rwsadagrad" in names:
+        saves = [f"--save-model={folder / 'model.pth'}", "--test-freq=-1"]
+        cases["saved"] = [*cases["rwsadagrad"], *saves, "--nepochs=1"]
+        cases["resumed"] = [*cases["rwsadagrad"], f"--load-model={folder / 'model.pth'}"]
     (folder / "cases.json").write_text(json.dumps(cases))
     program = ROOT / "test" / "unit" / "graph_program.py"
     emulated = {"PYTHONPATH": str(ROOT / "test" / "emulated_npu")}
@@ -77,9 +99,9 @@ def found(tmp_path_factory):
 
 
 @emulated
-@pytest.mark.parametrize("name", CASES)
-def test_replayed_steps_are_the_steps(name, found):
-    got, want = found[name], found[f"{name} eager"]
+@EACH
+def test_replayed_steps_are_the_steps(name, found_of):
+    got, want = found_of[name], found_of[f"{name} eager"]
     assert got["status"] == want["status"] == 0, got["err"]
     assert want["recorded"] == 0
     assert len(losses_of(got["out"])) == STEPS
@@ -93,18 +115,18 @@ def test_replayed_steps_are_the_steps(name, found):
 
 
 @emulated
-@pytest.mark.parametrize("name", CASES)
-def test_one_shape_is_recorded_once(name, found):
+@EACH
+def test_one_shape_is_recorded_once(name, found_of):
     """Three steps warm up; the short batches at the ends of both epochs are not replayed."""
-    assert found[name]["recorded"] == 1
-    assert found[name]["replays"] == STEPS - 3 - 2
+    assert found_of[name]["recorded"] == 1
+    assert found_of[name]["replays"] == STEPS - 3 - 2
 
 
 @emulated
-@pytest.mark.parametrize("name", CASES)
-def test_a_graph_is_given_up_before_the_ranks_part(name, found):
+@EACH
+def test_a_graph_is_given_up_before_the_ranks_part(name, found_of):
     """NCCL's communicators wait for the graphs that hold their collectives."""
-    assert found[name]["resets"] == [1]
+    assert found_of[name]["resets"] == [1]
 
 
 @emulated
