@@ -106,6 +106,7 @@ with kill_campaign.campaign(seed=1) as runs:
 """
 
 
+@pytest.mark.slow
 def test_a_campaign_tells_what_differs():
     """It is no campaign if it calls every run equal."""
     done = shell(sys.executable, "-c", TELLS, cwd=ROOT)

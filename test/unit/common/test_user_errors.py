@@ -88,7 +88,9 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["stdout", "both"])
+@pytest.mark.parametrize(
+    "both", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stdout", "both"]
+)
 @pytest.mark.parametrize("name", LONG)
 def test_a_reader_that_has_gone_is_no_error(name, both, tmp_path):
     """As in `| head -1` and `2>&1 | head -1`, but here nobody reads at all."""
