@@ -104,7 +104,7 @@ from engine.serving_facts import ServingFacts, lacks_vocabulary, vocabulary_to_k
 from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_clock import StepClock
 from engine.step_graph import check_graphs
-from engine.table_layout import TableLayout, add_table_options, print_plan, shape_without_data
+from engine.table_layout import TableLayout, add_table_options, print_plan
 from model.batch import Batch, Features
 from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
@@ -640,10 +640,8 @@ def make_architecture(options: argparse.Namespace, prepared: Prepared | None) ->
         UserError: the model does not fit the data.
     """
     if prepared is None:
-        num_rows, num_dense = options.arch_embedding_size, options.arch_mlp_bot[0]
-    else:
-        num_rows, num_dense = prepared.counts, NUM_DENSE
-    return Architecture.from_options(options, num_rows, num_dense)
+        return Architecture.without_data(options)
+    return Architecture.from_options(options, prepared.counts, NUM_DENSE)
 
 
 def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
@@ -660,11 +658,9 @@ def note_facts(trainer: Trainer, prepared: Prepared | None) -> None:
 
 def show_plan(options: argparse.Namespace, argv: Sequence[str] | None) -> int:
     """Print where tables would be, for --print-plan, which needs no card; the exit status."""
-    if "arch_embedding_size" in make_parser().names_given(argv):
-        shape = shape_without_data(options)
-    else:
-        shape = make_architecture(options, prepare_data(options))
-    print_plan(options, shape)
+    needs_data = "arch_embedding_size" not in make_parser().names_given(argv)
+    prepared = prepare_data(options) if needs_data else None
+    print_plan(options, make_architecture(options, prepared))
     return 0
 
 

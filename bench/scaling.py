@@ -25,6 +25,7 @@ from model.compression import NoCompression
 from model.interaction import num_pairs
 from ranks.model_shape import ModelShape
 from ranks.placement import LogicalTable, Placement
+from ranks.plan import MOST_PLANNED
 from ranks.plan_costs import ID_BYTES, RankCost, Workload, rank_costs
 from ranks.planner import Sharding, plan_tables
 
@@ -33,7 +34,6 @@ CRITEO = (
     11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
 )  # fmt: skip
 ROWS_OF_A_CARD, ROWS_OF_ALL = 32768, 65536
-MOST_CARDS = 4096  # as --print-plan has it: a plan of more takes minutes
 
 # What is assumed of a machine: (field of Machine, what it is, H200, Ascend 910, source).
 ASSUMPTIONS = (
@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = ArgumentParser(prog="scaling.py", description=(__doc__ or "").splitlines()[0])
     flag = parser.add_argument
-    number = listed(number_in(int, 1, MOST_CARDS))
+    number = listed(number_in(int, 1, MOST_PLANNED))
     flag("--cards", type=number, default="1,8,64,512", help="numbers of cards, joined by commas")
     flag("--model", choices=tuple(MODELS), help="one of the models")
     flag("--machine", choices=tuple(MACHINES), help="one of the machines")

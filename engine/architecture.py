@@ -6,6 +6,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.flags import dashed_ints, number_in
+from criteo.columns import NUM_DENSE
 from model.compression import compression_from_options
 from model.interaction import num_pairs
 from ranks.model_shape import ModelShape
@@ -107,3 +108,16 @@ class Architecture(ModelShape):
             pooling=options.weighted_pooling or "",
             clamp=options.loss_threshold,
         )
+
+    @classmethod
+    def without_data(cls, options: argparse.Namespace) -> "Architecture":
+        """The shape if --arch-embedding-size gives the rows, also in place of a data set's.
+
+        Raises:
+            UserError: as `from_options` does.
+        """
+        num_rows, num_dense = options.arch_embedding_size, options.arch_mlp_bot[0]
+        if options.data_generation == "dataset":
+            num_dense, most = NUM_DENSE, options.max_ind_range
+            num_rows = [min(rows, most) if most > 0 else rows for rows in num_rows]
+        return cls.from_options(options, num_rows, num_dense)

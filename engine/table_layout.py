@@ -11,16 +11,14 @@ from common.errors import RankError
 from common.flags import number_in
 from common.free_memory import whole_memory
 from common.launch import Launch
-from criteo.columns import NUM_DENSE
 from devices.card import card_memory
 from devices.execution import LOWER_PRECISION
-from engine.architecture import Architecture
 from engine.model_content import ORIGINAL, SEEDED
 from optim.row_optimizers import ELEMENT_OPTIMIZERS, TABLE_OPTIMIZERS
 from ranks.collectives import largest_numbers
 from ranks.model_shape import ModelShape
 from ranks.placement import Matrix, Placement, place_tables
-from ranks.plan import Plan
+from ranks.plan import MOST_PLANNED, Plan
 from ranks.plan_costs import Workload
 from ranks.process import Process
 from reporting.plan_table import plan_lines
@@ -46,7 +44,7 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--print-plan",
-        type=number_in(int, 1, 4096),
+        type=number_in(int, 1, MOST_PLANNED),
         nargs="?",
         const=0,
         metavar="RANKS",
@@ -191,19 +189,6 @@ def _ids_per_bag(options: argparse.Namespace, shape: ModelShape) -> float | tupl
     if options.num_indices_per_lookup_fixed:
         return float(most)
     return tuple((1 + min(table.num_rows, most)) / 2 for table in shape.tables)
-
-
-def shape_without_data(options: argparse.Namespace) -> Architecture:
-    """The model's shape if --arch-embedding-size gives --print-plan the rows that data would have.
-
-    Raises:
-        UserError: the flags contradict one another.
-    """
-    num_rows, num_dense = options.arch_embedding_size, options.arch_mlp_bot[0]
-    if options.data_generation == "dataset":
-        num_dense, most = NUM_DENSE, options.max_ind_range
-        num_rows = [min(rows, most) if most > 0 else rows for rows in num_rows]
-    return Architecture.from_options(options, num_rows, num_dense)
 
 
 def print_plan(options: argparse.Namespace, shape: ModelShape) -> None:

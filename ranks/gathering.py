@@ -299,8 +299,7 @@ class Guest:
                     " --master_port that is free, as the one after it, where --node_rank=0 is"
                 ) from error
             if self._is_admitted:
-                machine = f"the machine with --node_rank=0 ({self._meeting.host})"
-                raise UserError(_has_ended(machine))
+                raise UserError(_has_ended(Machine(0, self._meeting.host)))
             self._waiting.wait(f"--node_rank=0 at {self._meeting.place} ({reason})")
             self._events.wait()
 
@@ -352,7 +351,7 @@ class Guest:
         self._events.wait()
 
 
-def _has_ended(machine: object) -> str:
+def _has_ended(machine: Machine) -> str:
     return f"{machine} has ended before all were ready: its script says why; {START_ALL_AGAIN}"
 
 

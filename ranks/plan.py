@@ -11,6 +11,7 @@ from ranks.plan_costs import RankCost, Workload, fullest_rank, rank_costs
 from ranks.planner import Sharding, most_held, plan_tables
 
 MOST_RANKS = 512  # a search for a number of ranks ends here
+MOST_PLANNED = 4096  # ranks of a plan that is asked for; one of more takes minutes
 
 
 @dataclass(frozen=True)

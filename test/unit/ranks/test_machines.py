@@ -55,13 +55,7 @@ MEET = [sys.executable, "-m", "ranks.machines"]
 
 def meet(hosts, *lines):
     """(status, stderr) of `python -m ranks.machines` with each line of options, on host 0, 1, 0."""
-    running = [
-        subprocess.Popen(
-            hosts[k % 2].command(*MEET, *line, cwd=ROOT), stderr=subprocess.PIPE, text=True
-        )
-        for k, line in enumerate(lines)
-    ]  # fmt: skip
-    return ends_of(*running)
+    return ends_of(*(begin(hosts, k % 2, *MEET, *line) for k, line in enumerate(lines)))
 
 
 def ends_of(*running):

@@ -15,7 +15,15 @@ from signalled import HANG, started
 from common.versions import release
 from ranks.process import Process
 
-PROGRAM = """
+
+def run_program(program, folder, timeout=60, **values):
+    """Run it as a process of its own, with these values in their places."""
+    file = folder / "program.py"
+    file.write_text(program.format(paths=[str(ROOT), str(ROOT / "test" / "unit")], **values))
+    return shell(sys.executable, file, cwd=folder, timeout=timeout)
+
+
+SLOW = """
 import os, signal, sys, time
 sys.path[:0] = {paths}
 import dlrm_s_pytorch as dlrm
@@ -52,9 +60,7 @@ run_ranks(3, work)
 
 
 def test_a_slow_rank_is_named_in_the_log_and_one_that_hangs_in_the_error(tmp_path):
-    program = tmp_path / "three_ranks.py"
-    program.write_text(PROGRAM.format(paths=[str(ROOT), str(ROOT / "test" / "unit")]))
-    done = shell(sys.executable, program, cwd=tmp_path, timeout=100)
+    done = run_program(SLOW, tmp_path, timeout=100)
     assert done.returncode == 0, done.stderr
     waited = "the others have waited for it at a collective"
     lines = [re.sub(r"\d s", "N s", line) for line in done.stdout.splitlines()]
@@ -111,9 +117,7 @@ run_ranks(3, work)
 
 def test_a_rank_that_hangs_between_beginning_and_waiting_is_named(tmp_path):
     """Its numbers have come, so the others wait for it at the next collective."""
-    program = tmp_path / "three_ranks.py"
-    program.write_text(BETWEEN.format(paths=[str(ROOT), str(ROOT / "test" / "unit")]))
-    done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
+    done = run_program(BETWEEN, tmp_path)
     assert done.returncode == 0, done.stderr
     why = "the others have waited for it at a collective that it has not begun"
     left = "(it left its last one N s ago)"
@@ -166,10 +170,7 @@ run_ranks(2, main)
 @pytest.mark.parametrize("warns", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_rank_whose_backend_notices_nothing_ends_without_a_launcher(warns, tmp_path):
     """If SIGTERM has come before, the end of the other rank is no news: it got the signal too."""
-    program = tmp_path / "two_ranks.py"
-    paths = [str(ROOT), str(ROOT / "test" / "unit")]
-    program.write_text(STUCK.format(paths=paths, hang=HANG, warns=warns))
-    done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
+    done = run_program(STUCK, tmp_path, hang=HANG, warns=warns)
     assert done.returncode == 1, done.stderr
     pid = re.search(r"^rank 1 is (\d+)$", done.stdout, re.M)[1]
     line = f"error: rank 1 has ended (process {pid}): its own log says why\n"
@@ -227,9 +228,7 @@ run_ranks(3, work)
 )
 def test_a_rank_of_this_or_another_machine_is_named(machines, dies, told, tmp_path):
     """A rank beside it tells who has ended; if there is none, it is the one that gives no signs."""
-    program, paths = tmp_path / "three_ranks.py", [str(ROOT), str(ROOT / "test" / "unit")]
-    program.write_text(MACHINES.format(paths=paths, machines=machines, dies=dies))
-    done = shell(sys.executable, program, cwd=tmp_path, timeout=60)
+    done = run_program(MACHINES, tmp_path, machines=machines, dies=dies)
     said = re.sub(r"process \d+", "process N", done.stderr).splitlines()
     assert set(said) == {f"error: {what}: its own log says why" for what in told}, done.stderr
 
