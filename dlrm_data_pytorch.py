@@ -97,6 +97,10 @@ class RunData:
     num_dense: int
     vocabulary: VocabularySource | None = None
 
+    def batches_of_epoch(self, most: int) -> int:
+        """Batches of an epoch of training, at most so many; 0: all."""
+        return min(len(self.train), most or len(self.train))
+
 
 def describe_batches(data: BatchedDataset, max_batches: int) -> str:
     """The first batches as text, for --debug-mode."""

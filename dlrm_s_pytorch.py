@@ -105,10 +105,12 @@ from engine.step import Accumulation, Chunking, StepParts, TrainingStep
 from engine.step_clock import StepClock
 from engine.step_graph import check_graphs
 from engine.table_layout import TableLayout, add_table_options, print_plan
-from model.batch import Batch, Features
+from model.batch import Batch, Decoding, Features
 from model.compression import add_compression_options, compression_from_options
 from model.embedding_tables import EmbeddingTables, PoolingWeights
 from model.interaction import make_interaction
+from model.layer_operators import Target
+from model.lower_mlp import flatten_if_lower
 from model.mlp import MLP
 from model.routed_exchange import make_exchange
 from model.travel import Types
@@ -220,9 +222,15 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         self.bot_l = MLP(architecture.bottom, nn.ReLU(), process.device, execution.lower)
         self.top_l = MLP(architecture.top, nn.Sigmoid(), process.device, execution.lower)
         self.interact = make_interaction(architecture, process.device, execution.triton)
+        self.flat_parameters = flatten_if_lower([self.bot_l, self.top_l], execution)
+        self.decoding = Decoding(execution.triton, self.bot_l.wanted_type, exchange.shifts)
 
     def forward(
-        self, features: Features, rows_per_rank: Sequence[int], update: Update | None = None
+        self,
+        features: Features,
+        rows_per_rank: Sequence[int],
+        update: Update | None = None,
+        target: Target | None = None,
     ) -> torch.Tensor:
         """Click probabilities (b, 1) of this rank's b rows; all ranks call it together.
 
@@ -230,6 +238,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
             features: those of this rank's b rows.
             rows_per_rank: rows of the batch on each rank.
             update: what the backward pass does with the gradients; None: no such pass follows.
+            target: for a top MLP that `computes_loss`: the result is that of all rows, ().
         """
         sgd_lr = float(update.lr) if update is not None and update.dense_now else None
         with phase("embedding"):
@@ -241,6 +250,8 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         with phase("interaction"):
             joined_vectors = self.interact(dense, pooled)
         with phase("MLPs"):
+            if target is not None:
+                return self.top_l.lower_layers.with_loss(joined_vectors, target)
             probability: torch.Tensor = self.top_l(joined_vectors, sgd_lr)
         clamp = self.architecture.clamp
         return probability.clamp(clamp, 1 - clamp) if clamp > 0 else probability
@@ -298,7 +309,7 @@ class Evaluator:
         scores = ScoreMeter(process, reporter.wants_page)
         for batch in _load(data, range(len(data)), workers, process, self._execution):
             for chunk in chunking.chunks(batch):
-                features = chunk.decode(self._execution.triton)
+                features = chunk.decode(self._model.decoding)
                 predicted = self._model(features, chunk.rows_per_rank)
                 count = chunk.num_rows - chunk.num_padding
                 scores.add(predicted[:count], features.label[:count])
@@ -338,17 +349,12 @@ def make_model_state(
         dense_optimizer=parts.optimizer,
         optimizer_name=options.optimizer,
         num_epochs=options.nepochs,
-        num_batches=num_batches_of_epoch(options, data),
+        num_batches=data.batches_of_epoch(options.num_batches),
         num_test_batches=len(data.test),
         scale=parts.scale,
         serving=ServingFacts.from_options(options, data.num_rows, data.num_dense, data.vocabulary),
         vocabulary=data.vocabulary,
     )
-
-
-def num_batches_of_epoch(options: argparse.Namespace, data: RunData) -> int:
-    """Batches of an epoch of training."""
-    return min(len(data.train), options.num_batches or len(data.train))
 
 
 class Trainer:
@@ -368,7 +374,7 @@ class Trainer:
         name, draws = options.optimizer, not checkpoints.will_restore
         layout = TableLayout.from_options(options, architecture, process)
         self.model = DLRM_Net(architecture, process, name, self.execution, layout, draws)
-        self.num_batches = num_batches_of_epoch(options, data)
+        self.num_batches = data.batches_of_epoch(options.num_batches)
         self.accumulation = Accumulation(options.mlperf_grad_accum_iter, self.num_batches)
         self.schedule = LearningRateSchedule.from_options(options)
         parts = StepParts.from_options(options, self.model, process.device, self.execution)

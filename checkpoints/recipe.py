@@ -34,7 +34,7 @@ FREE = frozenset(
         "sharding", "card_memory", "print_plan",
         "use_npu", "use_gpu", "local_rank", "dist_backend", "dist_timeout", "world_size",
         "sync_dense_params", "fused_optimizer", "one_lookup", "static_shapes", "pin_memory",
-        "copy_stream", "jit_compile", "cuda_graphs", "tf32", "triton",
+        "copy_stream", "jit_compile", "cuda_graphs", "tf32", "triton", "sum_equal_rows",
         # what data is prepared with, when it has been prepared
         "dataset_multiprocessing", "max_bad_lines", "data_set",
     }

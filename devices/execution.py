@@ -83,6 +83,12 @@ def add_gpu_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="kernels in Triton (with TRITON_INTERPRET=1 also on the CPU)",
     )
+    flag(
+        "--sum-equal-rows",
+        type=true_or_false,
+        default=False,
+        help="sgd, in Triton: sum gradients of equal rows among 32 before a row is changed",
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class Execution:
         copy_stream: the next batch is copied on a stream of its own during a step.
             (torch.npu.Stream, which waits and records as torch.cuda.Stream does.)
         triton: kernels of triton_kernels.py replace chains of operators.
+        sums_equal_rows: sgd's kernel sums gradients of equal rows before it adds them to a row.
         graphs: a step is recorded once and then replayed by one call of the host. (CUDA
             graphs, in torch's notes on CUDA semantics.)
     """
@@ -115,6 +122,7 @@ class Execution:
     pin_memory: bool = False
     copy_stream: bool = False
     triton: bool = False
+    sums_equal_rows: bool = False
     graphs: bool = False
 
     @classmethod
@@ -126,6 +134,7 @@ class Execution:
         """
         on_card = device.type != "cpu"
         lower = lower_precision(device, options.amp)
+        triton = options.triton and has_triton(device, lower)
         return cls(
             lower=lower,
             one_lookup=options.one_lookup,
@@ -133,7 +142,8 @@ class Execution:
             static_shapes=on_card and options.static_shapes,
             pin_memory=on_card and options.pin_memory,
             copy_stream=on_card and options.copy_stream,
-            triton=options.triton and has_triton(device, lower),
+            triton=triton,
+            sums_equal_rows=triton and options.sum_equal_rows,
             graphs=options.cuda_graphs,
         )
 

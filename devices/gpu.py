@@ -12,7 +12,7 @@ import torch
 
 from common.errors import UserError
 from common.versions import installed_version, release
-from devices.older_torch import OLDEST_TRITON
+from devices.older_torch import OLDEST_TRITON, has_products_in_float32
 
 COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
 
@@ -33,6 +33,26 @@ def set_product_precision(device: torch.device, tf32: bool) -> None:
     # by default, if several blocks of a GPU share a product, their sums are added in 16 bits
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def product_in_float32(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """Put left @ right into `out`: factors of 16 bits, sums that are never rounded to them.
+
+    Where torch has no such product the factors become float32 first. TensorFloat-32 holds numbers
+    of bfloat16 and float16 exactly, so a GPU may take them as such.
+
+    Args:
+        left: (m, b).
+        right: (b, n).
+        out: (m, n) float32.
+    """
+    if left.is_cuda and has_products_in_float32:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if left.is_cuda else before)
+    torch.mm(left.float(), right.float(), out=out)
+    torch.set_float32_matmul_precision(before)
 
 
 def has_triton(device: torch.device, lower: torch.dtype | None) -> bool:
@@ -73,9 +93,9 @@ def _missing_for_triton() -> str:
     return "" if header.is_file() else f"no {header} found (of Python's development files)"
 
 
-def triton_kernels() -> Any:
-    """The module devices/triton_kernels.py, imported on first use: Triton may not be installed."""
-    return importlib.import_module("devices.triton_kernels")
+def triton_kernels(name: str = "kernels") -> Any:
+    """The module devices/triton_<name>.py, imported on first use: Triton may not be installed."""
+    return importlib.import_module(f"devices.triton_{name}")
 
 
 def capture(work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:

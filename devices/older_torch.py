@@ -27,6 +27,9 @@ if platform.machine() == "x86_64" and torch.backends.mkldnn.is_available():
 # thread frees its last tensor within microseconds if it gets the lock.
 SECONDS_BEFORE_GROUP_ENDS = 0.0 if _RELEASE >= (2, 8) else 0.2
 
+# Whether a product of 16-bit factors may keep its float32 sums: torch 2.8 and newer, on a GPU only.
+has_products_in_float32 = "dtype_out" in torch.ops.aten.mm.overloads()
+
 # Every torch from 2.6 to 2.15 has these three, but torch has announced the end of other operators
 # for quantized models. None if this torch does not have them.
 int8_product: Any = getattr(torch, "_int_mm", None)

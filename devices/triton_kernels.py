@@ -15,9 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-LOOKUP_IDS = 16  # ids that one program looks up or updates
 DECODE_ROWS = 32  # rows of a batch that one program decodes
-LOSS_ROWS = 256  # rows of a batch whose losses one program computes
 MAX_VECTORS, MAX_NUMBERS = 128, 1 << 14  # the most that a program's registers hold of a row
 ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at multiples of 16 bytes
 
@@ -26,11 +24,13 @@ ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at m
 
 
 @triton.jit
-def _load_vectors(dense, pooled, row, v, d, V: tl.constexpr, D: tl.constexpr):
-    """The vectors of a row (BLOCK_V, BLOCK_D): the dense one first, zeros at the end."""
-    first = tl.load(dense + row * D + d, mask=(v == 0) & (d < D), other=0.0)
-    others = pooled + row * ((V - 1) * D) + (v - 1) * D + d
-    return first + tl.load(others, mask=(v > 0) & (v < V) & (d < D), other=0.0)
+def _load_pooled(pooled, row, v, d, V: tl.constexpr, D: tl.constexpr):
+    """The pooled vectors of a row (BLOCK_V, BLOCK_D) from 1 on, zeros at the end."""
+    return tl.load(
+        pooled + row * ((V - 1) * D) + (v - 1) * D + d,
+        mask=(v > 0) & (v < V) & (d < D),
+        other=0.0,
+    )
 
 
 @triton.jit
@@ -58,10 +58,12 @@ def _dot_forward(
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK_V)[:, None]
     d = tl.arange(0, BLOCK_D)
-    vectors = _load_vectors(dense, pooled, row, v, d[None, :], V, D)
+    pooled_vectors = _load_pooled(pooled, row, v, d[None, :], V, D)
+    first = tl.load(dense + row * D + d, mask=d < D, other=0.0)
+    vectors = tl.where(v == 0, first[None, :], pooled_vectors)
     products = tl.dot(vectors, tl.trans(vectors), input_precision=PRECISION)
     begin = out + row * PADDED
-    tl.store(begin + d, tl.load(dense + row * D + d, mask=d < D, other=0.0), mask=d < D)
+    tl.store(begin + d, first, mask=d < D)
     j = tl.arange(0, BLOCK_V)[None, :]
     kept = (v < V) & (j <= v) if ITSELF else (v < V) & (j < v)
     tl.store(begin + D + _pair(v, j, ITSELF), products.to(out.dtype.element_ty), mask=kept)
@@ -86,17 +88,23 @@ def _dot_backward(
     """Each program takes one row: V's gradient is S V, S the symmetric matrix of Z's gradients."""
     row = tl.program_id(0).to(tl.int64)
     v = tl.arange(0, BLOCK_V)[:, None]
-    d = tl.arange(0, BLOCK_D)[None, :]
-    vectors = _load_vectors(dense, pooled, row, v, d, V, D)
+    d = tl.arange(0, BLOCK_D)
     j = tl.arange(0, BLOCK_V)[None, :]
     paired = (v < V) & (j < V) if ITSELF else (v < V) & (j < V) & (v != j)
     pair = _pair(tl.maximum(v, j), tl.minimum(v, j), ITSELF)
     begin = gradient + row * PADDED
+    # All loads come before the first use of one, so that their latencies are one. Those of a single
+    # row come last: the compiler puts a barrier behind them.
+    pooled_vectors = _load_pooled(pooled, row, v, d[None, :], V, D)
     symmetric = tl.load(begin + D + pair, mask=paired, other=0.0)
+    first = tl.load(dense + row * D + d, mask=d < D, other=0.0)
+    direct = tl.load(begin + d, mask=d < D, other=0.0)
+    vectors = tl.where(v == 0, first[None, :], pooled_vectors)
     symmetric = tl.where(v == j, symmetric * 2, symmetric)  # d(v.v) = 2 v dv
     through_pairs = tl.dot(symmetric.to(vectors.dtype), vectors, input_precision=PRECISION)
-    direct = tl.load(begin + d, mask=(v == 0) & (d < D), other=0.0)
-    total = (through_pairs + direct.to(tl.float32)).to(dense_gradient.dtype.element_ty)
+    total = through_pairs + tl.where(v == 0, direct[None, :].to(tl.float32), 0.0)
+    total = total.to(dense_gradient.dtype.element_ty)
+    d = d[None, :]
     tl.store(dense_gradient + row * D + d + v, total, mask=(v == 0) & (d < D))
     others = pooled_gradient + row * ((V - 1) * D) + (v - 1) * D + d
     tl.store(others, total, mask=(v > 0) & (v < V) & (d < D))
@@ -181,157 +189,6 @@ def dot_backward(
     return dense_gradient, pooled_gradient
 
 
-# ---------------------------------------------------------------- embedding
-
-
-@triton.jit
-def _look_up(
-    weight,
-    rows,
-    out,
-    num_ids,
-    D: tl.constexpr,
-    IDS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    n = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
-    d = tl.arange(0, BLOCK_D)[None, :]
-    row = tl.load(rows + n, mask=n < num_ids, other=0).to(tl.int64)
-    inside = (n < num_ids)[:, None] & (d < D)
-    vectors = tl.load(weight + row[:, None] * D + d, mask=inside, other=0.0)
-    tl.store(out + n[:, None] * D + d, vectors.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _sgd(
-    weight,
-    rows,
-    gradients,
-    lr,
-    num_ids,
-    LR_ON_DEVICE: tl.constexpr,
-    D: tl.constexpr,
-    IDS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Row -= lr * gradient; the gradients of equal rows add up, in any order."""
-    n = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
-    d = tl.arange(0, BLOCK_D)[None, :]
-    row = tl.load(rows + n, mask=n < num_ids, other=0).to(tl.int64)
-    inside = (n < num_ids)[:, None] & (d < D)
-    gradient = tl.load(gradients + n[:, None] * D + d, mask=inside, other=0.0).to(tl.float32)
-    gradient = tl.where(tl.abs(gradient) < float("inf"), gradient, 0.0)  # nan becomes 0 too
-    rate = tl.load(lr) if LR_ON_DEVICE else lr
-    tl.atomic_add(weight + row[:, None] * D + d, -rate * gradient, mask=inside, sem="relaxed")
-
-
-def _id_settings(weight: torch.Tensor) -> dict[str, Any]:
-    dim = weight.shape[1]
-    return {"D": dim, "IDS": LOOKUP_IDS, "BLOCK_D": triton.next_power_of_2(dim)}
-
-
-def look_up(weight: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows (n,) of `weight` (R, D) float32 -> their vectors (n, D) in `dtype`."""
-    out = weight.new_empty(len(rows), weight.shape[1], dtype=dtype)
-    if len(rows):
-        grid = (triton.cdiv(len(rows), LOOKUP_IDS),)
-        _look_up[grid](weight, rows, out, len(rows), **_id_settings(weight))
-    return out
-
-
-def sgd(
-    weight: torch.Tensor, rows: torch.Tensor, gradients: torch.Tensor, lr: float | torch.Tensor
-) -> None:
-    """weight[rows] -= lr * gradients, in place; gradients that are not finite count as 0.
-
-    Args:
-        weight: (R, D) float32, changed.
-        rows: (n,); a row may come any number of times.
-        gradients: (n, D) of any type.
-        lr: learning rate, a number or a tensor () on the device.
-    """
-    if len(rows):
-        grid = (triton.cdiv(len(rows), LOOKUP_IDS),)
-        on_device = isinstance(lr, torch.Tensor)
-        gradients = gradients.contiguous()
-        settings = _id_settings(weight)
-        _sgd[grid](weight, rows, gradients, lr, len(rows), LR_ON_DEVICE=on_device, **settings)
-
-
-# ---------------------------------------------------------------- loss
-
-
-@triton.jit
-def _cross_entropy(
-    predicted,
-    label,
-    label_weights,
-    mask,
-    gradient,
-    sums,
-    num_rows,
-    HAS_MASK: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < num_rows
-    p = tl.load(predicted + row, mask=inside, other=0.5)
-    y = tl.load(label + row, mask=inside, other=0.0)
-    is_one = tl.minimum(tl.maximum(y.to(tl.int32), 0), 1)
-    weight = tl.load(label_weights + is_one, mask=inside, other=0.0)
-    if HAS_MASK:
-        weight *= tl.load(mask + row, mask=inside, other=0.0)
-    # `where` keeps nan, while tl.maximum would return its other operand
-    log_one, log_zero = tl.log(p), _log1p(-p)
-    log_one = tl.where(log_one < -100, -100.0, log_one)
-    log_zero = tl.where(log_zero < -100, -100.0, log_zero)
-    loss = -(log_zero + y * (log_one - log_zero)) * weight
-    tl.store(sums + tl.program_id(0), tl.reduce(tl.where(inside, loss, 0.0), 0, _add))
-    variance = (1 - p) * p
-    variance = tl.where(variance < 1e-12, 1e-12, variance)
-    tl.store(gradient + row, (p - y) / variance * weight, mask=inside)
-
-
-@triton.jit
-def _add(a, b):
-    return a + b
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x), exact in the digits of a small x too (Goldberg, 1991, theorem 4)."""
-    one = 1 + x
-    exact = one == 1
-    return tl.where(exact, x, tl.log(one) * (x / tl.where(exact, 1.0, one - 1)))
-
-
-def cross_entropy(
-    predicted: torch.Tensor,
-    label: torch.Tensor,
-    label_weights: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Binary cross entropy, summed over rows, and its gradient (b, 1).
-
-    model/losses.py has the operators with the same results.
-
-    Args:
-        predicted: (b, 1) float32 probabilities of label 1.
-        label: (b, 1) float32.
-        label_weights: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
-        mask: (b, 1) 1 for rows that count, 0 for padding; None: all rows count.
-    """
-    num_rows = len(predicted)
-    gradient = torch.empty_like(predicted)
-    grid = (triton.cdiv(num_rows, LOSS_ROWS),)
-    sums = predicted.new_zeros(grid)
-    if num_rows:
-        tensors = (predicted, label, label_weights, predicted if mask is None else mask)
-        settings = {"HAS_MASK": mask is not None, "ROWS": LOSS_ROWS}
-        _cross_entropy[grid](*tensors, gradient, sums, num_rows, **settings)
-    return sums.sum(), gradient
-
-
 # ---------------------------------------------------------------- batches
 
 
@@ -344,8 +201,11 @@ def _decode(
     label,
     num_rows,
     row_bytes,
+    shifts,
     NUM_DENSE: tl.constexpr,
     NUM_SPARSE: tl.constexpr,
+    PITCH: tl.constexpr,
+    HAS_SHIFTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -355,6 +215,9 @@ def _decode(
     is_column = column < num_columns
     offset = tl.load(column_bytes + column, mask=is_column, other=0)[None, :]
     width = tl.load(column_bytes + num_columns + column, mask=is_column, other=0)[None, :]
+    if HAS_SHIFTS:
+        is_id = is_column & (column > NUM_DENSE)
+        shift = tl.load(shifts + column - 1 - NUM_DENSE, mask=is_id, other=0)[None, :]
     column = column[None, :]
     inside = (row < num_rows) & (column < num_columns)
     first = block + row * row_bytes + offset
@@ -364,14 +227,26 @@ def _decode(
     value |= tl.load(first + 3, mask=inside & (width == 4), other=0).to(tl.int32) << 24
     number = value.to(tl.float32)
     tl.store(label + row + column, number, mask=inside & (column == 0))
+    # the columns after the last id are free to write the zeros after the logarithms
     is_dense = inside & (column >= 1) & (column <= NUM_DENSE)
-    tl.store(dense + row * NUM_DENSE + column - 1, tl.log(number + 1), mask=is_dense)
+    is_zero = (row < num_rows) & (column >= num_columns)
+    is_zero = is_zero & (column < num_columns + PITCH - NUM_DENSE)
+    place = tl.where(is_zero, NUM_DENSE + column - num_columns, column - 1)
+    logarithm = tl.where(is_zero, 0.0, tl.log(number + 1)).to(dense.dtype.element_ty)
+    tl.store(dense + row * PITCH + place, logarithm, mask=is_dense | is_zero)
     target = ids + row * NUM_SPARSE + column - 1 - NUM_DENSE
+    if HAS_SHIFTS:
+        value += shift
     tl.store(target, value, mask=inside & (column > NUM_DENSE))
 
 
 def decode(
-    block: torch.Tensor, column_bytes: torch.Tensor, num_dense: int, num_sparse: int
+    block: torch.Tensor,
+    column_bytes: torch.Tensor,
+    num_dense: int,
+    num_sparse: int,
+    lower: torch.dtype | None = None,
+    shifts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unpack rows, and take log(x + 1) of their integers, in one pass.
 
@@ -381,19 +256,34 @@ def decode(
             integers, ids.
         num_dense: integers in a row.
         num_sparse: ids in a row.
+        lower: type of the logarithms, which then have zeros after them up to a multiple of ALIGNED
+            numbers; None: float32, and no zeros.
+        shifts: (num_sparse,) int32 that are added to the ids of each column; None: nothing is.
 
     Returns:
-        Logarithms (b, num_dense) float32, ids (b, num_sparse) int32, labels (b, 1) float32.
+        Logarithms (b, num_dense) or wider, ids (b, num_sparse) int32, labels (b, 1) float32.
     """
     num_rows, row_bytes = block.shape
-    dense = block.new_empty(num_rows, num_dense, dtype=torch.float32)
+    pitch = num_dense if lower is None else -(-num_dense // ALIGNED) * ALIGNED
+    dense = block.new_empty(num_rows, pitch, dtype=lower or torch.float32)
     ids = block.new_empty(num_rows, num_sparse, dtype=torch.int32)
     label = block.new_empty(num_rows, 1, dtype=torch.float32)
     if num_rows:
         grid = (triton.cdiv(num_rows, DECODE_ROWS),)
-        columns = triton.next_power_of_2(1 + num_dense + num_sparse)
+        columns = triton.next_power_of_2(1 + pitch + num_sparse)
         counts = {"NUM_DENSE": num_dense, "NUM_SPARSE": num_sparse, "COLUMNS": columns}
         _decode[grid](
-            block, column_bytes, dense, ids, label, num_rows, row_bytes, ROWS=DECODE_ROWS, **counts
+            block,
+            column_bytes,
+            dense,
+            ids,
+            label,
+            num_rows,
+            row_bytes,
+            column_bytes if shifts is None else shifts,
+            PITCH=pitch,
+            HAS_SHIFTS=shifts is not None,
+            ROWS=DECODE_ROWS,
+            **counts,
         )
     return dense, ids, label

@@ -7,11 +7,11 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
 import numpy as np
 import torch
@@ -37,14 +37,25 @@ from engine.quantization import mlps_take_whole_batches
 from engine.saved_content import reason_of
 from engine.score_files import FLAG, STDOUT, Scores, score_file
 from engine.step import Chunking
-from model.batch import CriteoBatch
+from model.batch import CriteoBatch, Decoding, Features
 from ranks.collectives import gather_on_first, sum_over_ranks
 from ranks.process import Process
 from reporting.log_lines import calibration_line, metrics_line
 from reporting.metrics import remark
 from reporting.progress_bar import ProgressBar
 
-Model = Callable[..., torch.Tensor]  # features, rows of each rank -> click probabilities (b, 1)
+
+class Model(Protocol):
+    """What scores rows.
+
+    Attributes:
+        decoding: what it takes of a batch.
+    """
+
+    decoding: Decoding
+
+    def __call__(self, features: Features, rows_per_rank: Sequence[int]) -> torch.Tensor:
+        """Click probabilities (b, 1)."""
 
 
 @dataclass
@@ -56,7 +67,6 @@ class Prediction:
         text: its rows.
         ids: makes ids of their categories.
         process: this rank.
-        execution: how its device is used.
         chunking: how the model sees a batch.
         batch_size: rows of a batch, over all ranks.
         labelled: the scores with their labels, on the first rank.
@@ -68,7 +78,6 @@ class Prediction:
     text: ScoredText
     ids: ServedIds
     process: Process
-    execution: Execution
     chunking: Chunking
     batch_size: int
     labelled: LabelledScores
@@ -95,7 +104,6 @@ class Prediction:
             text=ScoredText(source, options.max_ind_range, options.max_bad_lines),
             ids=ServedIds(data.vocabulary, options.max_ind_range),
             process=process,
-            execution=execution,
             chunking=chunking,
             batch_size=batch_size,
             labelled=LabelledScores(folder),
@@ -144,7 +152,7 @@ class Prediction:
         """Scores of the batch's rows, on the first rank; all ranks call it together."""
         parts = []
         for chunk in self.chunking.chunks(batch):
-            features = chunk.decode(self.execution.triton)
+            features = chunk.decode(model.decoding)
             predicted = model(features, chunk.rows_per_rank)
             parts.append(predicted[: chunk.num_rows - chunk.num_padding].float())
         own = torch.cat(parts).view(-1).cpu()

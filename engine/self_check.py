@@ -38,8 +38,8 @@ NUM_ROWS = 16_000  # rows of three days; the first two have the rows of all step
 TAKEN = (
     "optimizer", "arch_interaction_op", "weighted_pooling", "num_workers", "amp", "fused_optimizer",
     "one_lookup", "static_shapes", "pin_memory", "copy_stream", "jit_compile", "dist_backend",
-    "local_rank", "mlperf_grad_accum_iter", "triton", "qr_threshold", "qr_operation",
-    "qr_collisions", "md_threshold", "md_temperature",
+    "local_rank", "mlperf_grad_accum_iter", "triton", "sum_equal_rows", "qr_threshold",
+    "qr_operation", "qr_collisions", "md_threshold", "md_temperature",
 )  # fmt: skip
 OF_A_CARD = ("use_npu", "use_gpu", "tf32", "cuda_graphs")  # refused on the CPU
 SWITCHES = (*OF_A_CARD, "arch_interaction_itself", "qr_flag", "md_flag", "md_round_dims")

@@ -13,8 +13,10 @@ from common.phases import phase
 from devices.execution import Execution
 from engine.step_graph import StepGraph
 from model.batch import Batch
-from model.losses import Loss, make_loss
+from model.layer_operators import Target
+from model.losses import CrossEntropy, Loss, make_loss
 from optim.dense import DenseOptimizer, make_dense_optimizer
+from optim.flat_parameters import FlatOptimizer
 from optim.loss_scale import NoScale, make_loss_scale
 from optim.update import Update
 from ranks.collectives import PendingSum, sum_in_rank_order
@@ -125,28 +127,37 @@ class StepParts:
         cls, options: argparse.Namespace, model: Any, device: torch.device, execution: Execution
     ) -> "StepParts":
         """What the flags want a training step of the DLRM_Net to be made of."""
-        parameters = model.dense_parameters()
-        rate, fused = options.learning_rate, execution.fused_optimizer
         return cls(
             model,
             make_loss(options.loss_function, options.loss_weights, device, execution.triton),
-            make_dense_optimizer(options.optimizer, parameters, rate, fused),
+            _make_optimizer(options, model, execution),
             make_loss_scale(execution.lower, device),
         )
+
+
+def _make_optimizer(
+    options: argparse.Namespace, model: Any, execution: Execution
+) -> DenseOptimizer:
+    """The optimiser of the DLRM_Net's dense parameters."""
+    name, rate, fused = options.optimizer, options.learning_rate, execution.fused_optimizer
+    if model.flat_parameters is None:
+        return make_dense_optimizer(name, model.dense_parameters(), rate, fused)
+    return FlatOptimizer(model.flat_parameters, rate, name != "sgd", fused and execution.triton)
 
 
 class _Forward(NamedTuple):
     """What the backward pass of a chunk of b rows begins with.
 
     Attributes:
-        predicted: (b, 1), with the graph of the forward pass.
+        result: the predictions (b, 1) or, if the model has computed the loss, the loss; with the
+            graph of the forward pass.
         loss: the sum over the rows.
-        gradient: (b, 1) that of the loss.
+        gradient: (b, 1) that of the loss; None: the model has it.
     """
 
-    predicted: torch.Tensor
+    result: torch.Tensor
     loss: torch.Tensor
-    gradient: torch.Tensor
+    gradient: torch.Tensor | None
 
 
 class TrainingStep:
@@ -173,6 +184,10 @@ class TrainingStep:
         self._optimizer, self._scale = parts.optimizer, parts.scale
         self._process, self._execution, self._chunking = process, execution, chunking
         self._skips, self._num_kept = skips, 0  # batches whose gradients wait for the update
+        # a batch that may be skipped must not add gradients in its forward pass, as a head does
+        self._label_weights: torch.Tensor | None = None  # of a loss that the model computes
+        if isinstance(parts.loss, CrossEntropy) and parts.model.top_l.computes_loss and not skips:
+            self._label_weights = parts.loss.label_weights
         self._sum: PendingSum | None = None  # of the gradients that every rank has its share of
         # a gradient needs no more work if there is one rank, no optimiser state and no scale
         self._can_update_in_backward = (
@@ -245,8 +260,19 @@ class TrainingStep:
 
     def _forward(self, chunk: Batch, update: Update) -> _Forward:
         with phase("copy"):
-            features = chunk.decode(self._execution.triton)
+            features = chunk.decode(self._model.decoding)
         self._scale.begin_forward()
+        if self._label_weights is not None:
+            target = Target(
+                features.label,
+                self._label_weights,
+                mask=chunk.mask(),
+                divisor=update.mean_over,
+                scale=self._scale.factor(),
+                clamp=self._model.architecture.clamp,
+            )
+            result = self._model(features, chunk.rows_per_rank, update, target)
+            return _Forward(result, result.detach(), None)
         predicted = self._model(features, chunk.rows_per_rank, update)
         self._scale.check_overflow()
         return _Forward(predicted, *self._loss(predicted.detach(), features.label, chunk.mask()))
@@ -254,10 +280,12 @@ class TrainingStep:
     def _back(self, forwards: Iterable[_Forward], divisor: int) -> torch.Tensor:
         """The backward passes, of gradients divided by `divisor`; returns the sum of all losses."""
         losses = []
-        for predicted, loss, gradient in forwards:
+        for result, loss, gradient in forwards:
             with phase("backward"):
-                gradient = self._scale.scale_gradient(gradient.div_(divisor))
-                _LossWithGradient.apply(predicted, loss, gradient).backward()
+                if gradient is not None:
+                    gradient = self._scale.scale_gradient(gradient.div_(divisor))
+                    result = _LossWithGradient.apply(result, loss, gradient)
+                result.backward()
             self._scale.check_overflow()
             losses.append(loss)
         return _sum(losses)
@@ -272,14 +300,11 @@ class TrainingStep:
                 self._update_dense(update)
         return True
 
-    def _gradients(self) -> list[torch.Tensor]:
-        return [p.grad for p in self._model.dense_parameters() if p.grad is not None]
-
     def _begin_sum(self) -> None:
         """Begin to sum what ranks have their shares of, while rows of tables are updated."""
         shared = [*self._model.emb_l.shared_gradients(), *self._scale.overflow_counts()]
         with phase("exchange"):
-            self._sum = PendingSum(self._process, [*self._gradients(), *shared])
+            self._sum = PendingSum(self._process, [*self._optimizer.gradients(), *shared])
 
     def _update_dense(self, update: Update) -> None:
         """Update the MLPs, and the rows whose gradients are still kept."""
@@ -289,7 +314,7 @@ class TrainingStep:
         with phase("exchange"):
             self._sum.wait()
         self._sum = None
-        gradients = self._gradients()
+        gradients = self._optimizer.gradients()
         self._scale.unscale_(gradients)
         self._scale.zero_if_overflown(gradients)
         self._optimizer.update(update.lr)

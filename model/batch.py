@@ -23,7 +23,7 @@ class Bags:
     """Bags of ids of B rows in T tables, ordered by row and, within a row, by table.
 
     Attributes:
-        ids: (n,) int32 or int64.
+        ids: (n,) int32 or int64; if `are_rows`, rows of the matrix that has all tables.
         lengths: (B, T) int64; None: every bag holds one id, so n = B * T.
         ids_per_rank: (ranks, T), on the host: number of ids that each rank's rows have in each
             table. It is needed if bags have lengths and tables are picked: the host then knows
@@ -33,6 +33,7 @@ class Bags:
     ids: torch.Tensor
     lengths: torch.Tensor | None = None
     ids_per_rank: npt.NDArray[np.int64] | None = None
+    are_rows: bool = False
 
     def of_rank(self, rank: int) -> "Bags":
         """These bags, if they are those of one rank's rows alone: other ranks' do not count."""
@@ -92,11 +93,28 @@ class TablePick:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """What a model wants to be made of a batch.
+
+    Attributes:
+        triton: one kernel makes it, if there is one for this kind of batch.
+        lower: type of the dense features, which then have zeros after them up to a width that
+            tensor cores take; None: float32. For the kernel only.
+        shifts: (T,) int32 that lead from ids of the tables to rows of one matrix; None: ids stay
+            ids. For the kernel only.
+    """
+
+    triton: bool = False
+    lower: torch.dtype | None = None
+    shifts: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Features:
     """A batch of b rows as the model takes it.
 
     Attributes:
-        dense: (b, m) float32.
+        dense: (b, m) float32, or as a Decoding says.
         bags: the ids of the rows in T tables.
         label: (b, 1) float32.
     """
@@ -159,11 +177,11 @@ class Batch:
         ones[self.num_rows - self.num_padding :] = 0
         return ones
 
-    def decode(self, triton: bool = False) -> Features:
+    def decode(self, wanted: Decoding = Decoding()) -> Features:  # noqa: B008 (it is frozen)
         """The model's tensors, on the block's device.
 
         Args:
-            triton: one kernel makes them, if there is one for this kind of batch.
+            wanted: what the model takes.
         """
         raise NotImplementedError
 
@@ -203,13 +221,14 @@ class CriteoBatch(Batch):
             num_padding=missing,
         )
 
-    def decode(self, triton: bool = False) -> Features:
+    def decode(self, wanted: Decoding = Decoding()) -> Features:  # noqa: B008 (it is frozen)
         """Integers x become log(x + 1); every bag holds one id."""
-        if triton:
-            columns = _column_bytes(self.block.device, self.layout)
-            kernel = triton_kernels().decode
-            logarithms, ids, label = kernel(self.block, columns, NUM_DENSE, NUM_SPARSE)
-            return Features(logarithms, Bags(ids.view(-1)), label)
+        if wanted.triton:
+            columns, shifts = _column_bytes(self.block.device, self.layout), wanted.shifts
+            dense, ids, label = triton_kernels().decode(
+                self.block, columns, NUM_DENSE, NUM_SPARSE, wanted.lower, shifts
+            )
+            return Features(dense, Bags(ids.view(-1), are_rows=shifts is not None), label)
         if self.block.device.type == "cpu":
             arrays = self.layout.decode(self.block.numpy())
             dense, ids, label = (torch.from_numpy(array) for array in arrays)
@@ -259,7 +278,7 @@ class BagBatch(Batch):
     num_tables: int
     ids_per_rank: Ints
 
-    def decode(self, triton: bool = False) -> Features:
+    def decode(self, wanted: Decoding = Decoding()) -> Features:  # noqa: B008 (it is frozen)
         """The model's tensors on any device; all but the lengths are views of the block."""
         rows = self.num_rows
         ends = np.cumsum([rows * self.num_dense, rows, rows * self.num_tables])

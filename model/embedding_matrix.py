@@ -72,9 +72,11 @@ class EmbeddingMatrix(PartMatrix):
         num_spare: int = 0,
     ) -> None:
         is_shared = parts[0].is_shared
+        num_columns = len(parts) if execution.sums_equal_rows else 0
 
         def make_optimizer(weight: torch.Tensor) -> RowOptimizer:
-            return TABLE_OPTIMIZERS[optimizer](weight, execution.triton, is_shared)
+            rule = TABLE_OPTIMIZERS[optimizer]
+            return rule(weight, execution.triton, is_shared, num_columns)
 
         super().__init__(parts, device, make_optimizer, num_spare)
         self._execution, self._num_parts = execution, len(parts)
@@ -84,7 +86,7 @@ class EmbeddingMatrix(PartMatrix):
             self.pooling = torch.ones(len(self.weight), 1, device=device)
             rule = ELEMENT_OPTIMIZERS[optimizer]
             self.pooling_optimizer = rule(self.pooling, execution.triton, is_shared)
-        self._triton = triton_kernels() if execution.triton else None
+        self._triton = triton_kernels("rows") if execution.triton else None
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     def look_up(self, bags: Bags, update: Update | None) -> torch.Tensor:

@@ -46,10 +46,13 @@ class Exchange:
         process, placement, types: as given.
         groups: the matrices that are looked up, by their dimension.
         slots: the matrices of each group whose vectors travel, in the order in which they arrive.
+        shifts: (T,) int32 that lead from ids of the tables to rows of the only matrix, which may
+            then come in the ids' place; None: there is no such matrix.
     """
 
     is_routed: bool
     slots: Sequence[tuple[Matrix, ...]]
+    shifts: torch.Tensor | None = None
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Losses of a batch's predictions, each with its gradient."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +31,29 @@ def make_loss(
         return _squared_error
     label_weights = torch.tensor(weights if kind == "wbce" else (1.0, 1.0), device=device)
     if triton:
-        entropy = triton_kernels().cross_entropy
+        entropy = triton_kernels("loss").cross_entropy
     else:
         entropy = _cross_entropy_on_cpu if device.type == "cpu" else cross_entropy
-    return lambda predicted, label, mask: entropy(predicted, label, label_weights, mask)
+    return CrossEntropy(label_weights, entropy)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """A Loss, which a model's head may also compute itself.
+
+    Attributes:
+        label_weights: (2,) weights of rows whose label, cut to an integer, is 0 or 1.
+        function: computes it from predictions, labels, these weights and a mask.
+    """
+
+    label_weights: torch.Tensor
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+    def __call__(
+        self, predicted: torch.Tensor, label: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, summed over rows, and its gradient (b, 1)."""
+        return self.function(predicted, label, self.label_weights, mask)
 
 
 def _squared_error(

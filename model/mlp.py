@@ -13,7 +13,6 @@ from torch import nn
 from devices.memory import out_of_memory_told
 from devices.older_torch import onednn_linear
 
-ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
 NARROW = 64  # oneDNN gains nothing in layers with fewer inputs or outputs than this
 FEW_ROWS = 512  # and nothing in batches of fewer rows: it packs the weights anew each time
 
@@ -29,7 +28,13 @@ class MLP(nn.Sequential):
         last: nn.ReLU() or nn.Sigmoid().
         device: where it computes.
         lower: type of the products and of a ReLU's outputs; None: float32. Parameters and
-            gradients stay float32, and so does a Sigmoid: bfloat16 cannot tell 0.997 from 1.
+            gradients stay float32, and so does a last layer with a Sigmoid: bfloat16 cannot tell
+            0.997 from 1, and has steps of 1/64 between logits of 2 and 4.
+
+    Attributes:
+        activations: "ReLU" or "Sigmoid" of each layer.
+        in_order: weight and bias of each layer.
+        lower_layers: what computes on a GPU in 16 bits (lower_mlp.py); None: this module does.
 
     Raises:
         RankError: there is no memory for the weights.
@@ -48,9 +53,19 @@ class MLP(nn.Sequential):
         assert type(last) in (nn.ReLU, nn.Sigmoid)
         self._num_inputs, self._lower = widths[0], lower
         self._in_one_node = device.type == "cpu" and lower is None
-        self._on_gpu = device.type == "cuda" and lower is not None
-        self._activations = [type(activation).__name__ for activation in list(self)[1::2]]
-        self._in_order = tuple(self.parameters())  # parameters() walks the modules on each call
+        self.activations = [type(activation).__name__ for activation in list(self)[1::2]]
+        self.in_order = tuple(self.parameters())  # parameters() walks the modules on each call
+        self.lower_layers: Any = None
+
+    @property
+    def computes_loss(self) -> bool:
+        """Whether `lower_layers` can compute a cross entropy with the last layer."""
+        return self.lower_layers is not None and bool(self.lower_layers.has_head)
+
+    @property
+    def wanted_type(self) -> torch.dtype | None:
+        """The type of inputs that costs no conversion, with zeros after them; None: float32."""
+        return None if self.lower_layers is None else self._lower
 
     def forward(self, inputs: torch.Tensor, sgd_lr: float | None = None) -> torch.Tensor:
         """(B, n) -> (B, last width) for n inputs, or for more if the columns after them are zeros.
@@ -64,7 +79,10 @@ class MLP(nn.Sequential):
                 None: it makes the gradients.
         """
         if self._in_one_node:
-            return _AllLayers.apply(inputs[:, : self._num_inputs], self, sgd_lr, *self._in_order)
+            return _AllLayers.apply(inputs[:, : self._num_inputs], self, sgd_lr, *self.in_order)
+        if self.lower_layers is not None:
+            in_16_bits: torch.Tensor = self.lower_layers(inputs)
+            return in_16_bits
         assert sgd_lr is None, "only the CPU updates in the backward pass"
         if self._lower is not None or inputs.shape[1] > self._num_inputs:
             return self._by_operators(inputs, self._lower or torch.float32)
@@ -72,17 +90,15 @@ class MLP(nn.Sequential):
         return outputs
 
     def _by_operators(self, outputs: torch.Tensor, lower: torch.dtype) -> torch.Tensor:
-        if self._on_gpu:
-            parameters = list(_Lowered.apply(lower, *self._in_order))
-            outputs = _with_zeros(outputs, -outputs.shape[1] % ALIGNED)
-        else:
-            parameters = [parameter.to(lower) for parameter in self._in_order]
-        parameters[0] = _with_zeros(parameters[0], outputs.shape[1] - parameters[0].shape[1])
-        outputs = outputs.to(lower)
-        layers = zip(self._activations, parameters[::2], parameters[1::2], strict=True)
-        for activation, weight, bias in layers:
-            outputs = F.linear(outputs, weight, bias)
-            outputs = outputs.relu() if activation == "ReLU" else outputs.float().sigmoid()
+        weights: list[torch.Tensor] = list(self.in_order[::2])
+        weights[0] = _with_zeros(weights[0], outputs.shape[1] - weights[0].shape[1])
+        for activation, weight, bias in zip(
+            self.activations, weights, self.in_order[1::2], strict=True
+        ):
+            if activation == "ReLU":
+                outputs = F.linear(outputs.to(lower), weight.to(lower), bias.to(lower)).relu()
+            else:
+                outputs = F.linear(outputs.float(), weight, bias).sigmoid()
         return outputs
 
 
@@ -113,24 +129,6 @@ def _with_zeros(matrix: torch.Tensor, num_columns: int) -> torch.Tensor:
     return F.pad(matrix, (0, num_columns)) if num_columns else matrix
 
 
-class _Lowered(torch.autograd.Function):
-    """Parameters in a lower precision, and their gradients in float32: one kernel each way."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, lower: torch.dtype, *parameters: nn.Parameter
-    ) -> tuple[torch.Tensor, ...]:
-        lowered = [torch.empty_like(parameter, dtype=lower) for parameter in parameters]
-        torch._foreach_copy_(lowered, parameters)
-        return tuple(lowered)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        raised = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
-        torch._foreach_copy_(raised, gradients)
-        return None, *raised
-
-
 class _AllLayers(torch.autograd.Function):
     """All layers in one node of the autograd graph.
 
@@ -149,11 +147,11 @@ class _AllLayers(torch.autograd.Function):
         *parameters: nn.Parameter,
     ) -> torch.Tensor:
         outputs = [inputs]
-        layers = zip(mlp._activations, parameters[::2], parameters[1::2], strict=True)
+        layers = zip(mlp.activations, parameters[::2], parameters[1::2], strict=True)
         for activation, weight, bias in layers:
             outputs.append(linear_layer(outputs[-1], weight, bias, activation))
         ctx.save_for_backward(*outputs)
-        ctx.activations, ctx.lr, ctx.parameters = mlp._activations, sgd_lr, parameters
+        ctx.activations, ctx.lr, ctx.parameters = mlp.activations, sgd_lr, parameters
         return outputs[-1]
 
     @staticmethod

@@ -19,6 +19,11 @@ def shifts_of(parts: Sequence[Part]) -> list[int]:
     return [end - part.end for end, part in zip(ends, parts, strict=True)]
 
 
+def is_plain(part: Part) -> bool:
+    """Whether a part has all rows of a matrix, in the order of the ids."""
+    return part.is_whole and part.matrix.divisor == 1 and not part.matrix.modulus
+
+
 class RowsOfIds:
     """Turns ids of tables into rows of a matrix: (id // divisor) % modulus + shift.
 

@@ -7,12 +7,14 @@ import torch
 from model.batch import Bags, TablePick, ids_of_bags
 from model.exchange import Exchange, Trip
 from model.lookup_groups import LookupGroup
-from model.rows_of_ids import RowsOfIds
+from model.rows_of_ids import RowsOfIds, is_plain, shifts_of
 from model.travel import Travel, Types
 from optim.update import Update
 from ranks.collectives import all_to_all
 from ranks.placement import LogicalTable, Matrix, Placement
 from ranks.process import Process
+
+MOST_ROWS = torch.iinfo(torch.int32).max  # of a matrix whose rows int32 can tell
 
 
 class StaticExchange(Exchange):
@@ -69,6 +71,17 @@ class StaticExchange(Exchange):
             for group in self.groups
             if (parts := group.parts[process.rank])
         ]
+        self.shifts = self._shifts_of_all()
+
+    def _shifts_of_all(self) -> torch.Tensor | None:
+        """The shifts of all ids if this rank has all tables, as they are, in one matrix."""
+        parts = self.groups[0].parts[self.process.rank]
+        is_alone = len(self.groups) == self.process.world_size == 1
+        tables = [part.matrix.table for part in parts if is_plain(part)]
+        num_rows = sum(part.num_rows for part in parts)
+        if not is_alone or tables != list(range(self._num_tables)) or num_rows > MOST_ROWS:
+            return None
+        return torch.tensor(shifts_of(parts), dtype=torch.int32, device=self.process.device)
 
     def begin(self, bags: Bags, rows_per_rank: Sequence[int], update: Update | None) -> Trip:
         """Send this rank's ids to the ranks that have the rows, and receive those of all ranks.
@@ -82,6 +95,8 @@ class StaticExchange(Exchange):
             return _NothingTravels(self, rows_per_rank[self.process.rank])
         if self.process.world_size > 1:
             bags = self._ids_to_tables(bags, rows_per_rank)
+        if bags.are_rows:
+            return _StayAtHome([bags], sum(rows_per_rank))
         of_own = [rows_of_ids(pick(bags)) for pick, rows_of_ids in self._own]
         if self.process.world_size == 1:
             return _StayAtHome(of_own, sum(rows_per_rank))

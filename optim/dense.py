@@ -45,6 +45,10 @@ class DenseOptimizer:
         self.parameters, self.lr, self._fused = list(parameters), lr, fused
         self.state: list[dict[str, torch.Tensor]] = []
 
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients that there are."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
     @torch.no_grad()
     def update(self, lr: Rate) -> None:
         """Update the parameters that have gradients, and forget these.
@@ -53,9 +57,8 @@ class DenseOptimizer:
             lr: learning rate, a number or () on the parameters' device.
         """
         parameters: list[torch.Tensor] = [p for p in self.parameters if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
         if parameters:
-            self._apply(parameters, gradients, lr)
+            self._apply(parameters, self.gradients(), lr)
         for parameter in parameters:
             parameter.grad = None
 

@@ -44,6 +44,10 @@ class NoScale:
         """Multiply the loss's gradient (b, 1), which a backward pass begins with, by the scale."""
         return gradient
 
+    def factor(self) -> torch.Tensor | None:
+        """(1,) what the loss's gradient is to be multiplied by, on the device; None: by nothing."""
+        return None
+
     def unscale_(self, gradients: Sequence[torch.Tensor]) -> None:
         """Divide float32 gradients by the scale in place; note whether all are finite."""
 
@@ -135,6 +139,10 @@ class LossScale(NoScale):
         gradient = gradient.mul_(self.scale)
         self._flag.clear()
         return gradient
+
+    def factor(self) -> torch.Tensor:
+        """(1,) the scale."""
+        return self.scale
 
     def unscale_(self, gradients: Sequence[torch.Tensor]) -> None:
         """Divide float32 gradients by the scale in place; one that is not finite is an overflow."""

@@ -21,6 +21,8 @@ class RowOptimizer:
     Args:
         weight: (R, D) float32, updated in place.
         triton: sgd is one Triton kernel.
+        num_columns: ids at this distance are of one table, and the kernel sums the gradients of
+            equal ones before it adds them to a row; 0: it adds each by itself.
         is_shared: every rank holds the same rows. Their gradients are kept, to be summed over
             ranks before `apply_kept`.
 
@@ -34,11 +36,17 @@ class RowOptimizer:
 
     is_linear = False
 
-    def __init__(self, weight: torch.Tensor, triton: bool = False, is_shared: bool = False) -> None:
-        self.weight, self.is_shared = weight, is_shared
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        triton: bool = False,
+        is_shared: bool = False,
+        num_columns: int = 0,
+    ) -> None:
+        self.weight, self.is_shared, self._num_columns = weight, is_shared, num_columns
         shapes = self.state_shapes(weight.shape[1])
         self.state = {name: weight.new_zeros(len(weight), *shape) for name, shape in shapes.items()}
-        self._triton = triton_kernels() if triton else None
+        self._triton = triton_kernels("rows") if triton else None
         self._kept = make_row_gradients(weight, not self.is_linear, is_shared)
         self._on_cpu = weight.device.type == "cpu"
 
@@ -93,7 +101,7 @@ class RowSGD(RowOptimizer):
         if len(self._kept):
             super().apply(rows, gradients, lr)
         elif self._triton:
-            self._triton.sgd(self.weight, rows, gradients, lr)
+            self._triton.sgd(self.weight, rows, gradients, lr, self._num_columns)
         elif self._on_cpu:
             cpu_kernels.add_to_rows(self.weight, rows, gradients, -float(lr))
         else:

@@ -114,8 +114,9 @@ def test_tables_and_their_state_stay_float32(amp, flags):
         if "adagrad" not in flags:  # it steps as far where a small gradient has turned around
             assert (tensor - other).norm() < 0.03 * other.norm()
     assert lower.losses != result.losses
-    for one, other in zip(lower.losses, result.losses, strict=True):
-        assert one[3] == pytest.approx(other[3], rel=5e-3)
+    for step, (one, other) in enumerate(zip(lower.losses, result.losses, strict=True)):
+        near = 2e-2 if "adagrad" in flags and step > 2 else 5e-3
+        assert one[3] == pytest.approx(other[3], rel=near)
 
 
 def test_the_scale_stays_a_number_that_can_be_undone():

@@ -1,0 +1,208 @@
+"""MLPs in 16 bits as on a GPU: the numbers of torch's modules, to the rounding of 16 bits.
+
+No GPU is needed: operators and, in float16, interpreted kernels compute them on the CPU.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import at
+from torch import nn
+
+from devices.execution import Execution
+from devices.gpu import OLDEST_TRITON, triton_version
+from model.layer_operators import Target
+from model.lower_mlp import flatten, flatten_if_lower
+from model.mlp import MLP
+from optim.flat_parameters import FlatOptimizer
+
+CPU = torch.device("cpu")
+BOTTOM, TOP = (13, 24, 8), (21, 16, 1)
+STEP = {torch.float16: 2**-11, torch.bfloat16: 2**-8}  # a rounding, of numbers near 1
+needs_triton = pytest.mark.skipif(triton_version() < OLDEST_TRITON, reason="no Triton here")
+
+
+@pytest.fixture(params=["operators", pytest.param("kernels", marks=needs_triton)])
+def triton(request, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return request.param == "kernels"
+
+
+def make(triton, lower=torch.float16, widths=(BOTTOM, TOP)):
+    """(bottom MLP, top MLP, their flat parameters, the same of torch's modules in float64)."""
+    np.random.seed(1)
+    mlps = [
+        MLP(of_one, last(), CPU, lower)
+        for of_one, last in zip(widths, (nn.ReLU, nn.Sigmoid), strict=True)
+    ]
+    theirs = [nn.Sequential(*copy.deepcopy(list(mlp))).double() for mlp in mlps]
+    return *mlps, flatten(mlps, lower, triton), theirs
+
+
+def inputs(num_rows, width=13, seed=2):
+    return torch.randn(num_rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_near(got, want, lower, name=""):
+    """Within some roundings of 16 bits."""
+    largest = want.abs().max().item()
+    near = {"rtol": 8 * STEP[lower], "atol": 16 * STEP[lower] * largest}
+    torch.testing.assert_close(got.double(), want.double(), **near, msg=at(name))
+
+
+def gradients(flat):
+    """{number: its gradient, without what rows are filled up with}."""
+    return [flat.gradient_of(k)[..., : p.shape[-1]].clone() for k, p in enumerate(flat.parameters)]
+
+
+def joined(bottom, top, features):
+    """Bottom, as much as an interaction adds, top's inputs."""
+    out = bottom(features)
+    return torch.cat([out, features.to(out.dtype)], dim=1)
+
+
+LOWER = {True: [torch.float16], False: [torch.float16, torch.bfloat16]}
+
+
+@pytest.mark.parametrize("lower", [torch.float16, torch.bfloat16], ids=str)
+def test_outputs_and_gradients_are_torchs(triton, lower):
+    if lower not in LOWER[triton]:
+        pytest.skip("Triton's interpreter gets bfloat16 wrong")
+    bottom, top, flat, theirs = make(triton, lower)
+    features, gradient = inputs(70), torch.randn(70, 1)
+    got = top(joined(bottom, top, features))
+    want = theirs[1](joined(*theirs, features.double()))
+    got.backward(gradient)
+    want.backward(gradient.double())
+    assert got.dtype == torch.float32
+    assert_near(got, want, lower)
+    wanted = [p.grad for one in theirs for p in one.parameters()]
+    for number, (mine, other) in enumerate(zip(gradients(flat), wanted, strict=True)):
+        assert mine.dtype == torch.float32
+        assert_near(mine, other, lower, str(number))
+
+
+def test_the_loss_and_its_gradients_are_torchs(triton):
+    bottom, top, flat, theirs = make(triton)
+    features, label = inputs(70), (inputs(70, 1, seed=3) > 0).float()
+    target = Target(label, torch.ones(2), divisor=70)
+    got = top.lower_layers.with_loss(joined(bottom, top, features), target)
+    got.backward()
+    predicted = theirs[1](joined(*theirs, features.double()))
+    want = nn.functional.binary_cross_entropy(predicted, label.double(), reduction="sum")
+    (want / 70).backward()
+    assert_near(got.detach(), want.detach(), torch.float16)
+    wanted = [p.grad for one in theirs for p in one.parameters()]
+    for number, (mine, other) in enumerate(zip(gradients(flat), wanted, strict=True)):
+        assert_near(mine, other, torch.float16, str(number))
+
+
+def test_logits_near_each_other_stay_apart(triton):
+    """In bfloat16 logits between 2 and 4 would have steps of 1/64, and rows would tie."""
+    lower = torch.float16 if triton else torch.bfloat16
+    _, top, _, _ = make(triton, lower)
+    with torch.no_grad():
+        top.in_order[-2].fill_(0.25)
+        top.in_order[-1].fill_(2.5)
+    found = top(inputs(200, 21))
+    assert found.dtype == torch.float32 and len(found.unique()) > 190
+
+
+def test_sums_of_gradients_are_not_rounded_to_16_bits(triton):
+    """3000 rows give a bias and a weight a gradient that 16 bits do not hold."""
+    bottom, _, flat, _ = make(triton, widths=((8, 8), (8, 1)))
+    with torch.no_grad():
+        bottom.in_order[0].fill_(1.0)
+    bottom(torch.ones(3001, 8)).backward(torch.ones(3001, 8, dtype=torch.float16))
+    weight, bias = gradients(flat)[:2]
+    assert (weight == 3001).all() and (bias == 3001).all()
+    assert torch.tensor(3001.0).half().item() == 3000
+
+
+def test_chunks_of_a_batch_add_up(triton):
+    bottom, top, flat, _ = make(triton)
+    features, gradient = inputs(90), torch.randn(90, 1)
+    top(joined(bottom, top, features)).backward(gradient)
+    want = gradients(flat)
+    for chunk in (flat.gradients, flat.lowered):
+        assert chunk.any()
+    flat.gradients.zero_()
+    flat.num_updates += 1
+    for rows, of_rows in zip(features.split(40), gradient.split(40), strict=True):
+        top(joined(bottom, top, rows)).backward(of_rows)
+    for mine, other in zip(gradients(flat), want, strict=True):
+        assert_near(mine, other, torch.float16)
+
+
+@pytest.mark.parametrize("is_adagrad", [False, True], ids=["sgd", "adagrad"])
+def test_steps_are_those_of_torchs_optimisers(triton, is_adagrad):
+    bottom, top, flat, theirs = make(triton)
+    optimizer = FlatOptimizer(flat, 0.1, is_adagrad, triton)
+    parameters = [p for one in theirs for p in one.parameters()]
+    kind = torch.optim.Adagrad if is_adagrad else torch.optim.SGD
+    other, before = kind(parameters, lr=0.1), flat.values.clone()
+    for seed in range(2):
+        top(joined(bottom, top, inputs(60, seed=seed))).sum().backward()
+        for parameter, mine in zip(parameters, gradients(flat), strict=True):
+            parameter.grad = mine.double()
+        assert optimizer.gradients()[0].any()
+        optimizer.update(0.1)
+        other.step()
+        assert not flat.gradients.any()
+    assert not torch.equal(flat.values, before)
+    for mine, wanted in zip(flat.parameters, parameters, strict=True):
+        torch.testing.assert_close(mine.detach().double(), wanted.detach(), rtol=1e-5, atol=1e-6)
+    state, wanted = optimizer.state_dict(), other.state_dict()["state"]
+    assert len(state["state"]) == (len(parameters) if is_adagrad else 0)
+    for number, of_one in state["state"].items():
+        assert of_one["step"] == wanted[number]["step"] == 2
+        torch.testing.assert_close(of_one["sum"].double(), wanted[number]["sum"], rtol=1e-4, atol=0)
+
+
+def test_what_is_loaded_is_computed_with(triton):
+    """Model files and checkpoints write parameters in place; their copies follow."""
+    bottom, top, _, _ = make(triton)
+    other_bottom, other_top, _, _ = make(triton)
+    with torch.no_grad():
+        for parameter in [*other_bottom.parameters(), *other_top.parameters()]:
+            parameter.add_(0.5)
+    features = inputs(5)
+    want = other_top(joined(other_bottom, other_top, features))
+    before = top(joined(bottom, top, features))
+    bottom.load_state_dict(other_bottom.state_dict())
+    for own, other in zip(top.parameters(), other_top.parameters(), strict=True):
+        own.detach().copy_(other.detach())  # as checkpoints do
+    got = top(joined(bottom, top, features))
+    assert torch.equal(got, want) and not torch.equal(got, before)
+
+
+def test_a_parameter_that_is_not_finite_shows_behind_every_relu(triton):
+    """The ReLU of a GPU's products may turn nan into 0; here one layer's outputs are made so."""
+    _, top, flat, _ = make(triton)
+    optimizer = FlatOptimizer(flat, 0.1, False, triton)
+    top(inputs(5, 21)).sum().backward()
+    flat.gradient_of(0)[0, 0] = float("inf")
+    optimizer.update(0.1)
+    with torch.no_grad():
+        assert top(inputs(5, 21)).isnan().all()
+
+
+def test_only_a_gpu_or_triton_has_flat_parameters():
+    np.random.seed(1)
+    mlps = [MLP(BOTTOM, nn.ReLU(), CPU, torch.bfloat16), MLP(TOP, nn.Sigmoid(), CPU)]
+    assert flatten_if_lower(mlps, Execution(lower=torch.bfloat16)) is None
+    assert flatten_if_lower(mlps, Execution(triton=True)) is None
+    assert mlps[0].lower_layers is None and not mlps[1].computes_loss
+
+
+def test_the_numbers_of_a_model_file_lie_side_by_side(triton):
+    """Parameters are parts of one buffer, rows of copies are longer: files see neither."""
+    bottom, top, flat, _ = make(triton)
+    assert all(parameter.is_contiguous() for parameter in flat.parameters)
+    assert len(flat.values) % 64 == 0 and bottom.in_order[0].shape == (24, 13)
+    assert flat.lowered_of(0).shape == (24, 16) and not flat.lowered_of(0)[:, 13:].any()
+    assert flat.lowered_of(4).shape == (16, 24)
+    for number in range(len(flat.parameters)):
+        assert flat.lowered_of(number).data_ptr() % 16 == 0
