@@ -284,3 +284,23 @@ def test_a_cpu_routes_ids_if_a_matrix_is_cut_and_a_card_never_does():
         for process in processes
     ]
     assert kinds == [[StaticExchange, RoutedExchange], [StaticExchange, StaticExchange]]
+
+
+@pytest.mark.parametrize("kind", ["plain", "qr_mult", "md", "several ranks", "shared", "cut"])
+def test_rows_may_come_instead_of_ids_where_one_matrix_has_all_tables(kind):
+    """A card decodes rows then; they are those that the ids lead to."""
+    words = [f"--arch-sparse-feature-size={DIM}", *KINDS.get(kind, "").split()]
+    tables = compression_from_options(dlrm.parse_options(words)).make_tables(NUM_ROWS)
+    ranks = 2 if kind == "several ranks" else 1
+    place = {"shared": shared, "cut": cut}.get(kind, whole)
+    process = Process(0, ranks, 0, torch.device("cpu"), "gloo")
+    exchange = StaticExchange(process, tables, place(tables, ranks))
+    if kind not in ("plain", "cut"):  # a table that is cut for one rank is whole
+        assert exchange.shifts is None
+        return
+    assert exchange.shifts.dtype == torch.int32
+    ids = torch.stack([torch.arange(8) % rows for rows in NUM_ROWS], dim=1)
+    (want,) = exchange.begin(Bags(ids.view(-1)), (8,), None).bags
+    rows = Bags((ids + exchange.shifts).view(-1), are_rows=True)
+    (got,) = exchange.begin(rows, (8,), None).bags
+    assert torch.equal(got.ids, want.ids)
