@@ -10,7 +10,6 @@ import argparse
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from bench import preparation  # noqa: E402
-from bench.common import HEADER, ROOT, output, row  # noqa: E402
+from bench.common import HEADER, commit, output, row  # noqa: E402
 from bench.training import CASES, make_rows, measure  # noqa: E402
 
 METRICS_ROWS = 89_000_000
+GPU_PARTS = "program,yardstick,roofline"
 MOST_SECONDS, MOST_GB = {"cpu": 60, "cuda": 1}, 6
 PAIRS, PREPARE_ROWS = {False: 5, True: 1}, {False: 10_000_000, True: 1_000_000}  # with a GPU?
 
@@ -38,18 +38,12 @@ def machine() -> str:
     return "\n".join([
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {name}, {os.cpu_count()}"
         f" cores{gib}; the programs use 2 threads",
-        f"torch {torch.__version__}, Python {platform.python_version()}, commit {_commit()}",
+        f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()}",
     ])  # fmt: skip
 
 
 def _read(path: str) -> str:
     return Path(path).read_text() if Path(path).is_file() else ""
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
 
 
 def gpu_name() -> str:
@@ -87,7 +81,7 @@ def main() -> int:
     options = parser.parse_args()
     print(machine(), *([gpu] if gpu else []), HEADER, sep="\n", flush=True)
     if gpu:
-        print(output("bench/gpu.py", "--roofline"), end="", flush=True)
+        print(output("bench/gpu.py", f"--parts={GPU_PARTS}"), end="", flush=True)
         print(metrics_line(options.rows, "cuda"), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder))
