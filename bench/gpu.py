@@ -58,12 +58,12 @@ from common.flags import number_in  # noqa: E402
 from devices.find import versions  # noqa: E402
 
 SECONDS = {  # that a part may take, the making of its trainer included
-    "program": 90.0,  # the first one compiles the kernels
-    "steps": 40.0,
-    "replay": 40.0,
-    "loader": 40.0,
+    "program": 60.0,  # the first one compiles the kernels
+    "steps": 25.0,
+    "replay": 25.0,
+    "loader": 25.0,
     "profile": 40.0,
-    "variants": 90.0,
+    "variants": 60.0,
     "roofline": 20.0,
     "yardstick": YARDSTICK_SECONDS + 5,
 }
