@@ -11,9 +11,9 @@ set -u
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3}
-MOST_SECONDS=525   # of all parts; a part that does not end at its limit is killed 5 s later
-MOST_BYTES=400000  # of what a part prints that are kept
-MOST_LINES=40      # of a part in the summary
+MOST_SECONDS=${MOST_SECONDS:-525} # of all parts; a part that does not end at its limit is killed 5 s later
+MOST_BYTES=400000 # of what a part prints that are kept
+MOST_LINES=40 # of a part in the summary
 
 fail() { # MESSAGE
     echo "error: $1" >&2

@@ -195,11 +195,7 @@ def measure_all(options: argparse.Namespace, argv: Sequence[str], folder: Path) 
     if options.measure:
         torch.set_num_threads(threads())
         trainers = Trainers(setting)
-        status = serve(measurements(setting, options, trainers), trainers.drop)
-        if status != EXIT_NO_DEVICE:
-            return status
-        sys.stderr.flush()
-        os._exit(status)  # an exit that cleans up would wait for the card
+        return serve(measurements(setting, options, trainers), trainers.drop)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     facts = versions(torch.device(options.device)).items()
@@ -233,4 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if exit_status == EXIT_NO_DEVICE:
+        os._exit(exit_status)  # an exit that cleans up would wait for the card
+    sys.exit(exit_status)

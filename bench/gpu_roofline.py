@@ -80,11 +80,13 @@ def measure_roofline(setting: Setting, case: Case) -> Found:
     counts = count(case)
     # activations are bfloat16, tables and updates float32, vectors and their gradients bfloat16
     moved = counts.table_bytes * 4 / 5 + counts.activation_bytes / 2 + counts.parameter_bytes
-    small = setting.device == "cpu"
+    rows, widest, numbers = (case.batch, 8192, 1 << 28)
+    if setting.device == "cpu":
+        rows, widest, numbers = (32, 64, 1 << 18)
     return {
         "operations": counts.operations,
         "bytes": moved,
-        "products": product_rate(setting.device, 256 if small else case.batch, 512),
-        "largest": product_rate(setting.device, 256 if small else 8192, 256 if small else 8192),
-        "copies": copy_rate(setting.device, 1 << (18 if small else 28)),
+        "products": product_rate(setting.device, rows, 512),
+        "largest": product_rate(setting.device, widest, widest),
+        "copies": copy_rate(setting.device, numbers),
     }

@@ -67,7 +67,8 @@ def at_most(seconds: float) -> Iterator[None]:
         raise OutOfTimeError(f"took longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
-    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
+    # the process's own stream: a test may have put another one in its place
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
