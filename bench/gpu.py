@@ -76,6 +76,9 @@ OF_A_TRAINER = {
     "profile": gpu_trainer.measure_profile,
 }
 RESULTS = "gpu.jsonl"
+# torch sets these where it knows of CUDA graphs: the profiler's library may crash if it is ended
+# and begun anew beside them
+PROFILER = {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0"}
 
 
 def names(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[Target, str]]:
@@ -130,8 +133,8 @@ def supervised(setting: Setting, options: argparse.Namespace, argv: Sequence[str
         own = [f"--measure={json.dumps(list(left))}", f"--data={setting.folder}"]
         return [sys.executable, "-u", str(Path(__file__).resolve()), *argv, *own]
 
-    cores = {"OMP_NUM_THREADS": str(threads())}
-    records = supervise(Measuring(command, Path.cwd(), cores), list(asked))
+    measuring = Measuring(command, Path.cwd(), {"OMP_NUM_THREADS": str(threads()), **PROFILER})
+    records = supervise(measuring, list(asked))
     for record in records:
         target, part = asked.pop(record["name"])
         known[record["name"]] = record
