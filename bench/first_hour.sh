@@ -59,9 +59,9 @@ bench() { # NAME SECONDS PATTERN PROGRAM FLAG...: a part that is a program in be
 }
 
 tests() { # runs the tests that a GPU takes part in, by several workers if pytest can
-    local words=(-q --tb=short -p no:cacheprovider -rf)
+    local words=(-q --tb=short -p no:cacheprovider -rfE)
     if "$PYTHON" -c 'import xdist' 2>/dev/null; then words+=(-n "$WORKERS" --dist worksteal); fi
-    part tests 110 '^(FAILED|ERROR|E  |=.* in [0-9.]+s|[0-9]+ (passed|failed|skipped)|.*(No module|rror:))' \
+    part tests 110 '^(FAILED|ERROR|[0-9]+ (passed|failed|skipped|error)|=+ .* in [0-9.]+s)|No module named' \
         "$PYTHON" -m pytest "${words[@]}" test/unit/devices/test_gpu.py test/unit/devices/test_triton_*.py \
         test/unit/devices/test_large_tables.py
 }
