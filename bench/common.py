@@ -1,6 +1,7 @@
 """What the measurements share: programs of this repository, run apart, and lines of the table."""
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that is measured: $BENCH_COMMIT, else what git says, else `unknown`."""
+    if given := os.environ.get("BENCH_COMMIT"):
+        return given
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return "unknown"
+    return run.stdout.strip() or "unknown"
 
 
 def listed(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -49,9 +63,13 @@ def start(
     )
 
 
-def finish(program: "subprocess.Popen[str]") -> str:
-    """What it has printed when it ends; ends this program too if it fails."""
-    text, errors = program.communicate()
+def finish(program: "subprocess.Popen[str]", most_seconds: float | None = None) -> str:
+    """What it has printed when it ends; ends this program too if it fails, or lasts too long."""
+    try:
+        text, errors = program.communicate(timeout=most_seconds)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        raise SystemExit(f"{program.args} took longer than {most_seconds:g} s") from None
     if program.returncode:
         command = " ".join(str(word) for word in program.args)  # type: ignore[union-attr]
         raise SystemExit(f"{command} ended with {program.returncode}: {errors.strip()}")

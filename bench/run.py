@@ -7,13 +7,9 @@ there is an NVIDIA GPU its lines come first, and the CPU's are measured once onl
 """
 
 import argparse
-import os
-import platform
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,35 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from bench import preparation  # noqa: E402
-from bench.common import HEADER, ROOT, output, row  # noqa: E402
+from bench.common import HEADER, output, row  # noqa: E402
+from bench.machine import machine  # noqa: E402
 from bench.training import CASES, make_rows, measure  # noqa: E402
 
 METRICS_ROWS = 89_000_000
+GPU_PARTS = "program,yardstick,roofline"
 MOST_SECONDS, MOST_GB = {"cpu": 60, "cuda": 1}, 6
 PAIRS, PREPARE_ROWS = {False: 5, True: 1}, {False: 10_000_000, True: 1_000_000}  # with a GPU?
-
-
-def machine() -> str:
-    """The machine, the software and the commit, a line each."""
-    model = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.M)
-    memory = re.search(r"^MemTotal:\s*(\d+)", _read("/proc/meminfo"), re.M)
-    gib = f", {int(memory[1]) / 2**20:.0f} GiB" if memory else ""
-    name = model[1].strip() if model else platform.processor()
-    return "\n".join([
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {name}, {os.cpu_count()}"
-        f" cores{gib}; the programs use 2 threads",
-        f"torch {torch.__version__}, Python {platform.python_version()}, commit {_commit()}",
-    ])  # fmt: skip
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text() if Path(path).is_file() else ""
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
 
 
 def gpu_name() -> str:
@@ -85,9 +60,16 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=METRICS_ROWS, help="scores to evaluate")
     parser.add_argument("--prepare-rows", type=int, default=rows, help="to prepare")
     options = parser.parse_args()
-    print(machine(), *([gpu] if gpu else []), HEADER, sep="\n", flush=True)
+    print(
+        machine(),
+        "the programs use 2 threads",
+        *([gpu] if gpu else []),
+        HEADER,
+        sep="\n",
+        flush=True,
+    )
     if gpu:
-        print(output("bench/gpu.py", "--roofline"), end="", flush=True)
+        print(output("bench/gpu.py", f"--parts={GPU_PARTS}"), end="", flush=True)
         print(metrics_line(options.rows, "cuda"), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder))

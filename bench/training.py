@@ -27,7 +27,7 @@ from criteo.columns import FIRST_SPARSE, Columns
 from criteo.meta_file import SPLITS, WITHOUT_VOCABULARY
 from criteo.row_layout import Layout
 
-NUM_ROWS = 1 << 20
+NUM_ROWS, NUM_TESTED = 1 << 20, 1000
 YARDSTICK = re.compile(r"([\d.]+) ms/it")
 PROGRAM = re.compile(r"^Finished training .* ([\d.]+) ms/it", re.M)
 
@@ -81,17 +81,31 @@ def write_prepared(folder: Path, columns: Columns, counts: Sequence[int]) -> Non
     layout = Layout.holding(largest)
     rows = layout.pack(columns)
     folder.mkdir(parents=True)
-    parts = dict(zip(SPLITS, (rows, rows[:1000], rows[:0]), strict=True))
-    for split, part in parts.items():
-        part.tofile(folder / f"{split}.bin")
+    rows.tofile(folder / "train.bin")
+    write_meta(folder, layout, counts, len(rows))
+
+
+def write_meta(folder: Path, layout: Layout, counts: Sequence[int], num_rows: int) -> None:
+    """What makes prepared data of a folder that has `train.bin`, of which some rows are tested on.
+
+    Args:
+        folder: the folder.
+        layout: of the rows in train.bin.
+        counts: rows of each table.
+        num_rows: in train.bin.
+    """
+    num_tested = min(num_rows, NUM_TESTED)
+    with open(folder / "train.bin", "rb") as rows:
+        (folder / "test.bin").write_bytes(rows.read(num_tested * layout.row_bytes))
+    (folder / "val.bin").write_bytes(b"")
     meta = {
         "format": WITHOUT_VOCABULARY,  # which earlier checkouts read too
         "columns": layout.columns,
         "imported": True,  # from nowhere: no raw file and no flags to compare with
         "sources": [],
         "counts": [int(count) for count in counts],
-        "rows_per_part": [len(rows), len(parts["test"])],
-        "rows": {split: len(part) for split, part in parts.items()},
+        "rows_per_part": [num_rows, num_tested],
+        "rows": dict(zip(SPLITS, (num_rows, num_tested, 0), strict=True)),
         "recipe": {
             "--data-set": "kaggle",
             "--max-ind-range": None,

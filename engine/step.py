@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -226,6 +226,11 @@ class TrainingStep:
         if has_updated:
             self._optimizer.lr = lr
         return share, has_updated
+
+    @property
+    def replays(self) -> list[Callable[[], None]]:
+        """For each recorded step, what replays it on the batch that it has had last, to time it."""
+        return [] if self._graph is None else self._graph.replays
 
     def close(self) -> None:
         """Give up recorded graphs, before the process group ends."""

@@ -60,6 +60,11 @@ class StepGraph:
         with phase("graph"):
             return self._replay(self._recorded[shape], batch)
 
+    @property
+    def replays(self) -> list[Callable[[], None]]:
+        """For each recorded step, what replays it on the batch that it has had last."""
+        return [recorded.graph.replay for recorded in self._recorded.values()]
+
     def close(self) -> None:
         """Wait for the device and give up the recorded steps.
 

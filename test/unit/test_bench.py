@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, shell
 
-from bench import capacity, evaluation, gpu, random_data, ranks, scaling
-from bench.training import Case
+from bench import capacity, evaluation, quality, random_data, ranks, scaling
 
 
 def bench(name, *flags):
@@ -26,24 +25,6 @@ def test_the_evaluation_is_measured_and_told_in_a_table(capsys, monkeypatch):
     assert 0.6 < float(found["AUC"]) < 0.95
     assert float(found["from scikit-learn"].split()[0]) < 1e-9
     assert found["peak memory"].endswith(" GB") and found["metric work"].endswith(" s")
-
-
-@pytest.mark.slow
-def test_the_gpus_table_is_printed_without_a_gpu_too(capsys, monkeypatch):
-    """With a small model in place of the published ones."""
-    case = Case("64, D 8", 64, 8, "13-16-8", "16-1", 0, 0)
-    monkeypatch.setattr(gpu, "TARGETS", (gpu.Target(case, 4e6, 8e6),))
-    flags = "--device=cpu --rows=640 --rows-a-line=128 --most-table-rows=50 --roofline --profile"
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags.split()])
-    assert gpu.main() == 0
-    text = capsys.readouterr().out
-    (ours, yardstick, ratio) = re.search(
-        r"^GPU, batch 64, D 8, rows/s +([\d,]+) +([\d,]+) +([\d.]+)  4,000,000", text, re.M
-    ).groups()
-    ours, yardstick = (float(number.replace(",", "")) for number in (ours, yardstick))
-    assert ours > 100 and float(ratio) == pytest.approx(ours / yardstick, rel=0.1, abs=0.06)
-    assert len(re.findall(r"^  floor of (products|copies) +[\d.]+ ms", text, re.M)) == 2
-    assert "kernels, batch 64" in text
 
 
 def test_steps_that_load_random_data_are_told_beside_those_that_do_not(tmp_path):
@@ -81,6 +62,27 @@ def test_quality_is_told_in_pairs():
     assert [float(told) for *_, told in pairs] == pytest.approx(differences, rel=0.06, abs=2e-6)
     mean = float(re.search(r"mean difference +([-+][\d.e-]+)", text)[1])
     assert mean == pytest.approx(sum(differences) / 2, rel=0.06, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "differences, verdict",
+    [
+        ([1e-4, -1e-4, 2e-4], "ok"),
+        ([0.0, 0.0, 0.0], "ok"),
+        ([9e-5, 9e-5, 9e-5], "ok"),  # alike: their standard error is 0
+        ([9e-5, 9.01e-5, 8.99e-5], "ok"),  # alike in all digits that are told
+        ([3e-5, 4e-5, 3.5e-5], "ok"),  # as far as float32 is from itself
+        ([9e-5, 10e-5, 9.5e-5], "no"),  # small, but there
+        ([6e-4, 6e-4, 6e-4], "no"),
+        ([9e-4, 8e-4, 9e-4], "no"),
+        ([-9e-4, -8e-4, -9e-4], "no"),
+        ([3e-3, -1e-3, 1e-3], "open"),  # above the bar, and not told apart from 0
+    ],
+)
+def test_the_bar_of_quality(differences, verdict):
+    found = quality.decide(differences)
+    assert found.verdict == verdict
+    assert found.mean == pytest.approx(sum(differences) / 3)
 
 
 @pytest.mark.slow

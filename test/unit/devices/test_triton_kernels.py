@@ -108,7 +108,7 @@ def test_the_kernels_compile_for_gpus_without_a_gpu_too(tmp_path):
 # flags of runs on Criteo data that give the same with the kernels as without
 RUNS = {
     "sgd": "--arch-sparse-feature-size=16 --arch-mlp-bot=13-24-16 --test-freq=4 --mlperf-logging"
-    " --test-mini-batch-size=20",
+    " --mlperf-events=false --test-mini-batch-size=20",
     "itself, rwsadagrad": "--optimizer=rwsadagrad --learning-rate=0.01 --arch-interaction-itself"
     " --arch-sparse-feature-size=4 --arch-mlp-bot=13-24-4",
     "fp16": "--amp=fp16 --arch-sparse-feature-size=16 --arch-mlp-bot=13-24-16",

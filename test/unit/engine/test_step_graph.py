@@ -3,9 +3,11 @@
 No GPU is needed: graphs are emulated (graph_program.py) on the emulated npu device.
 """
 
+import contextlib
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ import dlrm_s_pytorch as dlrm
 
 # isort: split
 from common.errors import UserError
-from engine.step_graph import check_graphs
+from engine import step_graph
+from engine.step_graph import StepGraph, check_graphs
+from model.batch import Batch
 from ranks.process import Process
 
 emulated = pytest.mark.skipif(
@@ -169,3 +173,21 @@ def test_graphs_want_equal_shares_of_all_ranks():
     options.mini_batch_size, options.on_nan = 129, "skip"
     with pytest.raises(UserError, match="--cuda-graphs does not go with --on-nan=skip: a recorded"):
         check_graphs(options, process)
+
+
+def test_recorded_steps_can_be_replayed_by_themselves(monkeypatch):
+    replayed, block = [], torch.zeros(4, dtype=torch.uint8)
+    graph = SimpleNamespace(replay=lambda: replayed.append(1), reset=lambda: None)
+    monkeypatch.setattr(step_graph, "capture", lambda work: (graph, work()))
+    monkeypatch.setattr(step_graph, "on_side_stream", contextlib.nullcontext)
+    monkeypatch.setattr(step_graph, "synchronize", lambda device: None)
+    steps = StepGraph(torch.device("cpu"), lambda batch, num_rows: torch.zeros(()))
+    for _ in range(3):
+        steps.run(Batch(block, 4, (4,)), 4)
+    assert steps.replays == [], "the fourth step is the one that is recorded"
+    steps.run(Batch(block, 4, (4,)), 4)
+    (replay,) = steps.replays
+    replay()
+    assert len(replayed) == 2
+    steps.close()
+    assert steps.replays == []
