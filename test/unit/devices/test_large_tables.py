@@ -58,11 +58,14 @@ def weight(tmp_path):
 def test_rows_beyond_32_bits_are_looked_up(kernels, weight):
     rows = torch.tensor(ROWS, device=weight.device)
     got = kernels.look_up(weight, rows, torch.float32)
+    assert torch.equal(kernels.look_up(weight, rows.int(), torch.float32), got)
     assert torch.equal(got, F.embedding(rows, weight))
     assert got.abs().sum(1).min() > 1, "each of these rows has numbers"
 
 
-def test_rows_beyond_32_bits_are_updated(kernels, weight):
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("num_columns", [0, 7], ids=["one by one", "equal rows summed"])
+def test_rows_beyond_32_bits_are_updated(kernels, weight, num_columns, dtype):
     rows = torch.tensor(ROWS, device=weight.device)
     random = torch.Generator().manual_seed(2)
     gradients = torch.randn(len(ROWS), DIM, generator=random).to(weight.device)
@@ -71,6 +74,6 @@ def test_rows_beyond_32_bits_are_updated(kernels, weight):
     around = torch.unique(torch.cat([distinct - 2, distinct + 2]) % NUM_ROWS)
     around = around[~torch.isin(around, distinct)]
     before = weight[around].clone()
-    kernels.sgd(weight, rows, gradients, 0.25)
+    kernels.sgd(weight, rows.to(dtype), gradients, 0.25, num_columns)
     torch.testing.assert_close(weight[distinct], want, rtol=1e-6, atol=1e-6)
     assert torch.equal(weight[around], before), "other rows stay"
