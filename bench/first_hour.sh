@@ -99,7 +99,7 @@ bench machine 30 . machine.py
 part self-check 60 '^(device|CUDA|driver|[0-9]+ steps|as on|PASS|FAIL|error)' \
     "$PYTHON" dlrm_s_pytorch.py --self-check "${CARD[@]}"
 tests
-bench speed 130 '^(GPU| )|rror' gpu.py "${GPU[@]}" --parts=program,steps,replay,loader
+bench speed 145 '^(GPU| )|rror' gpu.py "${GPU[@]}" --parts=program,steps,replay,loader,summed
 bench kernels 80 . kernels.py "--device=$DEVICE" --out "$OUT" "${KERNELS[@]}"
 bench profiles 60 '^profile|a replay takes|failed|rror' gpu.py "${GPU[@]}" --parts=profile
 bench 'roofline and yardstick' 75 '^(roofline|  floor|  both|  yard)|failed|rror' \

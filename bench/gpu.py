@@ -62,12 +62,13 @@ SECONDS = {  # that a part may take, the making of its trainer included
     "steps": 25.0,
     "replay": 25.0,
     "loader": 25.0,
+    "summed": 30.0,
     "profile": 40.0,
     "variants": 60.0,
     "roofline": 20.0,
     "yardstick": YARDSTICK_SECONDS + 5,
 }
-DEFAULT_PARTS = "program,steps,replay,loader,yardstick"
+DEFAULT_PARTS = "program,steps,replay,loader,summed,yardstick"
 OF_A_TRAINER = {
     "program": gpu_trainer.measure_program,
     "steps": gpu_trainer.measure_steps,
@@ -75,6 +76,7 @@ OF_A_TRAINER = {
     "loader": gpu_trainer.measure_loader,
     "profile": gpu_trainer.measure_profile,
 }
+ONLY_CUDA = ("replay", "summed")
 RESULTS = "gpu.jsonl"
 # torch sets these where it knows of CUDA graphs: the profiler's library may crash if it is ended
 # and begun anew beside them
@@ -87,8 +89,8 @@ def names(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[Targe
         if options.only not in (0, target.case.batch):
             continue
         for part in options.parts:
-            if part == "replay" and setting.device != "cuda":
-                continue  # there are no graphs
+            if part in ONLY_CUDA and setting.device != "cuda":
+                continue  # there are no graphs, and no kernels in Triton
             yield from ((target, name) for name in (VARIANTS if part == "variants" else [part]))
 
 
@@ -112,6 +114,9 @@ def measurement(setting: Setting, target: Target, part: str, trainers: Trainers)
     def work() -> Record:
         if part in OF_A_TRAINER:
             return OF_A_TRAINER[part](trainers.get(target.case, setting.flags))
+        if part == "summed":
+            flags = (*setting.flags, "--sum-equal-rows=true")
+            return gpu_trainer.measure_steps(trainers.get(target.case, flags))
         if part in VARIANTS:
             return gpu_trainer.measure_program(trainers.get(target.case, VARIANTS[part]))
         trainers.drop()

@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "fp16, graphs": ("--amp=fp16", "--cuda-graphs"),
     "bf16, graphs, no Triton": (*FAST, "--triton=false"),
     "bf16, graphs, no copy stream": (*FAST, "--copy-stream=false"),
+    "bf16, graphs, equal rows summed": (*FAST, "--sum-equal-rows=true"),
     "bf16, graphs, rwsadagrad": (*FAST, "--optimizer=rwsadagrad"),
 }
 LINES, ROWS_OF_A_LINE = 12, 2_000_000  # log lines of a run; rows of each

@@ -13,6 +13,7 @@ WORDS = {
     "steps": "  steps without the loader, rows/s",
     "replay": "  bare replay of the graph, rows/s",
     "loader": "  loader alone, rows/s",
+    "summed": "  steps, equal rows summed, rows/s",
     "yardstick": "  yardstick, rows/s",
 }
 Facts = Mapping[str, Any]
