@@ -280,8 +280,9 @@ def _row_states(model_state: ModelState) -> list[tuple[Matrix, dict[str, str]]]:
 
 
 def _on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """The state in memory of its own: files have the whole memory that a tensor is a part of."""
     return {
-        name: value.cpu() if isinstance(value, torch.Tensor) else value
+        name: value.cpu().clone() if isinstance(value, torch.Tensor) else value
         for name, value in state.items()
     }
 

@@ -29,7 +29,8 @@ class MLP(nn.Sequential):
         device: where it computes.
         lower: type of the products and of a ReLU's outputs; None: float32. Parameters and
             gradients stay float32, and so does a last layer with a Sigmoid: bfloat16 cannot tell
-            0.997 from 1, and has steps of 1/64 between logits of 2 and 4.
+            0.997 from 1, and has steps of 1/64 between logits of 2 and 4. Products that are
+            gradients of weights are rounded to it on their way, but not on a GPU.
 
     Attributes:
         activations: "ReLU" or "Sigmoid" of each layer.

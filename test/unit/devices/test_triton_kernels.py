@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, losses_of, metrics_of, shell, train
+from conftest import GOLDEN, ROOT, assert_same_losses, losses_of, metrics_of, shell, train
 from interpreted import DEVICE, DTYPES, ON_GPU, kernel_module
 from naive_interaction import draw, naive, num_pairs
 
@@ -169,11 +169,16 @@ def seldom(rows):
 def interpreted(rows, names):
     """{run: what it printed}."""
     runs = [[*COMMON.split(), f"--data_path={rows}", *RUNS[name].split()] for name in names]
+    return dict(zip(names, printed(runs), strict=True))
+
+
+def printed(runs):
+    """What each of the runs, one after the other in a process of their own, has printed."""
     command = [sys.executable, "-c", PROGRAM, json.dumps(runs)]
     done = shell(*command, cwd=ROOT, env={"TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stderr
     assert "kernels layers loss rows" in done.stdout
-    return dict(zip(names, done.stdout.split("run\n")[1:], strict=True))
+    return done.stdout.split("run\n")[1:]
 
 
 @pytest.mark.skipif(ON_GPU, reason="the interpreter is for where there is no GPU")
@@ -189,3 +194,43 @@ def test_the_program_gives_the_same_with_the_kernels(name, rows, request):
     pairs = list(zip(metrics_of(found), metrics_of(plain.out), strict=True))
     assert len(pairs) == (name == "sgd")
     assert all(one == pytest.approx(other, abs=2e-4) for one, other in pairs)
+
+
+LOWER = (
+    "--amp=fp16 --optimizer=adagrad --learning-rate=0.01 --arch-sparse-feature-size=16"
+    " --arch-mlp-bot=13-24-16"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ON_GPU, reason="the interpreter is for where there is no GPU")
+def test_a_run_in_16_bits_is_resumed_and_its_model_evaluated(rows, tmp_path):
+    """The parameters of a file get where they are computed with, Adagrad's sums too."""
+    argv = [*COMMON.split(), f"--data_path={rows}", *LOWER.split(), "--mlperf-logging",
+            "--mlperf-events=false", "--test-mini-batch-size=20"]  # fmt: skip
+    model = tmp_path / "model.pth"
+    whole, saved, resumed, evaluated = printed([
+        [*argv, "--nepochs=2", "--test-freq=-1"],
+        [*argv, f"--save-model={model}", "--test-freq=4"],
+        [*argv, "--nepochs=2", "--test-freq=-1", f"--load-model={model}"],
+        [*argv, "--inference-only", f"--load-model={model}"],
+    ])  # fmt: skip
+    assert_same_losses(losses_of(resumed), losses_of(whole)[4:])
+    assert metrics_of(evaluated)[-1]["auc"] == metrics_of(saved)[-1]["auc"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ON_GPU, reason="the interpreter is for where there is no GPU")
+def test_two_ranks_in_16_bits_are_one(rows):
+    found = []
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        words = [*COMMON.split(), f"--data_path={rows}", *LOWER.split()]
+        variables = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        program = ROOT / "dlrm_s_pytorch.py"
+        done = shell(sys.executable, *launcher, program, *words, env=variables)
+        assert done.returncode == 0, done.stderr
+        found.append(losses_of(done.stdout))
+    assert len(found[0]) == 4
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1.1e-6)
