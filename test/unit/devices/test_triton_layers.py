@@ -77,7 +77,7 @@ def head_case(name, width, dtype, has_relu):
 
 @pytest.mark.parametrize("dtype", LOWER, ids=str)
 @pytest.mark.parametrize("has_relu", [True, False])
-@pytest.mark.parametrize("width", [24, 40])
+@pytest.mark.parametrize("width", [24, 256])
 @pytest.mark.parametrize("name", HEADS)
 def test_the_head_is_the_operators(kernels, name, width, has_relu, dtype):
     *given, want_gradients = head_case(name, width, dtype, has_relu)
