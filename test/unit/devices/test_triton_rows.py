@@ -3,6 +3,15 @@
 import pytest
 import torch
 from interpreted import DEVICE, DTYPES, kernel_module
+from placements import whole
+
+from devices.execution import Execution
+from model.batch import Bags
+from model.compression import NoCompression
+from model.embedding_tables import EmbeddingTables
+from model.static_exchange import StaticExchange
+from optim.update import Update
+from ranks.process import Process
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +98,21 @@ def test_rows_that_are_too_long_are_added_one_by_one(kernels):
     rows = torch.zeros(3, dtype=torch.int64, device=DEVICE)
     kernels.sgd(weight, rows, torch.ones(3, 600, device=DEVICE), 1.0, 1)
     assert (weight[0] == -3).all() and not weight[1].any()
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_the_flag_leads_to_the_sums(kernels, sums):
+    """Ones that are added to 2**24 one by one are lost."""
+    process = Process(0, 1, 0, DEVICE, "gloo")
+    placed = NoCompression(16).make_tables((5, 3))
+    exchange = StaticExchange(process, placed, whole(placed, 1))
+    execution = Execution(triton=True, sums_equal_rows=sums)
+    tables = EmbeddingTables(placed, exchange, "sgd", False, execution)
+    (matrix,) = tables.matrices
+    matrix.weight.fill_(2.0**24)
+    ids = torch.tensor([[4, 2]] * 32, dtype=torch.int32, device=DEVICE)
+    vectors = tables(Bags(ids.view(-1)), (32,), Update(1.0))
+    vectors.backward(-torch.ones_like(vectors))
+    want = torch.full((8,), 2.0**24)
+    want[[4, 7]] += 32 * sums
+    assert torch.equal(matrix.weight[:, 0].cpu(), want)
