@@ -105,7 +105,9 @@ class Inputs:
     def matrix(self, num_rows: int, dim: int) -> torch.Tensor:
         """All tables below one another (num_rows, dim) float32; all matrices share their memory."""
         if len(self._matrix) < num_rows * dim:
-            self._matrix = torch.empty(0)  # two of the largest do not fit on a card
+            self._matrix = torch.empty(0)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # a smaller one's memory is part of the larger one's
             self._matrix = torch.empty(num_rows * dim, device=self.device).uniform_(-0.01, 0.01)
         return self._matrix[: num_rows * dim].view(num_rows, dim)
 

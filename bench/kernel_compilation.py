@@ -25,7 +25,7 @@ def to_compile(shapes: Sequence[Shape], lower: torch.dtype) -> list[Any]:
     made = [
         (work, work.make(inputs)) for shape in shapes for work in works(shape) if work.kernel[0]
     ]
-    owns = [(work, copy, [{}]) for work, copy in made]
+    owns: list[Any] = [(work, copy, [{}]) for work, copy in made]
     others = [(work, copy, work.other_settings(work.own_setting(copy))) for work, copy in made]
     for work, copy, settings in [*owns, *others]:
         for setting in settings:

@@ -37,6 +37,7 @@ from bench.kernel_settings import Setting, applied  # noqa: E402
 from bench.kernel_timer import Rates, Timer, measure_rates  # noqa: E402
 from common.errors import UserError, reports_errors  # noqa: E402
 from common.flags import ArgumentParser, number_in  # noqa: E402
+from common.termination import ends_on_signals  # noqa: E402
 from devices.gpu import has_triton, set_product_precision, triton_version  # noqa: E402
 
 SECONDS = 65
@@ -85,6 +86,11 @@ class Line:
     failure: str = ""
 
     @property
+    def name(self) -> str:
+        """Of the work."""
+        return f"{self.kernel} {self.detail}".strip()
+
+    @property
     def share(self) -> float:
         """Of the floor in the time."""
         return self.floor_us / self.us
@@ -98,7 +104,7 @@ class Line:
 
     def text(self) -> str:
         """As it is printed."""
-        name = f"{self.shape:<12} {self.kernel + ' ' + self.detail:<36} {self.times} x"
+        name = f"{self.shape:<12} {self.name:<36} {self.times} x"
         if self.failure:
             return f"{name} failed: {self.failure}"
         return f"{name} {self.us:9.1f} us {self.rate} {self.share:5.0%} of the floor"
@@ -138,22 +144,28 @@ class Measurements:
                 f"; no graph ({_first_line(error)}): short kernels have the host's time in theirs"
             )
             self._rates = measure_rates(self._timer, self._inputs)
+        line = Line("", "copy", "", "", True, 0, us=1.0, least_us=1.0, floor_us=1.0)
+        self.lines.append(replace(line, bytes=round(self._rates.copy)))
+        product = replace(line, kernel="large product", operations=round(self._rates.product))
+        self.lines.append(product)
         copies, products = 1e-3 * self._rates.copy, 1e-6 * self._rates.product
         return f"copies {copies:.0f} GB/s, products {products:.1f} TFLOP/s{note}"
 
     def own(self, work: Work) -> Iterator[Line]:
         """The line of the program's own setting."""
+        if self.is_late():
+            self.num_skipped += 1
+            return
         yield from self._measured(work, lambda own: [{}])
 
     def others(self, work: Work) -> Iterator[Line]:
         """Lines of other settings."""
-        if work.settings:
+        if self.is_late():
+            self.num_skipped += len(work.settings)
+        elif work.settings:
             yield from self._measured(work, work.other_settings)
 
     def _measured(self, work: Work, wanted: Callable[[Setting], list[Setting]]) -> Iterator[Line]:
-        if self.is_late():
-            self.num_skipped += len(work.settings) or 1
-            return
         line = Line(work.shape.name, work.name, work.detail, "", True, work.times)
         try:
             copies = self._copies(work)
@@ -174,6 +186,8 @@ class Measurements:
 
     def _copies(self, work: Work) -> list[Copy]:
         """So many sets of inputs that their bytes lie between two uses of one."""
+        if self._inputs.device.type == "cuda":
+            torch.cuda.empty_cache()  # memory of graphs that are gone
         first = work.make(self._inputs)
         if self._inputs.device.type == "cpu":
             return [first]
@@ -237,7 +251,8 @@ def save(lines: Sequence[Line], folder: Path | None) -> None:
 
 def sums(lines: Sequence[Line], shape: Shape) -> Iterator[str]:
     """What a step of a shape takes: all that it calls, one after the other."""
-    called = [line for line in lines if line.shape == shape.name and line.is_own and line.times]
+    wanted = [line for line in lines if line.shape == shape.name and line.is_own and line.times]
+    called = [line for line in wanted if not line.failure]
     parts = {
         "kernels": [line for line in called if not line.operations],
         "products": [line for line in called if line.operations],
@@ -249,7 +264,9 @@ def sums(lines: Sequence[Line], shape: Shape) -> Iterator[str]:
     total = sum(totals.values())
     estimated = ESTIMATED_US.get((shape.batch, shape.dim))
     note = f"; estimated for a whole step {estimated}" if estimated else ""
-    yield f"{shape.name:<12} both {total:17.1f} us: {shape.batch / total:.2f} M rows/s{note}"
+    num_missing = sum(bool(work.times) for work in works(shape)) - len(called)
+    note += f"; WITHOUT {num_missing} that failed or were skipped" if num_missing else ""
+    yield f"{shape.name:<12} {'both':<14} {total:9.1f} us: {shape.batch / total:.2f} M rows/s{note}"
 
 
 def best_settings(lines: Sequence[Line]) -> Iterator[str]:
@@ -264,10 +281,10 @@ def best_settings(lines: Sequence[Line]) -> Iterator[str]:
         best = min(tried, key=lambda line: line.us)
         if len(tried) > 1 and best.us < own.us * (1 - WORTH):
             gain = f"{own.us - best.us:.1f} us less, {own.times} times a step"
-            yield f"{own.shape:<12} {own.kernel} {own.detail}: {best.us:.1f} us, {gain}"
+            yield f"{own.shape:<12} {own.name}: {best.us:.1f} us, {gain}"
             yield f"    {best.setting}   (own: {own.setting})"
         elif len(tried) > 1:
-            yield f"{own.shape:<12} {own.kernel} {own.detail}: own is best, {own.us:.1f} us"
+            yield f"{own.shape:<12} {own.name}: own is best, {own.us:.1f} us"
 
 
 # ---------------------------------------------------------------- the run
@@ -327,8 +344,9 @@ def report(options: argparse.Namespace, compilers: Compilers) -> int:
     shapes = shapes_of(options)
     found = Measurements(options, Inputs(options.device, lower))
     try:
-        for text in run(found, shapes, compilers):
-            print(text, flush=True)
+        with ends_on_signals(lambda error: None):  # what was measured is written
+            for text in run(found, shapes, compilers):
+                print(text, flush=True)
     except BrokenCardError as error:
         print(f"the card has failed, this is the end: {error}", flush=True)
         return 1
