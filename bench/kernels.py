@@ -266,7 +266,8 @@ def sums(lines: Sequence[Line], shape: Shape) -> Iterator[str]:
     note = f"; estimated for a whole step {estimated}" if estimated else ""
     num_missing = sum(bool(work.times) for work in works(shape)) - len(called)
     note += f"; WITHOUT {num_missing} that failed or were skipped" if num_missing else ""
-    yield f"{shape.name:<12} {'both':<14} {total:9.1f} us: {shape.batch / total:.2f} M rows/s{note}"
+    rows = f"{shape.batch / total:.2f} M rows/s" if total else "nothing measured"
+    yield f"{shape.name:<12} {'both':<14} {total:9.1f} us: {rows}{note}"
 
 
 def best_settings(lines: Sequence[Line]) -> Iterator[str]:

@@ -199,10 +199,10 @@ WORKS = [
 ]
 
 
-def report(monkeypatch, tmp_path, device):
+def report(monkeypatch, tmp_path, device, seconds=math.inf):
     monkeypatch.setattr(kernels, "works", lambda shape: WORKS)
     monkeypatch.setattr(kernels, "shapes_of", lambda options: [TINY])
-    options = argparse.Namespace(device=device, seconds=math.inf, out=tmp_path / "new")
+    options = argparse.Namespace(device=device, seconds=seconds, out=tmp_path / "new")
     return kernels.report(options, kernel_compilation.Compilers([], 0))
 
 
@@ -246,6 +246,12 @@ def test_what_is_late_is_skipped_and_counted():
     assert list(found.own(WORKS[0])) == [] and found.num_skipped == 1
     work = Work(TINY, "many", "", failing, 1, settings=({"warps": 1}, {"warps": 2}))
     assert list(found.others(work)) == [] and found.num_skipped == 3
+
+
+def test_with_no_time_at_all_it_says_that_nothing_was_measured(monkeypatch, tmp_path, capsys):
+    assert report(monkeypatch, tmp_path, "cpu", seconds=0) == 0
+    text = capsys.readouterr().out
+    assert "nothing measured" in text and "the time is over: 4 measurements skipped" in text
 
 
 def test_the_best_setting_is_told_with_its_gain():
