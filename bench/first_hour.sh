@@ -6,7 +6,7 @@
 # It needs a Python with the packages of requirements.txt, and installs nothing. Each part has a limit of its own; one
 # that fails or lasts too long is noted, and the next one begins. OUT_DIR (./first_hour) gets at most eight small files:
 # summary.txt, which is the one to read; log.txt, all that the parts print; gpu.jsonl, trace_BATCH.json.gz of each model,
-# and the results of bench/kernels.py. --device=cpu tries this script where there is no GPU, with small numbers.
+# and kernels.csv.gz of bench/kernels.py. --device=cpu tries this script where there is no GPU, with small numbers.
 set -u
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -100,7 +100,7 @@ part self-check 60 '^(device|CUDA|driver|[0-9]+ steps|as on|PASS|FAIL|error)' \
     "$PYTHON" dlrm_s_pytorch.py --self-check "${CARD[@]}"
 tests
 bench speed 145 '^(GPU| )|rror' gpu.py "${GPU[@]}" --parts=program,steps,replay,loader,summed
-bench kernels 80 . kernels.py "--device=$DEVICE" --out "$OUT" "${KERNELS[@]}"
+bench kernels 90 . kernels.py "--device=$DEVICE" --out "$OUT" "${KERNELS[@]}"
 bench profiles 60 '^profile|a replay takes|failed|rror' gpu.py "${GPU[@]}" --parts=profile
 bench 'roofline and yardstick' 75 '^(roofline|  floor|  both|  yard)|failed|rror' \
     gpu.py "${GPU[@]}" --parts=roofline,yardstick
