@@ -13,7 +13,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python3}
 MOST_SECONDS=${MOST_SECONDS:-525} # of all parts; a part that does not end at its limit is killed 5 s later
 MOST_BYTES=400000 # of what a part prints that are kept
-MOST_LINES=40 # of a part in the summary
+MOST_LINES=60 # of a part in the summary
 
 fail() { # MESSAGE
     echo "error: $1" >&2
@@ -100,7 +100,8 @@ part self-check 60 '^(device|CUDA|driver|[0-9]+ steps|as on|PASS|FAIL|error)' \
     "$PYTHON" dlrm_s_pytorch.py --self-check "${CARD[@]}"
 tests
 bench speed 145 '^(GPU| )|rror' gpu.py "${GPU[@]}" --parts=program,steps,replay,loader,summed
-bench kernels 90 . kernels.py "--device=$DEVICE" --out "$OUT" "${KERNELS[@]}"
+bench kernels 90 '^(torch|copies|interpreted|    [A-Z])| all (kernels|products) | both  |us less|failed|skipped|rror' \
+    kernels.py "--device=$DEVICE" --out "$OUT" "${KERNELS[@]}"
 bench profiles 60 '^profile|a replay takes|failed|rror' gpu.py "${GPU[@]}" --parts=profile
 bench 'roofline and yardstick' 75 '^(roofline|  floor|  both|  yard)|failed|rror' \
     gpu.py "${GPU[@]}" --parts=roofline,yardstick
