@@ -244,7 +244,7 @@ class DLRM_Net(nn.Module):  # noqa: N801 (the name that users know)
         with phase("embedding"):
             pending = self.emb_l.begin(features.bags, rows_per_rank, update)
         with phase("MLPs"):
-            dense = self.bot_l(features.dense, sgd_lr)
+            dense = self.bot_l(features.dense, sgd_lr, is_fast=target is not None)
         with phase("embedding"):
             pooled = pending.wait()
         with phase("interaction"):

@@ -178,7 +178,7 @@ class Work:
     def own_setting(self, copy: Copy) -> Setting:
         """What the program launches it with; `copy` has inputs, of any device."""
         call = copy.call
-        return kernel_settings.own_setting(self.kernel, self.constants, self.shape.batch, call)
+        return kernel_settings.own_setting(self.kernel, self.constants, call)
 
     def other_settings(self, own: Setting) -> list[Setting]:
         """All settings to try that differ from the program's own."""
@@ -353,11 +353,11 @@ def _layers(shape: Shape) -> Iterator[Work]:
 def _make_head(shape: Shape) -> Callable[[Inputs], Copy]:
     def make(inputs: Inputs) -> Copy:
         hidden = inputs.numbers(shape.batch, shape.top[-2]).relu_()
-        weight, bias, broken = (inputs.zeros(1, shape.top[-2]), inputs.zeros(1), inputs.zeros(1))
+        weight, bias = inputs.zeros(1, shape.top[-2]), inputs.zeros(1)
         label = (torch.rand(shape.batch, 1, device=inputs.device) < 0.3).float()
         target = Target(label, inputs.zeros(2) + 1, divisor=float(shape.batch))
         gradients = inputs.zeros(1, shape.top[-2]), inputs.zeros(1), inputs.zeros(shape.top[-2])
-        arguments = hidden, (weight + 0.01, bias, broken), target, gradients
+        arguments = hidden, (weight + 0.01, bias), target, gradients
         return Copy(lambda: triton_kernels("layers").head_with_loss(*arguments))
 
     return make

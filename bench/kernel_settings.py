@@ -11,7 +11,7 @@ Settings = tuple[Setting, ...]
 Kernel = tuple[str, str]  # <name> of a module devices/triton_<name>.py, and a kernel in it
 
 WARPS = 4  # Triton's own number, where a launch names none
-PASSES = ("RELU_PASSES", "HEAD_PASSES")  # a batch of fewer than MANY_ROWS rows takes 1 of them
+PASSES = ("RELU_PASSES", "HEAD_PASSES")  # the most: fewer leave at least LEAST_PROGRAMS
 
 
 def _each(name: str, *numbers: int) -> Settings:
@@ -97,7 +97,7 @@ def applied(kernel: Kernel, setting: Setting, calls: list[Any] | None = None) ->
     module = triton_kernels(kernel[0])
     values: dict[str, Any] = {name: number for name, number in setting.items() if name != "warps"}
     if any(name in PASSES for name in setting):
-        values["MANY_ROWS"] = 0
+        values["LEAST_PROGRAMS"] = 0
     values[kernel[1]] = _Launches(getattr(module, kernel[1]), setting.get("warps"), calls)
     before = {name: getattr(module, name) for name in values}
     try:
@@ -117,22 +117,18 @@ def recorded(kernel: Kernel, setting: Setting, call: Callable[[], Any]) -> list[
     return calls
 
 
-def own_setting(
-    kernel: Kernel, constants: tuple[str, ...], num_rows: int, call: Callable[[], Any]
-) -> Setting:
+def own_setting(kernel: Kernel, constants: tuple[str, ...], call: Callable[[], Any]) -> Setting:
     """What the program launches a kernel with.
 
     Args:
         kernel: ("", "") of a product, which has none.
         constants: names of those of its module that the kernel depends on.
-        num_rows: rows of the batch.
         call: launches it.
     """
     if not kernel[0]:
         return {}
     module = triton_kernels(kernel[0])
     found = {name: getattr(module, name) for name in constants}
-    if num_rows < getattr(module, "MANY_ROWS", 0):
-        found |= {name: 1 for name in constants if name in PASSES}
     ((_, _, settings),) = recorded(kernel, {}, call)
+    found |= {name: settings["PASSES"] for name in constants if name in PASSES}
     return {**found, "warps": settings.get("num_warps", WARPS)}

@@ -109,7 +109,7 @@ class Execution:
             notes on pinned memory, and torch_npu's own use of it in its GradScaler.)
         copy_stream: the next batch is copied on a stream of its own during a step.
             (torch.npu.Stream, which waits and records as torch.cuda.Stream does.)
-        triton: kernels of triton_kernels.py replace chains of operators.
+        triton: kernels of the modules triton_*.py replace chains of operators.
         sums_equal_rows: sgd's kernel sums gradients of equal rows before it adds them to a row.
         graphs: a step is recorded once and then replayed by one call of the host. (CUDA
             graphs, in torch's notes on CUDA semantics.)

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.versions import installed_version, release
 from devices.older_torch import OLDEST_TRITON, has_products_in_float32
 
+ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at multiples of 16 bytes
 COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
 
 

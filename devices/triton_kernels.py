@@ -5,7 +5,7 @@ if there is no Triton.
 
 TRITON_INTERPRET=1 in the environment makes Triton interpret the kernels on the CPU. It must be set
 before this module is imported, which `devices.gpu.triton_kernels` does on first use. The kernels
-use only the built-in part of triton.language: whether the rest is compiled or interpreted was
+call only the built-in part of triton.language: whether the rest is compiled or interpreted was
 decided by the variable when Triton itself was imported.
 """
 
@@ -15,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from devices.gpu import ALIGNED
+
 DECODE_ROWS = 32  # rows of a batch that one program decodes
 MAX_VECTORS, MAX_NUMBERS = 128, 1 << 14  # the most that a program's registers hold of a row
-ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at multiples of 16 bytes
 
 
 # ---------------------------------------------------------------- dot interaction

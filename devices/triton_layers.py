@@ -15,10 +15,10 @@ from devices.triton_loss import add, class_of, entropy
 
 RELU_COLUMNS = 128  # columns of a gradient that one program takes
 RELU_ROWS = 32  # rows that it holds at a time
-RELU_PASSES = 8  # how often it does, if there are rows for all multiprocessors
+RELU_PASSES = 8  # how often it does at most
 HEAD_NUMBERS = 4096  # numbers of a layer's inputs that one program of the head holds at a time
 HEAD_PASSES = 8
-MANY_ROWS = 16384  # of a batch: with fewer a program takes one pass, and there are more programs
+LEAST_PROGRAMS = 512  # that stay for all multiprocessors if a program takes several passes
 UPDATED_NUMBERS = 1024  # parameters that one program updates
 
 
@@ -40,7 +40,7 @@ def _relu_backward(
     """A program takes COLUMNS columns of ROWS * PASSES rows, and adds their sums to the bias's."""
     m = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     begin = tl.program_id(0).to(tl.int64) * (ROWS * PASSES)
-    sums = tl.full((COLUMNS,), 0.0, tl.float32)
+    sums = tl.full((ROWS, COLUMNS), 0.0, tl.float32)  # over passes; over rows at the end
     for number in range(PASSES):
         row = begin + number * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < num_rows) & (m[None, :] < M)
@@ -49,8 +49,16 @@ def _relu_backward(
         is_zero = tl.load(output + place, mask=inside, other=0.0) <= 0  # it is not for nan
         kept = tl.where(is_zero, 0.0, found)
         tl.store(target + place, kept, mask=inside)
-        sums += tl.reduce(kept.to(tl.float32), 0, add)
-    tl.atomic_add(bias_gradient + m, sums, mask=m < M, sem="relaxed")
+        sums += kept.to(tl.float32)
+    tl.atomic_add(bias_gradient + m, tl.reduce(sums, 0, add), mask=m < M, sem="relaxed")
+
+
+def _passes(num_programs: int, most: int) -> int:
+    """How many passes a program takes, of programs that would be so many with one pass each."""
+    passes = 1
+    while passes < most and num_programs // (2 * passes) >= LEAST_PROGRAMS:
+        passes *= 2
+    return passes
 
 
 def relu_backward(
@@ -69,9 +77,10 @@ def relu_backward(
     target = gradient if in_place else torch.empty_like(gradient)
     if num_rows:
         columns = min(RELU_COLUMNS, max(16, triton.next_power_of_2(width)))
-        passes = RELU_PASSES if num_rows >= MANY_ROWS else 1
+        num_columns = triton.cdiv(width, columns)
+        passes = _passes(triton.cdiv(num_rows, RELU_ROWS) * num_columns, RELU_PASSES)
         settings = {"M": width, "ROWS": RELU_ROWS, "PASSES": passes, "COLUMNS": columns}
-        grid = (triton.cdiv(num_rows, RELU_ROWS * passes), triton.cdiv(width, columns))
+        grid = (triton.cdiv(num_rows, RELU_ROWS * passes), num_columns)
         tensors = gradient, output, target, bias_gradient
         _relu_backward[grid](*tensors, num_rows, **settings)
     return target
@@ -89,13 +98,13 @@ def _logits(hidden, weight, bias, inside):
 
 @triton.jit
 def _through_sigmoid(z, label, clamp):
-    """Probabilities of logits, cut to [clamp, 1 - clamp], the loss and its gradient of z."""
+    """The loss of logits and its gradient; probabilities are cut to [clamp, 1 - clamp]."""
     uncut = 1 / (1 + tl.exp(-z))
     p = tl.where(uncut < clamp, clamp, uncut)  # nan stays nan
     p = tl.where(p > 1 - clamp, 1 - clamp, p)
     loss, dp = entropy(p, label)
     dp = tl.where((uncut < clamp) | (uncut > 1 - clamp), 0.0, dp)
-    return p, loss, dp * ((1 - uncut) * uncut)
+    return loss, dp * ((1 - uncut) * uncut)
 
 
 @triton.jit
@@ -103,7 +112,6 @@ def _head(
     hidden,
     weight,
     bias,
-    broken,
     predicted,
     num_rows,
     K: tl.constexpr,
@@ -117,7 +125,7 @@ def _head(
     w = tl.load(weight + k, mask=k < K, other=0.0)
     inside = (row < num_rows)[:, None] & (k < K)[None, :]
     place = hidden + row[:, None] * PITCH + k[None, :]
-    _, z = _logits(place, w, tl.load(bias) + tl.load(broken), inside)
+    _, z = _logits(place, w, tl.load(bias), inside)
     tl.store(predicted + row, 1 / (1 + tl.exp(-z)), mask=row < num_rows)
 
 
@@ -126,12 +134,10 @@ def _head_with_loss(
     hidden,
     weight,
     bias,
-    broken,
     label,
     label_weights,
     mask,
     scale,
-    predicted,
     sums,
     hidden_gradient,
     weight_gradient,
@@ -152,7 +158,7 @@ def _head_with_loss(
     """Forward and backward of the last layer; rows of K numbers are read once."""
     k = tl.arange(0, BLOCK_K)
     begin = tl.program_id(0).to(tl.int64) * (ROWS * PASSES)
-    w, b = tl.load(weight + k, mask=k < K, other=0.0), tl.load(bias) + tl.load(broken)
+    w, b = tl.load(weight + k, mask=k < K, other=0.0), tl.load(bias)
     factor = (tl.load(scale) if HAS_SCALE else 1.0) / divisor
     loss_sums = tl.full((ROWS,), 0.0, tl.float32)
     bias_sums, weight_sums = loss_sums, tl.full((BLOCK_K,), 0.0, tl.float32)
@@ -167,8 +173,7 @@ def _head_with_loss(
         of_label = tl.load(label_weights + class_of(y), mask=is_row, other=0.0)
         if HAS_MASK:
             of_label *= tl.load(mask + row, mask=is_row, other=0.0)
-        p, loss, dz = _through_sigmoid(z, y, clamp)
-        tl.store(predicted + row, p, mask=is_row)
+        loss, dz = _through_sigmoid(z, y, clamp)
         loss_sums += tl.where(is_row, loss * of_label, 0.0)
         dz = tl.where(is_row, dz * of_label * factor, 0.0)
         bias_sums += dz
@@ -197,52 +202,49 @@ def _head_settings(hidden: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]
     return {"K": width, "PITCH": hidden.shape[1], "ROWS": rows, "BLOCK_K": block_k}
 
 
-def head(
-    hidden: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+def head(hidden: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Probabilities (b, 1) float32 of a last layer of one output, without a loss.
 
     Args:
         hidden: (b, k) in 16 bits, or more columns, of zeros.
-        parameters: weight (1, k), bias (1,) and a number (1,) that is added to logits; float32.
+        parameters: weight (1, k) and bias (1,), float32.
     """
-    hidden, (weight, bias, broken) = hidden.contiguous(), parameters
+    hidden, (weight, bias) = hidden.contiguous(), parameters
     num_rows = len(hidden)
     predicted = weight.new_empty(num_rows, 1)
     if num_rows:
         settings = _head_settings(hidden, weight)
         grid = (triton.cdiv(num_rows, settings["ROWS"]),)
-        _head[grid](hidden, weight, bias, broken, predicted, num_rows, **settings)
+        _head[grid](hidden, weight, bias, predicted, num_rows, **settings)
     return predicted
 
 
 def head_with_loss(
     hidden: torch.Tensor,
-    parameters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    parameters: tuple[torch.Tensor, torch.Tensor],
     target: Any,
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The last layer of one output, sigmoid, cross entropy, and the gradients of all of them.
 
     Args:
         hidden: (b, k) in 16 bits, or more columns, of zeros.
-        parameters: weight (1, k), bias (1,) and a number (1,) that is added to logits; float32.
+        parameters: weight (1, k) and bias (1,), float32.
         target: what is to be predicted, a Target of model/layer_operators.py.
         gradients: those of weight (1, k), bias (1,) and of the biases of the layer before (k,), all
             float32, to which sums over rows are added, in any order. The last is None if `hidden`
             is not the output of a ReLU.
 
     Returns:
-        Probabilities (b, 1) float32, the sum of the loss over rows (), and the gradient of
-        `hidden`'s shape and type, through the ReLU if there is one.
+        The sum of the loss over rows (), float32, and the gradient of `hidden`'s shape and type,
+        through the ReLU if there is one.
     """
-    hidden, (weight, bias, _) = hidden.contiguous(), parameters
+    hidden, (weight, bias) = hidden.contiguous(), parameters
     num_rows, (of_weight, of_bias, of_hidden) = len(hidden), gradients
-    predicted = weight.new_empty(num_rows, 1)
     has_zeros = hidden.shape[1] > weight.shape[1]
     gradient = torch.zeros_like(hidden) if has_zeros else torch.empty_like(hidden)
     settings = _head_settings(hidden, weight)
-    passes = HEAD_PASSES if num_rows >= MANY_ROWS else 1
+    passes = _passes(triton.cdiv(num_rows, settings["ROWS"]), HEAD_PASSES)
     num_programs = triton.cdiv(num_rows, settings["ROWS"] * passes)
     sums = weight.new_empty(num_programs)
     if num_rows:
@@ -253,7 +255,6 @@ def head_with_loss(
             target.label_weights,
             target.label if target.mask is None else target.mask,
             bias if target.scale is None else target.scale,
-            predicted,
             sums,
             gradient,
             of_weight,
@@ -268,7 +269,7 @@ def head_with_loss(
             PASSES=passes,
             **settings,
         )
-    return predicted, sums.sum(), gradient
+    return sums.sum(), gradient
 
 
 # ---------------------------------------------------------------- the update

@@ -10,9 +10,13 @@ import triton.language as tl
 LOSS_ROWS = 256  # rows of a batch whose losses one program computes
 
 
-# The sum for tl.reduce. Of all such functions Triton's interpreter knows this one: it would call
-# another one for each number.
-add = tl.standard._sum_combine
+@triton.jit
+def _add(a, b):
+    return a + b
+
+
+# The sum for tl.reduce. Triton's interpreter knows its own: it calls another one for each number.
+add = getattr(tl.standard, "_sum_combine", _add)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from devices.triton_loss import add
 
 LOOKUP_IDS = 16  # ids that one program looks up or updates
 SUMMED_IDS = 32  # ids among which one program finds the equal ones
-SUMMED_WIDTH = 512  # the longest rows of which a program's registers hold so many
+SUMMED_BYTES = 512  # of the longest gradient of which a program's registers hold so many
 
 
 @triton.jit
@@ -139,7 +139,7 @@ def sgd(
         return
     tensors = weight, rows, gradients.contiguous(), lr, len(rows)
     on_device = isinstance(lr, torch.Tensor)
-    if num_columns and weight.shape[1] <= SUMMED_WIDTH:
+    if num_columns and weight.shape[1] * gradients.element_size() <= SUMMED_BYTES:
         num_groups = triton.cdiv(triton.cdiv(len(rows), num_columns), SUMMED_IDS)
         settings = _settings(weight, SUMMED_IDS, narrowest=16)
         kernel = _sgd_summed[(num_groups, num_columns)]

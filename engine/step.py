@@ -259,9 +259,14 @@ class TrainingStep:
             if not math.isfinite(sum_in_rank_order(self._process, share)):
                 self._scale.drop_batch()
                 return share, self._update_if_due(update, in_backward)
-        share = self._back(forwards, num_rows * num_sharing) / num_rows
+        loss = self._back(forwards, num_rows * num_sharing)
         self._num_kept += 1
-        return share, self._update_if_due(update, in_backward)
+        has_updated = self._update_if_due(update, in_backward)
+        flat = self._model.flat_parameters
+        if flat is None:
+            return loss / num_rows, has_updated
+        # a parameter that has become nan shows in this step's loss, and costs no kernel of its own
+        return torch.add(flat.broken, loss, alpha=1 / num_rows), has_updated
 
     def _forward(self, chunk: Batch, update: Update) -> _Forward:
         with phase("copy"):

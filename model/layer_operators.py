@@ -9,8 +9,7 @@ import torch
 
 from model.losses import cross_entropy
 
-# of the head: weight (m, k), bias (m,), and a number (1,) that is added to logits; float32
-Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Parameters = tuple[torch.Tensor, torch.Tensor]  # weight (m, k) and bias (m,) of the head, float32
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
@@ -58,14 +57,14 @@ def head(hidden: torch.Tensor, parameters: Parameters) -> torch.Tensor:
         hidden: (b, k) in 16 bits, or more columns, of zeros.
         parameters: those of the layer.
     """
-    weight, bias, broken = parameters
+    weight, bias = parameters
     inputs = hidden[:, : weight.shape[1]].float()
-    return torch.addmm(bias + broken, inputs, weight.t()).sigmoid_()
+    return torch.addmm(bias, inputs, weight.t()).sigmoid_()
 
 
 def head_with_loss(
     hidden: torch.Tensor, parameters: Parameters, target: Target, gradients: Gradients
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The last layer of one output, sigmoid, cross entropy, and the gradients of all of them.
 
     Args:
@@ -77,8 +76,8 @@ def head_with_loss(
             output of a ReLU.
 
     Returns:
-        Probabilities (b, 1) float32, the sum of the loss over rows (), and the gradient of
-        `hidden`'s shape and type, through the ReLU if there is one.
+        The sum of the loss over rows (), float32, and the gradient of `hidden`'s shape and type,
+        through the ReLU if there is one.
     """
     from_sigmoid = head(hidden, parameters)
     predicted = from_sigmoid.clamp(target.clamp, 1 - target.clamp)
@@ -87,7 +86,7 @@ def head_with_loss(
     is_cut = (from_sigmoid < target.clamp) | (from_sigmoid > 1 - target.clamp)
     gradient.masked_fill_(is_cut, 0.0)
     gradient = torch.ops.aten.sigmoid_backward(gradient, from_sigmoid)
-    return predicted, loss, head_backward(gradient, hidden, parameters[0], gradients)
+    return loss, head_backward(gradient, hidden, parameters[0], gradients)
 
 
 def head_backward(

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from devices.execution import Execution
-from devices.gpu import product_in_float32, triton_kernels
+from devices.gpu import ALIGNED, product_in_float32, triton_kernels
 from model import layer_operators
 from model.layer_operators import Target
 from model.mlp import MLP
 from optim.flat_parameters import FlatParameters
-
-ALIGNED = 8  # columns of 16-bit numbers: tensor cores take rows that begin at multiples of 16 bytes
 
 
 def padded_width(width: int) -> int:
@@ -38,7 +37,7 @@ class _Layer:
         bias: (m,) in 16 bits.
         weight_gradient: (m, n) float32.
         bias_gradient: (m,) float32.
-        has_relu: else it is the head.
+        has_relu: else it is a last layer with a sigmoid.
     """
 
     weight: torch.Tensor
@@ -82,15 +81,23 @@ class LowerLayers:
             self._head = layer_operators
         self._update_written = -1  # the update that the gradients of the weights are for
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, n) or wider, with zeros after the n columns -> (B, last width)."""
-        outputs: torch.Tensor = _Layers.apply(self._as_wanted(inputs), self, self.head_bias)
+    def __call__(self, inputs: torch.Tensor, is_fast: bool = False) -> torch.Tensor:
+        """(B, n) or wider, with zeros after the n columns -> (B, last width).
+
+        Args:
+            inputs: those of the first layer.
+            is_fast: nan may become 0 on the way, as in `with_loss`.
+        """
+        arguments = self._as_wanted(inputs), self, self.head_bias, is_fast
+        outputs: torch.Tensor = _Layers.apply(*arguments)
         return outputs
 
     def with_loss(self, inputs: torch.Tensor, target: Target) -> torch.Tensor:
         """The sum of the loss () over rows; its backward pass needs no gradient to begin with.
 
-        Only where there is a head, whose gradients are added to those of the parameters at once.
+        Only where there is a head. The forward pass adds the gradients of the head to those of the
+        parameters: an update has to follow. It may hide what is not finite: a ReLU in a product
+        may turn nan into 0. If nan gets into a parameter so, FlatParameters.broken tells.
 
         Args:
             inputs: (B, n) or wider, with zeros after the n columns.
@@ -107,13 +114,18 @@ class LowerLayers:
         inputs = F.pad(inputs, (0, missing)) if missing else inputs
         return inputs.to(self.flat.lowered.dtype)
 
-    def hidden(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """The inputs of each layer, and the output of the last one with a ReLU."""
-        outputs = [inputs]
+    def hidden(self, inputs: torch.Tensor, is_fast: bool) -> list[torch.Tensor]:
+        """The inputs of each layer, and the output of the last one with a ReLU.
+
+        Args:
+            inputs: those of the first layer.
+            is_fast: the ReLU is part of the product, which may turn nan into 0.
+        """
+        outputs, product = [inputs], torch._addmm_activation if is_fast else torch.addmm
         for layer in self.layers:
             if layer.has_relu:
-                product = torch._addmm_activation(layer.bias, outputs[-1], layer.weight.t())
-                outputs.append(product)
+                found = product(layer.bias, outputs[-1], layer.weight.t())
+                outputs.append(found if is_fast else found.relu_())
         return outputs
 
     def probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -123,10 +135,10 @@ class LowerLayers:
 
     def loss(self, hidden: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, k) -> the sum of the loss (), and the gradient of `hidden`."""
-        _, loss, gradient = self._head.head_with_loss(
+        found: tuple[torch.Tensor, torch.Tensor] = self._head.head_with_loss(
             hidden, self._parameters_of_head(), target, self._gradients_of_head()
         )
-        return loss, gradient
+        return found
 
     def through_sigmoid(
         self, gradient: torch.Tensor, hidden: torch.Tensor, outputs: torch.Tensor
@@ -138,7 +150,7 @@ class LowerLayers:
 
     def _parameters_of_head(self) -> layer_operators.Parameters:
         """In float32: the head's numbers are few."""
-        return self.head_weight.detach(), self.head_bias.detach(), self.flat.broken
+        return self.head_weight.detach(), self.head_bias.detach()
 
     def _gradients_of_head(self) -> layer_operators.Gradients:
         """Where the gradients of its weight and bias, and of the bias before it, go."""
@@ -181,23 +193,24 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, layers: LowerLayers, anchor: torch.Tensor
+        ctx: Any, inputs: torch.Tensor, layers: LowerLayers, anchor: torch.Tensor, is_fast: bool
     ) -> torch.Tensor:
-        outputs = layers.hidden(inputs)
+        outputs = layers.hidden(inputs, is_fast)
         ctx.layers, has_relu = layers, layers.layers[-1].has_relu
         result = outputs[-1] if has_relu else layers.probabilities(outputs[-1])
         ctx.save_for_backward(*outputs, *([] if has_relu else [result]))
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor | None, None, None]:
+    ) -> tuple[torch.Tensor | None, None, None, None]:
         layers, outputs, wants = ctx.layers, ctx.saved_tensors, ctx.needs_input_grad[0]
         if layers.layers[-1].has_relu:
-            return layers.back(gradient, outputs, False, wants), None, None
+            return layers.back(gradient, outputs, False, wants), None, None, None
         gradient = layers.through_sigmoid(gradient, outputs[-2], outputs[-1])
-        return layers.back(gradient, outputs[:-1], True, wants), None, None
+        return layers.back(gradient, outputs[:-1], True, wants), None, None, None
 
 
 class _LayersWithLoss(torch.autograd.Function):
@@ -207,13 +220,14 @@ class _LayersWithLoss(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: torch.Tensor, layers: LowerLayers, anchor: torch.Tensor, target: Target
     ) -> torch.Tensor:
-        outputs = layers.hidden(inputs)
+        outputs = layers.hidden(inputs, is_fast=True)
         loss, ctx.gradient = layers.loss(outputs[-1], target)
         ctx.layers = layers
         ctx.save_for_backward(*outputs)
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, _: torch.Tensor
     ) -> tuple[torch.Tensor | None, None, None, None]:

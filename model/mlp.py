@@ -35,7 +35,8 @@ class MLP(nn.Sequential):
     Attributes:
         activations: "ReLU" or "Sigmoid" of each layer.
         in_order: weight and bias of each layer.
-        lower_layers: what computes on a GPU in 16 bits (lower_mlp.py); None: this module does.
+        lower_layers: what computes in 16 bits on a GPU, or with Triton's interpreter
+            (lower_mlp.py); None: this module does.
 
     Raises:
         RankError: there is no memory for the weights.
@@ -68,7 +69,9 @@ class MLP(nn.Sequential):
         """The type of inputs that costs no conversion, with zeros after them; None: float32."""
         return None if self.lower_layers is None else self._lower
 
-    def forward(self, inputs: torch.Tensor, sgd_lr: float | None = None) -> torch.Tensor:
+    def forward(
+        self, inputs: torch.Tensor, sgd_lr: float | None = None, is_fast: bool = False
+    ) -> torch.Tensor:
         """(B, n) -> (B, last width) for n inputs, or for more if the columns after them are zeros.
 
         Such zeros make n a multiple of 8, without which float16's products are slow.
@@ -78,11 +81,12 @@ class MLP(nn.Sequential):
             sgd_lr: a learning rate, for float32 on the CPU only: the backward pass takes the SGD
                 step in the products that would make the gradients, which then never exist.
                 None: it makes the gradients.
+            is_fast: nan may become 0 on the way, where that is faster.
         """
         if self._in_one_node:
             return _AllLayers.apply(inputs[:, : self._num_inputs], self, sgd_lr, *self.in_order)
         if self.lower_layers is not None:
-            in_16_bits: torch.Tensor = self.lower_layers(inputs)
+            in_16_bits: torch.Tensor = self.lower_layers(inputs, is_fast)
             return in_16_bits
         assert sgd_lr is None, "only the CPU updates in the backward pass"
         if self._lower is not None or inputs.shape[1] > self._num_inputs:

@@ -10,7 +10,7 @@ from devices.gpu import triton_kernels
 from optim.dense import ADAGRAD_SETTINGS, SGD_SETTINGS, DenseOptimizer
 from optim.row_optimizers import EPS, Rate
 
-ALIGNED = 64  # numbers; a matrix begins at a multiple of it, as tensor cores want it
+SPACING = 64  # numbers; a parameter's copy begins at a multiple of it: tensor cores want 16 bytes
 
 
 class Buffers(NamedTuple):
@@ -36,12 +36,12 @@ class FlatParameters:
 
     Attributes:
         parameters: as given.
-        values: (p,) float32, all parameters in their order, and zeros up to a multiple of ALIGNED.
+        values: (p,) float32, all parameters in their order, and zeros up to a multiple of SPACING.
         gradients: (q,) float32.
         lowered: (q,) of type `lower`.
         places: (p,) int32, where each value is in the other two.
-        broken: (1,) 0, or nan if a parameter is not finite. Whoever computes with the parameters
-            adds it to the result: the ReLU of a GPU's products may turn nan into 0.
+        broken: () 0, or nan if a parameter is not finite. A step adds it to its loss: the ReLU of
+            a GPU's products may turn nan into 0.
         num_updates: how often FlatOptimizer has updated them.
     """
 
@@ -50,7 +50,7 @@ class FlatParameters:
     ) -> None:
         self.parameters, self._versions = list(parameters), [-1] * len(parameters)
         device = self.parameters[0].device
-        spare = -sum(p.numel() for p in self.parameters) % ALIGNED
+        spare = -sum(p.numel() for p in self.parameters) % SPACING
         values = [p.detach().reshape(-1) for p in self.parameters]
         self.values = torch.cat([*values, torch.zeros(spare, device=device)])
         views = self.views(self.values)
@@ -63,13 +63,13 @@ class FlatParameters:
             row, column = torch.arange(len(parameter)), torch.arange(parameter[0].numel())
             places.append((end + row[:, None] * shape[1:].numel() + column).view(-1))
             self._shapes.append((end, shape))
-            end += -(-shape.numel() // ALIGNED) * ALIGNED
+            end += -(-shape.numel() // SPACING) * SPACING
         places.append(torch.arange(end, end + spare))
-        end += ALIGNED
+        end += SPACING
         self.places = torch.cat(places).int().to(device)
         self.gradients = torch.zeros(end, device=device)
         self.lowered = torch.zeros(end, dtype=lower, device=device)
-        self.broken, self.num_updates = torch.zeros(1, device=device), 0
+        self.broken, self.num_updates = torch.zeros((), device=device), 0
 
     def views(self, of_values: torch.Tensor) -> list[torch.Tensor]:
         """The numbers (p,) of all values as tensors of the parameters' shapes."""

@@ -63,8 +63,10 @@ class SortedRowGradients:
         return self._sums() if self._distinct else self._pairs()
 
     def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, gradients = (torch.cat(column) for column in zip(*self._kept, strict=True))
-        self._kept = []
+        kept, self._kept = self._kept, []
+        if len(kept) == 1:
+            return kept[0]
+        rows, gradients = (torch.cat(column) for column in zip(*kept, strict=True))
         return rows, gradients
 
     def _sums(self) -> tuple[torch.Tensor, torch.Tensor]:

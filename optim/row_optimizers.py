@@ -108,7 +108,9 @@ class RowSGD(RowOptimizer):
             self._subtract(rows, without_non_finite(gradients), lr)
 
     def _update(self, rows: torch.Tensor, sums: torch.Tensor, lr: Rate) -> None:
-        if self._on_cpu:
+        if self._triton:
+            self._triton.sgd(self.weight, rows, sums, lr, self._num_columns)
+        elif self._on_cpu:
             cpu_kernels.sgd(self.weight, rows, sums, float(lr))
         else:
             self._subtract(rows, sums, lr)

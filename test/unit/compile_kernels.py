@@ -154,8 +154,8 @@ def layers(kind, widest):
         constants = {"M": widest, "ROWS": triton_layers.RELU_ROWS, "PASSES": passes,
                      "COLUMNS": triton_layers.RELU_COLUMNS}  # fmt: skip
         yield Kernel(triton_layers._relu_backward, types, constants, kind)
-    numbers = ("weight", "bias", "broken", "label", "label_weights", "mask", "scale", "predicted",
-               "sums", "weight_gradient", "bias_gradient", "hidden_bias_gradient")  # fmt: skip
+    numbers = ("weight", "bias", "predicted", "label", "label_weights", "mask", "scale", "sums",
+               "weight_gradient", "bias_gradient", "hidden_bias_gradient")  # fmt: skip
     types = {**dict.fromkeys(numbers, "*fp32"), "hidden": f"*{kind}", "num_rows": "i32",
              "hidden_gradient": f"*{kind}", "divisor": "fp32", "clamp": "fp32"}  # fmt: skip
     hidden = torch.empty(1, 256, device="meta")
