@@ -57,12 +57,15 @@ class QuantizedMLP(nn.Module):
                 self._layers.append(_Float16Layer(linear, name))
         self.num_bytes = sum(layer.num_bytes for layer in self._layers)
 
-    def forward(self, inputs: torch.Tensor, sgd_lr: float | None = None) -> torch.Tensor:
+    def forward(
+        self, inputs: torch.Tensor, sgd_lr: float | None = None, is_fast: bool = False
+    ) -> torch.Tensor:
         """(B, n) -> (B, last width), both float32.
 
         Args:
             inputs: those of the first layer.
             sgd_lr: None, as there is no backward pass.
+            is_fast: as in an MLP; there is one way.
         """
         assert sgd_lr is None, "quantized weights are not trained"
         chunks = inputs.split(CHUNK_ROWS)

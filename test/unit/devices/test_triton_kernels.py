@@ -126,7 +126,8 @@ RUNS = {
 }
 
 
-SELDOM = ("fp16, adagrad, mse", "fp16, skipping", "fp16, accumulation")
+OFTEN = ("sgd", "fp16", "fp16, equal rows summed")
+SELDOM = tuple(name for name in RUNS if name not in OFTEN)
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SELDOM)) for name in RUNS]
 )
@@ -158,7 +159,7 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def often(rows):
-    return interpreted(rows, [name for name in RUNS if name not in SELDOM])
+    return interpreted(rows, OFTEN)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def steps_of(trainer, *changes, skips=False):
 
 @pytest.fixture
 def trainer(kaggle):
-    words = [f"--data_path={kaggle}", "--memory-map", "--amp=bf16", "--num-batches=3"]
+    words = [f"--data_path={kaggle}", "--amp=bf16", "--num-batches=3"]
     return trained(*CRITEO_MODEL, *words)[0]
 
 
@@ -41,7 +41,7 @@ def losses(trainer, step, numbers, num_sharing=1):
 @pytest.mark.parametrize("loss", ["bce", "mse"])
 def test_steps_are_those_of_the_cpus_way(loss, num_sharing, trainer, kaggle):
     """Only the first loss is that of equal weights to all digits."""
-    words = [f"--data_path={kaggle}", "--memory-map", "--amp=bf16", "--num-batches=3"]
+    words = [f"--data_path={kaggle}", "--amp=bf16", "--num-batches=3"]
     other, _ = trained(*CRITEO_MODEL, *words)
     other.options.loss_function = loss
     execution = Execution(lower=LOWER)
