@@ -42,7 +42,7 @@ LARGE = Limits(23_437_500, 3_000_000_000)
 @pytest.mark.parametrize(
     "limits, goes_on",
     [
-        pytest.param(SMALL, False, id="1 GB"),
+        pytest.param(SMALL, False, id="1 GB", marks=pytest.mark.slow),
         pytest.param(SMALL, True, id="1 GB, resumed", marks=pytest.mark.slow),
         pytest.param(LARGE, True, id="6 GB, resumed", marks=pytest.mark.slow),
     ],
