@@ -86,13 +86,7 @@ def test_criteos_tables_are_balanced_on_2_to_64_ranks(num_rows):
         assert over <= 1.1 and lookups <= 1 + 1e-9, (world_size, workload, over, lookups)
 
 
-@pytest.mark.parametrize(
-    "num_rows",
-    [
-        pytest.param(CRITEO_10M, id="10M", marks=pytest.mark.slow),
-        pytest.param(CRITEO_40M, id="40M"),
-    ],
-)
+@pytest.mark.parametrize("num_rows", [CRITEO_10M, CRITEO_40M], ids=["10M", "40M"])
 def test_criteos_17_smallest_tables_are_shared_at_32768_rows_a_rank(num_rows):
     smallest = sorted(range(26), key=num_rows.__getitem__)[:17]
     placement = plan_tables(tables_of(num_rows), 8, "auto", Workload(8 * 32768))
