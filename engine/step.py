@@ -265,7 +265,7 @@ class TrainingStep:
         flat = self._model.flat_parameters
         if flat is None:
             return loss / num_rows, has_updated
-        # a parameter that has become nan shows in this step's loss, and costs no kernel of its own
+        # a parameter that becomes nan shows in the loss of its step
         return torch.add(flat.broken, loss, alpha=1 / num_rows), has_updated
 
     def _forward(self, chunk: Batch, update: Update) -> _Forward:
