@@ -8,6 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from emulated_graph import capture
 from torch import nn
 
 from devices.execution import Execution
@@ -208,6 +209,45 @@ def test_a_parameter_that_becomes_nan_behind_a_relu_is_noted(triton, monkeypatch
         optimizer.update(0.1)
         assert loss.isfinite(), "hidden"
         assert flat.values.isnan().any() == flat.broken.isnan() == bad
+
+
+@pytest.mark.parametrize("is_adagrad", [False, True], ids=["sgd", "adagrad"])
+def test_replayed_steps_are_the_steps(is_adagrad):
+    """None of a step's Python runs in a replay; steps of another shape come in between."""
+    found = []
+    for records in (False, True):
+        bottom, top, flat, _ = make(False)
+        optimizer = FlatOptimizer(flat, 0.1, is_adagrad, triton=False)
+        features, label, rate = inputs(40), torch.ones(40, 1), torch.tensor(0.1)
+
+        def work(features=features, label=label, rate=rate, parts=(bottom, top, optimizer)):
+            bottom, top, optimizer = parts
+            dense = bottom(features, is_fast=True)
+            vectors = torch.cat([dense, features.to(dense.dtype)], dim=1)
+            target = Target(label, torch.ones(2), divisor=len(features))
+            loss = top.lower_layers.with_loss(vectors, target)
+            loss.backward()
+            optimizer.update(rate)
+            return loss
+
+        losses, graph, recorded = [], None, None
+        for number in range(8):
+            features.copy_(inputs(40, seed=number))
+            label.copy_(inputs(40, 1, seed=50 + number) > 0)
+            if records and number == 3:
+                graph, recorded = capture(work)
+            if graph is None:
+                losses.append(work().item())
+            else:
+                graph.replay()
+                losses.append(recorded.item())
+            if number == 5:
+                losses.append(work(inputs(7, seed=9), torch.ones(7, 1)).item())
+                with torch.no_grad():
+                    losses.append(top(joined(bottom, top, inputs(3))).sum().item())
+        found.append((losses, flat.values.clone()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-6, atol=1e-7)
 
 
 def test_only_a_gpu_or_triton_has_flat_parameters():
