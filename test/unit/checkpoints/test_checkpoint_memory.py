@@ -8,7 +8,10 @@ from conftest import ROOT, shell
 MOST_MB = {"saving": 100, "reading": 200}  # one file of 64 MB; its bytes and its tensors
 
 
-@pytest.mark.parametrize("num_ranks, placement", [(1, "whole"), (2, "whole"), (3, "cut")])
+@pytest.mark.parametrize(
+    "num_ranks, placement",
+    [(1, "whole"), pytest.param(2, "whole", marks=pytest.mark.slow), (3, "cut")],
+)
 def test_a_checkpoint_of_300_mb_takes_a_third_of_it_at_the_most(num_ranks, placement, tmp_path):
     """Between two steps; a copy to write from takes as much as the rank's part."""
     program = ROOT / "test" / "unit" / "checkpoint_program.py"

@@ -126,7 +126,7 @@ RUNS = {
 }
 
 
-OFTEN = ("sgd", "fp16", "fp16, equal rows summed")
+OFTEN = ("sgd", "fp16, equal rows summed")
 SELDOM = tuple(name for name in RUNS if name not in OFTEN)
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SELDOM)) for name in RUNS]

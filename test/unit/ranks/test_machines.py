@@ -475,7 +475,7 @@ def addresses(found):
     "how, lost",
     [
         ("killed", 1),
-        ("cable", 0),
+        pytest.param("cable", 0, marks=pytest.mark.slow),
         pytest.param("killed", 0, marks=pytest.mark.slow),
         pytest.param("cable", 1, marks=pytest.mark.slow),
     ],
@@ -598,6 +598,7 @@ def losses_of_one_machine(flags_file, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_hosts
 def test_two_hosts_train_what_one_machine_trains_and_listen_where_they_say(hosts, copy, tmp_path):
     """They share a folder with the data, which they prepare together, and that of the program."""

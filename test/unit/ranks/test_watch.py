@@ -223,7 +223,12 @@ run_ranks(3, work)
     [
         ("aaa", 0, {"rank 0 has ended (process N)"}),  # it keeps the store
         ("abb", 2, {"rank 2 has ended (process N)", "rank 2 has ended (process N on node-b)"}),
-        ("aab", 2, {"rank 2 gives no sign of life (process N on node-b)"}),
+        pytest.param(
+            "aab",
+            2,
+            {"rank 2 gives no sign of life (process N on node-b)"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_rank_of_this_or_another_machine_is_named(machines, dies, told, tmp_path):

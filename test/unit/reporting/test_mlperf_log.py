@@ -429,7 +429,7 @@ run_ranks(2, work)
 """
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_of_several_ranks_the_first_writes(fails, tmp_path):
     """If the other one fails, the reason sends the reader to its log."""
     program, paths = tmp_path / "two_ranks.py", [str(ROOT), str(ROOT / "test" / "unit")]
