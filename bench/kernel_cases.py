@@ -18,9 +18,8 @@ from bench import kernel_settings
 from bench.kernel_settings import Kernel, Setting, Settings
 from criteo.columns import NUM_DENSE, NUM_SPARSE
 from criteo.row_layout import Layout
-from devices.gpu import product_in_float32, triton_kernels
+from devices.gpu import padded_width, product_in_float32, triton_kernels
 from model.layer_operators import Target
-from model.lower_mlp import padded_width
 from optim.flat_parameters import FlatParameters
 from optim.row_optimizers import EPS
 
@@ -177,8 +176,7 @@ class Work:
 
     def own_setting(self, copy: Copy) -> Setting:
         """What the program launches it with; `copy` has inputs, of any device."""
-        call = copy.call
-        return kernel_settings.own_setting(self.kernel, self.constants, call)
+        return kernel_settings.own_setting(self.kernel, self.constants, copy.call)
 
     def other_settings(self, own: Setting) -> list[Setting]:
         """All settings to try that differ from the program's own."""

@@ -18,6 +18,11 @@ ALIGNED = 8  # numbers; tensor cores take rows of 16-bit numbers that begin at m
 COMPILERS = ("gcc", "clang")  # Triton looks for these if CC is not set
 
 
+def padded_width(width: int) -> int:
+    """The width that rows of 16-bit numbers are filled up to with zeros."""
+    return -(-width // ALIGNED) * ALIGNED
+
+
 def set_product_precision(device: torch.device, tf32: bool) -> None:
     """Set how matrix products round: sums are float32, also those of 16-bit factors.
 

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from devices.gpu import ALIGNED
+from devices.gpu import padded_width
 
 DECODE_ROWS = 32  # rows of a batch that one program decodes
 MAX_VECTORS, MAX_NUMBERS = 128, 1 << 14  # the most that a program's registers hold of a row
@@ -118,10 +118,10 @@ def dot_fits(num_vectors: int, dim: int) -> bool:
 
 
 def dot_width(num_vectors: int, dim: int, itself: bool) -> tuple[int, int]:
-    """Columns of the interaction's result: (without padding, with zeros up to ALIGNED numbers)."""
+    """Columns of the interaction's result: (without padding, with zeros up to `padded_width`)."""
     pairs = num_vectors * (num_vectors + 1 if itself else num_vectors - 1) // 2
     width = dim + pairs
-    return width, -(-width // ALIGNED) * ALIGNED
+    return width, padded_width(width)
 
 
 def _dot_blocks(num_vectors: int, dim: int) -> tuple[int, int]:
@@ -154,7 +154,7 @@ def _dot_warps(kind: torch.dtype, precision: str, block_v: int, block_d: int) ->
 
 
 def dot_forward(dense: torch.Tensor, pooled: torch.Tensor, itself: bool) -> torch.Tensor:
-    """(B, D) and (B, T, D) of one type -> (B, D + pairs + zeros up to a multiple of ALIGNED).
+    """(B, D) and (B, T, D) of one type -> (B, `padded_width` of D + pairs).
 
     Products are summed in float32; --tf32 decides how the factors of float32 products round.
 
@@ -257,15 +257,15 @@ def decode(
             integers, ids.
         num_dense: integers in a row.
         num_sparse: ids in a row.
-        lower: type of the logarithms, which then have zeros after them up to a multiple of ALIGNED
-            numbers; None: float32, and no zeros.
+        lower: type of the logarithms, which then have zeros after them up to `padded_width`; None:
+            float32, and no zeros.
         shifts: (num_sparse,) int32 that are added to the ids of each column; None: nothing is.
 
     Returns:
         Logarithms (b, num_dense) or wider, ids (b, num_sparse) int32, labels (b, 1) float32.
     """
     num_rows, row_bytes = block.shape
-    pitch = num_dense if lower is None else -(-num_dense // ALIGNED) * ALIGNED
+    pitch = num_dense if lower is None else padded_width(num_dense)
     dense = block.new_empty(num_rows, pitch, dtype=lower or torch.float32)
     ids = block.new_empty(num_rows, num_sparse, dtype=torch.int32)
     label = block.new_empty(num_rows, 1, dtype=torch.float32)

@@ -16,16 +16,11 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from devices.execution import Execution
-from devices.gpu import ALIGNED, product_in_float32, triton_kernels
+from devices.gpu import padded_width, product_in_float32, triton_kernels
 from model import layer_operators
 from model.layer_operators import Target
 from model.mlp import MLP
 from optim.flat_parameters import FlatParameters
-
-
-def padded_width(width: int) -> int:
-    """The width that inputs are filled up to with zeros."""
-    return -(-width // ALIGNED) * ALIGNED
 
 
 @dataclass(frozen=True)
