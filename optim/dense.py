@@ -84,7 +84,9 @@ class DenseOptimizer:
             torch._foreach_add_(parameters, gradients, alpha=-lr)
 
     def count_step(self) -> None:
-        """Note on the host that a recorded step was replayed: Adagrad's state counts steps."""
+        """Count a step on the host, where Adagrad's state counts them: a replay does not."""
+        if self.state:
+            torch._foreach_add_([state["step"] for state in self.state], 1)
 
     def state_dict(self) -> dict[str, Any]:
         """State and settings in the form of torch.optim's state_dict."""
@@ -133,10 +135,6 @@ class DenseAdagrad(DenseOptimizer):
         else:
             torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
             torch._foreach_add_([state["step"] for state in states], 1)
-
-    def count_step(self) -> None:
-        """Count a replayed step, whose recording could not count on the host."""
-        torch._foreach_add_([state["step"] for state in self.state], 1)
 
 
 class NpuFusedSGD(DenseOptimizer):

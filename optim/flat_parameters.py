@@ -140,11 +140,6 @@ class FlatOptimizer(DenseOptimizer):
         if not isinstance(lr, torch.Tensor):
             self.count_step()
 
-    def count_step(self) -> None:
-        """Count a step on the host, where Adagrad's state counts them."""
-        for state in self.state:
-            state["step"] += 1
-
 
 def update_parameters(buffers: Buffers, squares: torch.Tensor | None, lr: Rate, eps: float) -> None:
     """What the kernel of the same name in devices/triton_layers.py does, by operators.
